@@ -1,0 +1,55 @@
+"""The generation engine: logs, sequences, and the models that write them. Knows no web."""
+
+from streaming.async_engine import AsyncEngine, EngineStats
+from streaming.backend import Backend, ModelInfo
+from streaming.backends import load_backend
+from streaming.config import BackendName, EngineConfig, ModelConfig
+from streaming.generation import (
+    Delta,
+    Ended,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Queued,
+    Reader,
+    Started,
+)
+from streaming.request import (
+    ANYONE,
+    ChatMessage,
+    ChatPrompt,
+    GenerationRequest,
+    TextPrompt,
+    TokenPrompt,
+)
+from streaming.sampling_params import SamplingParams
+
+__all__ = [
+    "ANYONE",
+    "AsyncEngine",
+    "Backend",
+    "BackendName",
+    "ChatMessage",
+    "ChatPrompt",
+    "Delta",
+    "Ended",
+    "EngineConfig",
+    "EngineStats",
+    "Event",
+    "Failed",
+    "FinishReason",
+    "Finished",
+    "Generation",
+    "GenerationRequest",
+    "ModelConfig",
+    "ModelInfo",
+    "Queued",
+    "Reader",
+    "SamplingParams",
+    "Started",
+    "TextPrompt",
+    "TokenPrompt",
+    "load_backend",
+]

@@ -1,0 +1,114 @@
+"""Turn a request into a prompt and rules for the engine, or refuse it, before it is queued."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import assert_never
+
+from streaming.backend import Backend
+from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from streaming.request import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
+from streaming.sampling_params import SamplingParams
+
+
+class Admission:
+    """Checks requests against the served model; knows nothing of load."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._info = backend.info
+        self._tokenizer = backend.tokenizer
+
+    def check(self, request: GenerationRequest) -> None:
+        """Refuse what can be refused without tokenising; cheap enough for the event loop.
+
+        Raises:
+            ModelNotFound: another model is asked for.
+            PromptTooLong: so many characters cannot fit the context.
+            InvalidRequest: the prompt is empty or no Unicode, or a field does not fit the model.
+        """
+        info, prompt, params = self._info, request.prompt, request.params
+        if request.model is not None and request.model != info.model_id:
+            raise ModelNotFound(model=request.model, served=info.model_id)
+        if isinstance(prompt, ChatPrompt) and not info.has_chat_template:
+            raise InvalidRequest(
+                param=prompt.param,
+                reason=f"{info.model_id} has no chat template; send a prompt instead",
+            )
+        if _is_empty(prompt):
+            raise InvalidRequest(param=prompt.param, reason="must not be empty")
+        num_chars = sum(len(text) for text in prompt.texts)
+        max_chars = info.max_model_len * self._tokenizer.max_chars_per_token
+        if num_chars > max_chars:
+            raise PromptTooLong(
+                size=num_chars, limit=max_chars, unit="characters", param=prompt.param
+            )
+        _check_unicode(prompt.param, prompt.texts)
+        _check_unicode("stop", params.stop)
+        self._check_ids("logit_bias", params.logit_bias)
+        self._check_ids("stop_token_ids", params.stop_token_ids)
+        if isinstance(prompt, TokenPrompt):
+            self._check_ids(prompt.param, prompt.token_ids)
+
+    def tokenize(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's ids; slow on long prompts, so run it on a worker thread.
+
+        Raises:
+            PromptTooLong: there is no room for one token of an answer.
+            InvalidRequest: the chat template refuses the messages.
+        """
+        match prompt:
+            case TextPrompt(text):
+                prompt_ids = self._tokenizer.encode(text)
+            case TokenPrompt(token_ids):
+                prompt_ids = list(token_ids)
+            case ChatPrompt(messages):
+                prompt_ids = self._tokenizer.encode_chat(messages)
+            case _:
+                assert_never(prompt)
+        if not prompt_ids:
+            raise InvalidRequest(param=prompt.param, reason="has no tokens")
+        limit = self._info.max_model_len - 1
+        if len(prompt_ids) > limit:
+            raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
+        return prompt_ids
+
+    def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
+        """Fill in what the request left open: a length that the context allows, and a seed."""
+        room = self._info.max_model_len - num_prompt_tokens
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        return replace(
+            params,
+            max_tokens=max_tokens,
+            min_tokens=min(params.min_tokens, max_tokens),
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+        )
+
+    def _check_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        vocab_size = self._info.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(
+                    param=param, reason=f"token id {token_id} is not in 0..{vocab_size - 1}"
+                )
+
+
+def _is_empty(prompt: Prompt) -> bool:
+    match prompt:
+        case TextPrompt(text):
+            return not text
+        case TokenPrompt(token_ids):
+            return not token_ids
+        case ChatPrompt(messages):
+            return not messages
+
+
+def _check_unicode(param: str, texts: Iterable[str]) -> None:
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            param=param, reason="is not valid Unicode: it has a lone surrogate"
+        ) from error

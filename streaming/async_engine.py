@@ -1,0 +1,312 @@
+"""The bridge between the event loop and the engine's thread; no other module crosses it.
+
+In: a thread-safe inbox of commands. Out: one `call_soon_threadsafe` a step, with the logs that have
+something new. The engine's thread never waits for a client and the event loop never waits for the
+model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from streaming.admission import Admission
+from streaming.backend import Backend, ModelInfo
+from streaming.config import EngineConfig
+from streaming.engine import Engine
+from streaming.errors import EngineFailure, Overloaded, ShuttingDown
+from streaming.generation import Generation, Reader
+from streaming.request import GenerationRequest
+from streaming.sequence import Sequence
+from streaming.store import GenerationStore
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_RETRY_AFTER_S = 1.0
+"""Said to a refused caller before a throughput has been measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts of this moment."""
+
+    num_running: int
+    num_waiting: int
+
+
+class AsyncEngine:
+    """The engine's face to the event loop. Create it anywhere; `start` it on the loop that uses it.
+
+    Args:
+        backend: owned from here on; `aclose` closes its runner.
+        config: limits.
+    """
+
+    def __init__(self, backend: Backend, config: EngineConfig | None = None) -> None:
+        self._backend = backend
+        self._config = config or EngineConfig()
+        self._admission = Admission(backend)
+        self._engine = Engine(backend.runner, request_timeout_s=self._config.request_timeout_s)
+        self._store = GenerationStore(
+            retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
+        )
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._tokenizer_pool = ThreadPoolExecutor(
+            self._config.num_tokenizer_threads, thread_name_prefix="tokenwire-tokenizer"
+        )
+        self._thread = threading.Thread(target=self._run, name="tokenwire-engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopping = False  # read and written by the engine's thread
+        self._num_tokenizing = 0
+        self._num_followers: dict[str, int] = {}
+        self._grace_timers: dict[str, asyncio.TimerHandle] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.is_shutting_down = False
+        self.has_failed = False
+        """The engine's thread is dead; only a restart helps."""
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._backend.info
+
+    @property
+    def stats(self) -> EngineStats:
+        open_logs = [log for log in self._store.open_generations if not log.is_ended]
+        num_running = sum(log.started is not None for log in open_logs)
+        return EngineStats(num_running, len(open_logs) - num_running)
+
+    @property
+    def is_ready(self) -> bool:
+        return self._loop is not None and not self.is_shutting_down and not self.has_failed
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    # Requests.
+
+    async def submit(self, request: GenerationRequest) -> Generation:
+        """Admit a request and return its log; the engine writes it from now on.
+
+        Nothing generates for a caller that is gone: who wants the log to survive must `follow` it.
+
+        Raises:
+            RequestError: the request cannot be served; nothing was queued.
+            CapacityError: it could be, later.
+            EngineFailure: the engine is dead.
+        """
+        self._check_capacity()
+        self._admission.check(request)
+        assert self._loop is not None, "the engine has not been started"
+        self._num_tokenizing += 1
+        try:
+            prompt_ids = await self._loop.run_in_executor(
+                self._tokenizer_pool, self._admission.tokenize, request.prompt
+            )
+        finally:
+            self._num_tokenizing -= 1
+        self._check_capacity(num_prompt_tokens=len(prompt_ids))
+        return self._enqueue(request, prompt_ids)
+
+    def find(self, generation_id: str, *, owner: str) -> Generation:
+        """Return a log that can still be read.
+
+        Raises:
+            GenerationNotFound: it never was, has expired, or is someone else's.
+        """
+        return self._store.find(generation_id, owner=owner)
+
+    def cancel(self, generation: Generation) -> None:
+        """End a generation at the engine's next step; nothing happens if it has ended."""
+        generation_id = generation.generation_id
+        self._inbox.put(lambda: self._engine.cancel(generation_id))
+
+    @contextmanager
+    def follow(
+        self,
+        generation: Generation,
+        *,
+        after: int = -1,
+        every_token: bool = False,
+        on_wake: Callable[[], None] | None = None,
+        grace_s: float = 0.0,
+    ) -> Iterator[Reader]:
+        """Read a log as a client that the generation lives for.
+
+        When the last follower leaves an open log, the generation is cancelled after `grace_s`
+        seconds, unless someone has followed it again by then.
+
+        Raises:
+            CursorLost: `after` is not in the log.
+        """
+        generation_id = generation.generation_id
+        with Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader:
+            if timer := self._grace_timers.pop(generation_id, None):
+                timer.cancel()
+            self._num_followers[generation_id] = self._num_followers.get(generation_id, 0) + 1
+            try:
+                yield reader
+            finally:
+                self._unfollow(generation, grace_s)
+
+    # Shutdown.
+
+    async def drain(self, *, deadline_s: float) -> None:
+        """Refuse new work, end what waits, and give what runs `deadline_s` seconds to end."""
+        self.is_shutting_down = True
+        self._inbox.put(lambda: self._engine.fail_all(self._shutting_down(), waiting_only=True))
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d generations did not end in time", self._store.num_open)
+            self._inbox.put(lambda: self._engine.fail_all(self._shutting_down()))
+            await self._idle.wait()
+
+    async def aclose(self) -> None:
+        """End everything, wait for the engine's thread, and close the backend. Idempotent."""
+        self.is_shutting_down = True
+        for timer in self._grace_timers.values():
+            timer.cancel()
+        self._grace_timers.clear()
+        if self._thread.is_alive():
+            self._inbox.put(self._stop)
+            await asyncio.to_thread(self._thread.join)
+        self._tokenizer_pool.shutdown(wait=False, cancel_futures=True)
+        self._backend.runner.close()
+
+    # On the event loop.
+
+    def _check_capacity(self, *, num_prompt_tokens: int = 0) -> None:
+        if self.has_failed:
+            raise EngineFailure
+        if self.is_shutting_down:
+            raise self._shutting_down()
+        config = self._config
+        num_waiting = self.stats.num_waiting + self._num_tokenizing
+        if num_waiting >= config.max_waiting_requests:
+            raise Overloaded(
+                num_waiting=num_waiting,
+                max_waiting=config.max_waiting_requests,
+                retry_after_s=self._retry_after_s(),
+            )
+        waiting = (log for log in self._store.open_generations if log.started is None)
+        num_tokens = sum(log.prompt_tokens for log in waiting) if num_prompt_tokens else 0
+        if num_tokens and num_tokens + num_prompt_tokens > config.max_waiting_tokens:
+            raise Overloaded(
+                num_waiting=num_tokens,
+                max_waiting=config.max_waiting_tokens,
+                retry_after_s=self._retry_after_s(),
+                unit="prompt tokens",
+            )
+
+    def _enqueue(self, request: GenerationRequest, prompt_ids: list[int]) -> Generation:
+        now = time.monotonic()
+        generation = Generation(
+            generation_id=f"gen_{secrets.token_urlsafe(24)}",
+            owner=request.owner,
+            model=self.info.model_id,
+            created_at=time.time(),
+            submitted_at=now,
+            prompt_tokens=len(prompt_ids),
+            metadata=request.metadata,
+        )
+        sequence = Sequence(
+            generation=generation,
+            prompt_ids=prompt_ids,
+            params=self._admission.resolve(request.params, num_prompt_tokens=len(prompt_ids)),
+            eos_token_ids=self.info.eos_token_ids,
+            decode=self._backend.tokenizer.decode,
+            deadline_at=now + self._config.request_timeout_s,
+        )
+        self._store.add(generation)
+        self._idle.clear()
+        self._inbox.put(lambda: self._engine.add(sequence))
+        return generation
+
+    def _retry_after_s(self) -> float:
+        return self._engine.estimated_wait_s or _DEFAULT_RETRY_AFTER_S
+
+    def _shutting_down(self) -> ShuttingDown:
+        return ShuttingDown(retry_after_s=_DEFAULT_RETRY_AFTER_S)
+
+    def _unfollow(self, generation: Generation, grace_s: float) -> None:
+        generation_id = generation.generation_id
+        self._num_followers[generation_id] -= 1
+        if self._num_followers[generation_id]:
+            return
+        del self._num_followers[generation_id]
+        if generation.is_ended or self.has_failed or self._loop is None:
+            return
+        if grace_s:
+            self._grace_timers[generation_id] = self._loop.call_later(
+                grace_s, self._end_grace, generation
+            )
+        else:
+            self.cancel(generation)
+
+    def _end_grace(self, generation: Generation) -> None:
+        del self._grace_timers[generation.generation_id]
+        self.cancel(generation)
+
+    def _deliver(self, touched: list[Generation]) -> None:
+        for generation in touched:
+            if generation.is_ended:
+                self._store.settle(generation)
+                if timer := self._grace_timers.pop(generation.generation_id, None):
+                    timer.cancel()
+            generation.wake()
+        if not self._store.num_open:
+            self._idle.set()
+
+    def _bury(self) -> None:
+        """End all logs: the engine's thread has died, so its engine is this thread's now."""
+        self.has_failed = True
+        self._take_commands(wait=False)
+        self._engine.abandon(EngineFailure())
+        self._deliver(self._engine.take_touched())
+
+    # On the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._is_stopping:
+                self._take_commands(wait=not self._engine.has_work)
+                self._publish(self._engine.step())
+        except Exception:
+            logger.exception("the engine failed and takes no more work")
+            self._on_loop(self._bury)
+
+    def _take_commands(self, *, wait: bool) -> None:
+        if wait:
+            self._inbox.get()()
+        while True:
+            try:
+                command = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            command()
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        self._engine.fail_all(self._shutting_down())
+
+    def _publish(self, touched: list[Generation]) -> None:
+        if touched:
+            self._on_loop(self._deliver, touched)
+
+    def _on_loop(self, callback: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            logger.debug("the event loop is closed; nobody is left to be told")

@@ -1,0 +1,111 @@
+"""What a backend is to the engine: a tokenizer, a model runner and a description of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Protocol
+
+from streaming.generation import TokenLogprobs
+from streaming.request import ChatMessage
+from streaming.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """The served model, for people and for limits.
+
+    Attributes:
+        model_id: the name that clients use.
+        max_model_len: prompt and answer together, in tokens.
+        vocab_size: token ids are below it.
+        eos_token_ids: tokens that end a text.
+        has_chat_template: whether `messages` can be served.
+    """
+
+    model_id: str
+    backend: str
+    dtype: str
+    device: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    has_chat_template: bool
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back. All methods may be called from several threads at once."""
+
+    @property
+    def max_chars_per_token(self) -> int:
+        """Most characters that one token can stand for: bounds a prompt before it is tokenised."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a raw prompt, with the model's start token where it has one."""
+
+    def encode_chat(self, messages: SequenceOf[ChatMessage]) -> list[int]:
+        """Return the ids of a conversation, up to where the assistant's answer begins.
+
+        Raises:
+            InvalidRequest: the model has no chat template, or the template refuses the messages.
+        """
+
+    def decode(self, token_ids: SequenceOf[int]) -> str:
+        """Return the text, special tokens left out."""
+
+    def token_text(self, token_id: int) -> str:
+        """Return how one token is written when it is listed by itself, special ones included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens `start` to `start + num_tokens` (half-open) of a sequence, to be run in this step.
+
+    A chunk that reaches the end of what is known of its sequence yields the next token.
+    """
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def yields_token(self) -> bool:
+        return self.start + self.num_tokens == self.sequence.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    chunks: tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class ModelRunner(Protocol):
+    """Runs a batch on the model. Called from one thread only."""
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most sequences in one batch."""
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        """Run one step; return one token for each chunk that yields one, in the batch's order.
+
+        Any exception fails the sequences of the batch, and only them.
+        """
+
+    def release(self, sequence: Sequence) -> None:
+        """Forget a sequence that ended, however it ended; called once for each that ever ran."""
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    info: ModelInfo
+    tokenizer: Tokenizer
+    runner: ModelRunner

@@ -1,0 +1,149 @@
+"""A backend that says which tokens come out: for tests, examples, and work on the page.
+
+Its tokens are bytes, so every character outside ASCII is split over several of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as SequenceOf
+
+from streaming.backend import Backend, Batch, ModelInfo, SampledToken
+from streaming.generation import Logprob, TokenLogprobs
+from streaming.request import ChatMessage
+from streaming.sequence import Sequence
+
+EOS = 256
+_VOCAB_SIZE = 257
+
+Script = Callable[[Sequence], Iterable[int | Exception]]
+"""The tokens of one sequence; an exception among them fails the step that would yield it."""
+
+
+class ByteTokenizer:
+    """One token for each byte of UTF-8, and one that ends the text."""
+
+    max_chars_per_token = 1
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_chat(self, messages: SequenceOf[ChatMessage]) -> list[int]:
+        lines = [f"{message.role}: {message.content}\n" for message in messages]
+        return self.encode("".join((*lines, "assistant: ")))
+
+    def decode(self, token_ids: SequenceOf[int]) -> str:
+        return bytes(token_id for token_id in token_ids if token_id != EOS).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        return "<eos>" if token_id == EOS else bytes([token_id]).decode(errors="replace")
+
+
+class Gate:
+    """Holds the runner back until the test lets steps pass."""
+
+    def __init__(self) -> None:
+        self._permits = threading.Semaphore(0)
+        self._is_open = threading.Event()
+        self.entered = threading.Semaphore(0)
+        """Released each time that the runner comes to the gate."""
+
+    def wait(self) -> None:
+        self.entered.release()
+        if not self._is_open.is_set():
+            self._permits.acquire()
+
+    def allow(self, num_steps: int = 1) -> None:
+        self._permits.release(num_steps)
+
+    def open(self) -> None:
+        """Let everything pass from now on."""
+        self._is_open.set()
+        self._permits.release()
+
+
+class ScriptedRunner:
+    """Plays a script for each sequence, then ends its text.
+
+    Args:
+        script: what each sequence says.
+        max_num_seqs: most sequences in one step.
+        gate: waited for before each step.
+    """
+
+    def __init__(self, script: Script, *, max_num_seqs: int = 8, gate: Gate | None = None) -> None:
+        self._script = script
+        self._gate = gate
+        self._lines: dict[str, Iterator[int | Exception]] = {}
+        self.max_num_seqs = max_num_seqs
+        self.released: list[str] = []
+        self.is_closed = False
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        if self._gate is not None:
+            self._gate.wait()
+        return [self._next(chunk.sequence) for chunk in batch.chunks if chunk.yields_token]
+
+    def release(self, sequence: Sequence) -> None:
+        self._lines.pop(sequence.generation_id, None)
+        self.released.append(sequence.generation_id)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def _next(self, sequence: Sequence) -> SampledToken:
+        line = self._lines.get(sequence.generation_id)
+        if line is None:
+            line = self._lines[sequence.generation_id] = iter(self._script(sequence))
+        token_id = next(line, EOS)
+        if isinstance(token_id, Exception):
+            raise token_id
+        if sequence.params.logprobs is None:
+            return SampledToken(token_id)
+        top = tuple(
+            Logprob((token_id + rank) % _VOCAB_SIZE, -0.5 - rank)
+            for rank in range(sequence.params.logprobs)
+        )
+        return SampledToken(token_id, TokenLogprobs(Logprob(token_id, -0.5), top))
+
+
+def say(*texts: str) -> Script:
+    """Return a script that answers with one of `texts` after the other, the last one for ever."""
+    remaining = list(texts)
+
+    def script(_: Sequence) -> Iterable[int]:
+        text = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        return list(text.encode())
+
+    return script
+
+
+def repeat_prompt(sequence: Sequence) -> Iterable[int]:
+    """Say what was asked, as a parrot does."""
+    return sequence.prompt_ids
+
+
+def scripted_backend(
+    script: Script = repeat_prompt,
+    *,
+    max_num_seqs: int = 8,
+    max_model_len: int = 4096,
+    gate: Gate | None = None,
+    has_chat_template: bool = True,
+) -> Backend:
+    """Return a backend that plays `script`."""
+    return Backend(
+        info=ModelInfo(
+            model_id="scripted",
+            backend="scripted",
+            dtype="none",
+            device="none",
+            max_model_len=max_model_len,
+            vocab_size=_VOCAB_SIZE,
+            eos_token_ids=frozenset({EOS}),
+            has_chat_template=has_chat_template,
+        ),
+        tokenizer=ByteTokenizer(),
+        runner=ScriptedRunner(script, max_num_seqs=max_num_seqs, gate=gate),
+    )

@@ -1,0 +1,61 @@
+"""What the engine is told at start. The web layer's settings build it; every default lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class BackendName(StrEnum):
+    GENERATE = "generate"
+    SCRIPTED = "scripted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how to load it.
+
+    Attributes:
+        model: a hub id, a local folder or a `.gguf` file; None is the embedded default model.
+        backend: what turns prompts into tokens.
+        dtype: "auto", or the name of a torch dtype: float32, bfloat16, float16.
+        device: "auto", or a torch device: cpu, cuda, cuda:1.
+        revision: branch, tag or commit of a hub model.
+        trust_remote_code: run Python code that comes with the model.
+        allow_pickle: load weights that are not safetensors; such a file can run any code.
+        cache_dir: where converted models are kept; None is the user's cache directory.
+        max_model_len: context size in tokens; None is the model's own.
+        num_threads: CPU threads of the model; None leaves torch's choice.
+    """
+
+    model: str | None = None
+    backend: BackendName = BackendName.GENERATE
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    cache_dir: str | None = None
+    max_model_len: int | None = None
+    num_threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Limits of the engine.
+
+    Attributes:
+        max_waiting_requests: requests that may wait for their first step.
+        max_waiting_tokens: prompt tokens that may wait with them.
+        request_timeout_s: a generation that runs longer is ended with an error.
+        retention_s: how long an ended log can be read.
+        retention_bytes: how much memory ended logs may take; the oldest go first.
+        num_tokenizer_threads: prompts that are tokenised at once.
+    """
+
+    max_waiting_requests: int = 256
+    max_waiting_tokens: int = 1_000_000
+    request_timeout_s: float = 600.0
+    retention_s: float = 300.0
+    retention_bytes: int = 64 * 2**20
+    num_tokenizer_threads: int = 2

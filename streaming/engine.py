@@ -1,0 +1,191 @@
+"""The engine: schedule, run, append. Synchronous, on one thread, drivable from a for-loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from streaming.backend import Batch, ModelRunner
+from streaming.errors import DeadlineExceeded, EngineFailure, StreamingError
+from streaming.generation import Generation, Queued
+from streaming.scheduler import Scheduler
+from streaming.sequence import Sequence
+from streaming.wait_estimator import WaitEstimator
+
+logger = logging.getLogger(__name__)
+
+_QUEUE_UPDATE_S = 1.0
+"""Waiting requests learn of a new estimate this often, and of a new position at once."""
+
+
+class Engine:
+    """Drives all live sequences to their ends.
+
+    Args:
+        runner: turns batches into tokens.
+        request_timeout_s: named in the error of a sequence that missed its deadline.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        *,
+        request_timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._request_timeout_s = request_timeout_s
+        self._clock = clock
+        self._scheduler = Scheduler(max_num_seqs=runner.max_num_seqs)
+        self._sequences: dict[str, Sequence] = {}
+        self._estimator = WaitEstimator()
+        self._touched: dict[str, Generation] = {}
+        self._queue_changed = False
+        self._queue_updated_at = -_QUEUE_UPDATE_S
+        self.estimated_wait_s: float | None = None
+        """How long a request that came now would wait, as of the last look at the queue."""
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    # What comes in.
+
+    def add(self, sequence: Sequence) -> None:
+        self._sequences[sequence.generation_id] = sequence
+        self._scheduler.add(sequence)
+        self._queue_changed = True
+
+    def cancel(self, generation_id: str) -> None:
+        """End a sequence; one that has ended already is left alone: that race is normal."""
+        if sequence := self._sequences.get(generation_id):
+            sequence.cancel(at=self._clock())
+            self._retire(sequence)
+
+    def fail(self, generation_id: str, error: StreamingError) -> None:
+        """End a sequence with an error; one that has ended already is left alone."""
+        if sequence := self._sequences.get(generation_id):
+            sequence.fail(error, at=self._clock())
+            self._retire(sequence)
+
+    def fail_all(self, error: StreamingError, *, waiting_only: bool = False) -> None:
+        sequences = self._scheduler.waiting if waiting_only else tuple(self._scheduler)
+        for sequence in sequences:
+            self.fail(sequence.generation_id, error)
+
+    def abandon(self, error: StreamingError) -> None:
+        """End all logs without a word to the runner, which can no longer be trusted."""
+        sequences, self._sequences = self._sequences, {}
+        for generation_id, sequence in sequences.items():
+            if not sequence.is_ended:
+                sequence.fail(error, at=self._clock())
+            self._touched[generation_id] = sequence.generation
+
+    # What happens.
+
+    def step(self) -> list[Generation]:
+        """Run one step; return the logs that have something new, each once."""
+        self._end_overdue()
+        if (batch := self._scheduler.schedule()) is not None:
+            self._run(batch)
+        self._tell_waiting()
+        return self.take_touched()
+
+    def take_touched(self) -> list[Generation]:
+        """Return the logs that have something new since the last call."""
+        touched, self._touched = self._touched, {}
+        return list(touched.values())
+
+    def _run(self, batch: Batch) -> None:
+        started_at = self._clock()
+        for chunk in batch.chunks:
+            generation = chunk.sequence.generation
+            if generation.started is None:
+                generation.start(cached_tokens=chunk.start, at=started_at)
+                self._touched[generation.generation_id] = generation
+                self._queue_changed = True
+        try:
+            sampled = self._runner.run(batch)
+        except Exception:
+            logger.exception("a step of %d sequences failed", len(batch.chunks))
+            for chunk in batch.chunks:
+                self.fail(chunk.sequence.generation_id, EngineFailure())
+            return
+        now = self._clock()
+        yielding = [chunk for chunk in batch.chunks if chunk.yields_token]
+        for chunk in batch.chunks:
+            chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
+        for chunk, token in zip(yielding, sampled, strict=True):
+            sequence = chunk.sequence
+            sequence.append(token.token_id, at=now, logprobs=token.logprobs)
+            self._touched[sequence.generation_id] = sequence.generation
+            if sequence.is_ended:
+                self._retire(sequence)
+        self._estimator.observe_step(num_tokens=len(sampled), duration_s=now - started_at)
+
+    def _end_overdue(self) -> None:
+        now = self._clock()
+        for sequence in tuple(self._sequences.values()):
+            if sequence.deadline_at <= now:
+                error = DeadlineExceeded(timeout_s=self._request_timeout_s)
+                self.fail(sequence.generation_id, error)
+
+    def _retire(self, sequence: Sequence) -> None:
+        """Take an ended sequence out of everything that holds it."""
+        del self._sequences[sequence.generation_id]
+        self._scheduler.remove(sequence)
+        self._touched[sequence.generation_id] = sequence.generation
+        self._queue_changed = True
+        if sequence.generation.started is not None:
+            self._runner.release(sequence)
+            self._estimator.observe_end(num_tokens=len(sequence.output_ids))
+        logger.info("%s", _Summary(sequence.generation))
+
+    def _tell_waiting(self) -> None:
+        now = self._clock()
+        if not self._queue_changed and now - self._queue_updated_at < _QUEUE_UPDATE_S:
+            return
+        self._queue_changed = False
+        self._queue_updated_at = now
+        ahead = list(self._scheduler.running)
+        for position, sequence in enumerate(self._scheduler.waiting):
+            generation = sequence.generation
+            queued = Queued(position, self._estimator.wait_s(ahead))
+            ahead.append(sequence)
+            if queued != generation.queued:
+                generation.queued = queued
+                self._touched[generation.generation_id] = generation
+        self.estimated_wait_s = self._estimator.wait_s(ahead)
+
+    def check_integrity(self) -> None:
+        """Assert that the parts agree on what is alive."""
+        live = set(self._scheduler)
+        assert live == set(self._sequences.values())
+        assert not any(sequence.is_ended for sequence in live)
+
+
+class _Summary:
+    """The one log line of a generation, written only if someone logs it."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+
+    def __str__(self) -> str:
+        generation, usage, timings = (
+            self._generation,
+            self._generation.usage,
+            self._generation.timings,
+        )
+        outcome = generation.outcome
+        ending = getattr(outcome, "finish_reason", None) or getattr(outcome, "error", None)
+        times = " ".join(
+            f"{name}={value:.3f}"
+            for name in ("queue_s", "ttft_s", "total_s", "tokens_per_s")
+            if (value := getattr(timings, name)) is not None
+        )
+        return (
+            f"generation_id={generation.generation_id} prompt_tokens={usage.prompt_tokens} "
+            f"completion_tokens={usage.completion_tokens} ended={ending!s} {times}"
+        )

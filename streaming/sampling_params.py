@@ -1,0 +1,100 @@
+"""How one request wants its tokens chosen and when it wants them to end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from streaming.errors import InvalidRequest
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARS = 256
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIASES = 1024
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Sampling and ending rules of one request, checked on creation.
+
+    Attributes:
+        max_tokens: most tokens to generate; None means what the context leaves.
+        min_tokens: end-of-sequence and stop tokens are barred before this many tokens.
+        temperature: 0 is greedy (argmax).
+        top_p: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751.
+        top_k: 0 keeps all tokens.
+        min_p: least probability relative to the likeliest token, arXiv:2407.01082.
+        stop: strings that end the text and are not part of it.
+        stop_token_ids: token ids that end the text; the model's own end tokens are added to them.
+        seed: None draws a fresh one for each request.
+        presence_penalty: subtracted from logits of tokens already generated.
+        frequency_penalty: subtracted once for each time a token was generated.
+        repetition_penalty: divides positive logits, multiplies negative ones, of tokens in prompt
+            or output (Keskar et al. 2019, arXiv:1909.05858).
+        logit_bias: added to the logits, by token id.
+        logprobs: number of alternatives to report for each token; 0 reports the chosen one only,
+            None reports nothing. Taken from the model's own distribution, before any of the above.
+        ignore_eos: the model's end tokens do not end the text.
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` names the field.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _check_range("max_tokens", self.max_tokens, 1, math.inf)
+        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens or math.inf)
+        _check_range("temperature", self.temperature, 0.0, 2.0)
+        _check_range("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        _check_range("top_k", self.top_k, 0, math.inf)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
+        if self.seed is not None:
+            _check_range("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidRequest(param="stop", reason=f"at most {MAX_STOP_STRINGS} stop strings")
+        if any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in self.stop):
+            raise InvalidRequest(
+                param="stop", reason=f"a stop string has 1 to {MAX_STOP_CHARS} characters"
+            )
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise InvalidRequest(param="logit_bias", reason=f"at most {MAX_LOGIT_BIASES} entries")
+        for bias in self.logit_bias.values():
+            _check_range("logit_bias", bias, -100.0, 100.0)
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+def _check_range(
+    param: str, value: float, low: float, high: float, *, above_low: bool = False
+) -> None:
+    too_low = value <= low if above_low else value < low
+    if math.isnan(value) or too_low or value > high:
+        more = "more than" if above_low else "at least"
+        bounds = f"{more} {low:g}" if high == math.inf else f"{more} {low:g} and at most {high:g}"
+        raise InvalidRequest(param=param, reason=f"must be {bounds}, not {value:g}")

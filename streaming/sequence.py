@@ -1,0 +1,155 @@
+"""One generation on its way through the engine: its tokens, its state, and when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from enum import StrEnum
+
+from streaming.detokenizer import Detokenizer
+from streaming.errors import StreamingError
+from streaming.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Tail,
+    Token,
+    TokenLogprobs,
+)
+from streaming.sampling_params import SamplingParams
+from streaming.stop_checker import StopChecker
+
+
+class SequenceState(StrEnum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class InvalidTransition(AssertionError):
+    """A sequence was moved along an edge that the table does not have."""
+
+
+_NEXT_STATES = {
+    SequenceState.WAITING: {SequenceState.RUNNING, SequenceState.ENDED},
+    SequenceState.RUNNING: {SequenceState.WAITING, SequenceState.ENDED},
+    SequenceState.ENDED: set[SequenceState](),
+}
+
+
+class Sequence:
+    """Writes one log, token by token, and decides when it ends.
+
+    Args:
+        generation: the log.
+        prompt_ids: at least one token.
+        params: `max_tokens` is set: admission has filled it in.
+        eos_token_ids: the model's own end tokens.
+        decode: token ids to text, special tokens left out.
+        deadline_at: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        generation: Generation,
+        prompt_ids: SequenceOf[int],
+        params: SamplingParams,
+        eos_token_ids: frozenset[int],
+        decode: Callable[[SequenceOf[int]], str],
+        deadline_at: float,
+    ) -> None:
+        assert prompt_ids
+        assert params.max_tokens is not None
+        self.generation = generation
+        self.prompt_ids = tuple(prompt_ids)
+        self.params = params
+        self.max_tokens = params.max_tokens
+        self.deadline_at = deadline_at
+        self.output_ids: list[int] = []
+        self.num_computed_tokens = 0
+        self.state = SequenceState.WAITING
+        self.barred_token_ids = params.stop_token_ids | eos_token_ids
+        """Tokens that may not be chosen before `min_tokens`."""
+        self._end_token_ids = params.stop_token_ids | (
+            frozenset() if params.ignore_eos else eos_token_ids
+        )
+        self._detokenizer = Detokenizer(decode, self.prompt_ids)
+        self._stop_checker = StopChecker(params.stop)
+
+    @property
+    def generation_id(self) -> str:
+        return self.generation.generation_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_tokens_left(self) -> int:
+        """Most tokens that are still to be generated."""
+        return self.max_tokens - len(self.output_ids)
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state is SequenceState.ENDED
+
+    @property
+    def must_not_end(self) -> bool:
+        """Whether the next token may not be one of `barred_token_ids`."""
+        return len(self.output_ids) < self.params.min_tokens
+
+    def move_to(self, state: SequenceState) -> None:
+        if state not in _NEXT_STATES[self.state]:
+            raise InvalidTransition(f"{self.state} -> {state}")
+        self.state = state
+
+    def append(self, token_id: int, *, at: float, logprobs: TokenLogprobs | None = None) -> None:
+        """Take the next token into the log, and end the log where this token ends it.
+
+        An end token that falls on the last place allowed by `max_tokens` is a stop, not a length.
+        """
+        may_stop = not self.must_not_end
+        self.output_ids.append(token_id)
+        reason: FinishReason | None = None
+        if token_id in self._end_token_ids and may_stop:
+            text, reason = self._flush(), FinishReason.STOP
+        else:
+            text = self._check_stop(self._detokenizer.feed(token_id), may_stop=may_stop)
+            if self._stop_checker.is_stopped:
+                reason = FinishReason.STOP
+            elif not self.num_tokens_left:
+                text += self._flush()
+                reason = FinishReason.STOP if self._stop_checker.is_stopped else FinishReason.LENGTH
+        self.generation.append(Token(token_id, text, at, logprobs))
+        if reason is not None:
+            self._end(Finished(reason, at))
+
+    def cancel(self, *, at: float) -> None:
+        """End the log where it stands; text that was held as a possible stop string is let go."""
+        self._let_go(at)
+        self._end(Finished(FinishReason.CANCELLED, at))
+
+    def fail(self, error: StreamingError, *, at: float) -> None:
+        self._let_go(at)
+        self._end(Failed(error, at))
+
+    def _check_stop(self, text: str, *, may_stop: bool) -> str:
+        return self._stop_checker.feed(text) if may_stop else text
+
+    def _flush(self) -> str:
+        text = self._stop_checker.feed(self._detokenizer.flush())
+        return text if self._stop_checker.is_stopped else text + self._stop_checker.flush()
+
+    def _let_go(self, at: float) -> None:
+        if text := self._flush():
+            self.generation.append(Tail(text, at))
+
+    def _end(self, record: Finished | Failed) -> None:
+        self.move_to(SequenceState.ENDED)
+        self.generation.end(record)

@@ -1,0 +1,48 @@
+"""Find stop strings in text that arrives in pieces, without letting any part of one through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopChecker:
+    """Passes text on up to the stop string that is complete first.
+
+    What could be the beginning of a stop string is held until it is decided; the result does not
+    depend on where the pieces are cut.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(stop)
+        self._held = ""
+        self.is_stopped = False
+
+    def feed(self, text: str) -> str:
+        """Return the text that is safe to show; set `is_stopped` once a stop string is complete."""
+        assert not self.is_stopped, "nothing is read after the stop string"
+        if not self._stop:
+            return text
+        text = self._held + text
+        matches = [
+            (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
+        ]
+        if matches:
+            self.is_stopped = True
+            self._held = ""
+            return text[: min(matches)[1]]
+        num_held = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - num_held :]
+        return text[: len(text) - num_held]
+
+    def flush(self) -> str:
+        """Return what is held: the text has ended, so it was no stop string."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of `text` that `stop` begins with."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0
