@@ -1,0 +1,113 @@
+"""One table for every error that a client can see, on any transport.
+
+A code never changes its meaning. What a client reads is a code and a safe text; tracebacks stay in
+the server's log.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from streaming.errors import StreamingError
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRow:
+    """How a code shows on each transport.
+
+    Attributes:
+        http_status: of a REST answer, or of a refused WebSocket handshake.
+        type: OpenAI's family of the error.
+        retryable: the same request may succeed later.
+        close_code: closes the WebSocket (RFC 6455 §7.4.1); None leaves it open.
+    """
+
+    http_status: int
+    type: str
+    retryable: bool = False
+    close_code: int | None = None
+
+
+_INVALID, _AUTH = "invalid_request_error", "authentication_error"
+_RATE, _SERVER = "rate_limit_error", "server_error"
+
+ERRORS: dict[str, ErrorRow] = {
+    "invalid_json": ErrorRow(400, _INVALID),
+    "invalid_request": ErrorRow(422, _INVALID),
+    "unknown_type": ErrorRow(400, _INVALID),
+    "duplicate_id": ErrorRow(409, _INVALID),
+    "unknown_id": ErrorRow(404, _INVALID),
+    "generation_not_found": ErrorRow(404, _INVALID),
+    "cursor_lost": ErrorRow(410, _INVALID),
+    "prompt_too_long": ErrorRow(413, _INVALID),
+    "model_not_found": ErrorRow(404, _INVALID),
+    "not_found": ErrorRow(404, _INVALID),
+    "method_not_allowed": ErrorRow(405, _INVALID),
+    "upgrade_required": ErrorRow(426, _INVALID),
+    "message_too_big": ErrorRow(413, _INVALID, close_code=1009),
+    "unauthorized": ErrorRow(401, _AUTH, close_code=1008),
+    "forbidden_origin": ErrorRow(403, _AUTH, close_code=1008),
+    "rate_limited": ErrorRow(429, _RATE, retryable=True),
+    "too_many_connections": ErrorRow(429, _RATE, retryable=True),
+    "overloaded": ErrorRow(503, _SERVER, retryable=True),
+    "shutting_down": ErrorRow(503, _SERVER, retryable=True),
+    "timeout": ErrorRow(504, _SERVER),
+    "engine_error": ErrorRow(500, _SERVER, retryable=True),
+    "internal_error": ErrorRow(500, _SERVER, retryable=True),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """An error as data, on its way to a client."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: StreamingError) -> Self:
+        return cls(
+            code=error.code,
+            message=str(error),
+            param=error.param,
+            retry_after_s=error.retry_after_s,
+        )
+
+    @property
+    def row(self) -> ErrorRow:
+        return ERRORS[self.code]
+
+    def to_event(self) -> dict[str, Any]:
+        """Return the `error` object of `WS /v1/stream`."""
+        event: dict[str, Any] = {
+            "code": self.code,
+            "message": self.message,
+            "retryable": self.row.retryable,
+        }
+        if self.param is not None:
+            event["param"] = self.param
+        if self.retry_after_s is not None:
+            event["retry_after_s"] = round(self.retry_after_s, 3)
+        return event
+
+    def to_openai(self) -> dict[str, Any]:
+        """Return the body of a REST answer, in OpenAI's form."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.row.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class RequestRefused(Exception):
+    """Raised in a route to answer with `info`; never leaves the web layer."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        self.info = info
+        super().__init__(info.message)

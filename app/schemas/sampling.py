@@ -1,0 +1,89 @@
+"""The sampling fields, the same on every transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from streaming import SamplingParams
+from streaming.errors import InvalidRequest
+
+_DEFAULTS = SamplingParams()
+
+
+class WireModel(BaseModel):
+    """A JSON object from a client: unknown fields and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class SamplingFields(WireModel):
+    """How tokens are chosen and when they end. `null` means the default."""
+
+    max_tokens: int | None = Field(
+        None, description="Most tokens to generate; never more than the context leaves."
+    )
+    min_tokens: int | None = Field(
+        _DEFAULTS.min_tokens, description="End tokens are barred before so many tokens."
+    )
+    temperature: float | None = Field(
+        _DEFAULTS.temperature, description="0 is greedy; at most 2.", examples=[0.7]
+    )
+    top_p: float | None = Field(_DEFAULTS.top_p, description="Nucleus sampling; 1 keeps all.")
+    top_k: int | None = Field(
+        _DEFAULTS.top_k, description="Keep the likeliest tokens only; 0 keeps all."
+    )
+    min_p: float | None = Field(
+        _DEFAULTS.min_p, description="Least probability relative to the likeliest token."
+    )
+    stop: str | list[str] | None = Field(
+        None, description="Strings that end the text and are not part of it."
+    )
+    stop_token_ids: list[int] | None = Field(None, description="Token ids that end the text.")
+    seed: int | None = Field(None, description="The same seed gives the same tokens.")
+    presence_penalty: float | None = Field(
+        _DEFAULTS.presence_penalty, description="-2 to 2, on tokens already generated."
+    )
+    frequency_penalty: float | None = Field(
+        _DEFAULTS.frequency_penalty, description="-2 to 2, for each time a token was generated."
+    )
+    repetition_penalty: float | None = Field(
+        _DEFAULTS.repetition_penalty, description="Over 1 discourages tokens of prompt and text."
+    )
+    logit_bias: dict[str, float] | None = Field(
+        None, description="Added to the logits, by token id; -100 to 100."
+    )
+    ignore_eos: bool | None = Field(
+        _DEFAULTS.ignore_eos, description="The model's end tokens do not end the text."
+    )
+
+    def to_sampling_params(
+        self, *, default_max_tokens: int | None = None, logprobs: int | None = None
+    ) -> SamplingParams:
+        """Return the engine's form.
+
+        Raises:
+            InvalidRequest: a value is out of range; `param` names the field.
+        """
+        given = {
+            name: value
+            for name in SamplingFields.model_fields
+            if (value := getattr(self, name)) is not None
+        }
+        given.setdefault("max_tokens", default_max_tokens)
+        if "stop" in given:
+            given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        if "stop_token_ids" in given:
+            given["stop_token_ids"] = frozenset(self.stop_token_ids or ())
+        if "logit_bias" in given:
+            given["logit_bias"] = _to_logit_bias(self.logit_bias or {})
+        return SamplingParams(**given, logprobs=logprobs)
+
+
+def _to_logit_bias(biases: Mapping[str, float]) -> Mapping[int, float]:
+    try:
+        return MappingProxyType({int(token_id): bias for token_id, bias in biases.items()})
+    except ValueError as error:
+        raise InvalidRequest(param="logit_bias", reason="keys are token ids") from error

@@ -1,0 +1,170 @@
+"""Every setting of the server; this module alone reads the environment.
+
+A flag of `tokenwire serve` wins over a `TOKENWIRE_*` variable, which wins over the default.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from streaming import BackendName, EngineConfig, ModelConfig
+
+_MODEL = ModelConfig()
+_ENGINE = EngineConfig()
+
+
+def _check_log_level(value: str) -> str:
+    levels = ("debug", "info", "warning", "error")
+    if value.lower() not in levels:
+        raise ValueError(f"must be one of {', '.join(levels)}")
+    return value.lower()
+
+
+class Settings(BaseSettings):
+    """The resolved configuration: frozen, and checked before any model is loaded."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENWIRE_", extra="forbid", frozen=True, validate_default=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that may call, separated by commas; without any, everyone may."
+    )
+    allow_anonymous: bool = Field(
+        False, description="Serve without keys on an address that other machines can reach."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Web origins whose pages may call beside our own, separated by commas; * is any.",
+    )
+
+    model: str | None = Field(
+        _MODEL.model,
+        description="A hub id, a local folder or a .gguf file; without it, the embedded model.",
+    )
+    model_name: str | None = Field(
+        None, description="The name that clients use for the model; without it, the model's own."
+    )
+    backend: BackendName = Field(_MODEL.backend, description="What runs the model.")
+    dtype: str = Field(_MODEL.dtype, description="auto, float32, bfloat16 or float16.")
+    device: str = Field(_MODEL.device, description="auto, cpu, cuda or cuda:N.")
+    revision: str | None = Field(
+        _MODEL.revision, description="Branch, tag or commit of a hub model."
+    )
+    trust_remote_code: bool = Field(
+        _MODEL.trust_remote_code, description="Run Python code that comes with the model."
+    )
+    allow_pickle: bool = Field(
+        _MODEL.allow_pickle,
+        description="Load weights that are not safetensors; such a file can run any code.",
+    )
+    cache_dir: str | None = Field(_MODEL.cache_dir, description="Where converted models are kept.")
+    max_model_len: int | None = Field(
+        _MODEL.max_model_len,
+        ge=2,
+        description="Context size in tokens; without it, the model's own.",
+    )
+    num_threads: int | None = Field(
+        _MODEL.num_threads,
+        ge=1,
+        description="CPU threads of the model; without it, torch's choice.",
+    )
+
+    max_waiting_requests: int = Field(
+        _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
+    )
+    max_waiting_tokens: int = Field(
+        _ENGINE.max_waiting_tokens, ge=1, description="Prompt tokens that may wait with them."
+    )
+    request_timeout_s: float = Field(
+        _ENGINE.request_timeout_s, gt=0, description="A generation that runs longer is ended."
+    )
+    retention_s: float = Field(
+        _ENGINE.retention_s, ge=0, description="How long an ended generation can be resumed."
+    )
+    retention_bytes: int = Field(
+        _ENGINE.retention_bytes, ge=0, description="Memory that ended generations may take."
+    )
+    disconnect_grace_s: float = Field(
+        30.0, ge=0, description="A generation whose socket dropped goes on this long."
+    )
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="At shutdown, running generations may go on this long."
+    )
+
+    max_connections: int = Field(1000, ge=1, description="WebSockets open at once.")
+    max_streams: int = Field(64, ge=1, description="Generations open at once on one WebSocket.")
+    max_choices: int = Field(
+        128, ge=1, description="Prompts times n in one REST request, each a generation."
+    )
+    max_message_bytes: int = Field(
+        2**20, ge=1024, description="Size of one WebSocket message or one REST body."
+    )
+    max_messages_per_s: float = Field(
+        50.0, gt=0, description="Messages that one WebSocket may send, on average over a second."
+    )
+    ping_interval_s: float = Field(20.0, gt=0, description="Time between pings to a WebSocket.")
+    ping_timeout_s: float = Field(
+        20.0, gt=0, description="A WebSocket that does not answer a ping for so long is closed."
+    )
+    stall_timeout_s: float = Field(
+        30.0, gt=0, description="A WebSocket that does not read for so long is closed."
+    )
+    log_level: Annotated[str, AfterValidator(_check_log_level)] = Field(
+        "info", description="debug, info, warning or error."
+    )
+
+    @field_validator("api_keys", "allowed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        return value
+
+    @model_validator(mode="after")
+    def _check_reach(self) -> Self:
+        if not (self.api_keys or self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} can be reached by other machines: set api_keys, or "
+                "allow_anonymous if everyone may call"
+            )
+        return self
+
+    def to_model_config(self) -> ModelConfig:
+        return ModelConfig(
+            model=self.model,
+            backend=self.backend,
+            dtype=self.dtype,
+            device=self.device,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            allow_pickle=self.allow_pickle,
+            cache_dir=self.cache_dir,
+            max_model_len=self.max_model_len,
+            num_threads=self.num_threads,
+        )
+
+    def to_engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            max_waiting_requests=self.max_waiting_requests,
+            max_waiting_tokens=self.max_waiting_tokens,
+            request_timeout_s=self.request_timeout_s,
+            retention_s=self.retention_s,
+            retention_bytes=self.retention_bytes,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
