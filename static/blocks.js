@@ -1,0 +1,46 @@
+// @ts-check
+/**
+ * Splits growing markdown into blocks that are finished and a tail that may still change. No DOM.
+ *
+ * A block is finished when another has begun after it. Only whole lines are looked at: half a line
+ * can look like a new block and turn out to belong to the one before ("- a" and then "-" of "- b").
+ */
+
+import { Lexer } from "./vendor/marked/marked.esm.js";
+
+/** @typedef {import("./vendor/marked/marked.esm.js").Token} Token */
+
+export class BlockSplitter {
+  #start = 0;
+  #numLooked = 0;
+
+  /** Where the tail begins. */
+  get start() {
+    return this.#start;
+  }
+
+  /**
+   * Take the text so far, which only ever grows, and return the blocks that have become finished.
+   * @param {string} text
+   * @returns {Token[]}
+   */
+  finished(text) {
+    const end = text.lastIndexOf("\n") + 1;
+    if (end <= this.#numLooked) return [];
+    this.#numLooked = end;
+    const tokens = lex(text.slice(this.#start, end));
+    const last = tokens.findLastIndex(({ type }) => type !== "space");
+    const finished = tokens.slice(0, Math.max(0, last));
+    this.#start += finished.reduce((sum, { raw }) => sum + raw.length, 0);
+    return finished;
+  }
+}
+
+/**
+ * Return the blocks of a text. Joined, their `raw` is the text itself.
+ * @param {string} text
+ * @returns {Token[]}
+ */
+export function lex(text) {
+  return new Lexer({ gfm: true, breaks: true }).lex(text);
+}

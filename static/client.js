@@ -1,0 +1,297 @@
+// @ts-check
+/**
+ * Many replies on one socket, each with its cursor. No DOM.
+ *
+ * What is known of a stream is enough to take it up on a new socket: before `accepted` its
+ * `generate` is sent once more, after it `resume` from the cursor.
+ */
+
+import { Connection } from "./connection.js";
+import { CLOSE_FRAME_TOO_BIG, LOST_CODES } from "./protocol.js";
+
+/** @typedef {import("./protocol.js").ServerFrame} ServerFrame */
+/** @typedef {import("./protocol.js").ClientFrame} ClientFrame */
+/** @typedef {import("./protocol.js").ErrorFrame} ErrorFrame */
+/** @typedef {import("./protocol.js").ProtocolError} ProtocolError */
+/** @typedef {import("./protocol.js").GenerateRequest} GenerateRequest */
+/** @typedef {import("./connection.js").ConnectionStatus} ConnectionStatus */
+/** @typedef {import("./connection.js").ConnectionOptions} ConnectionOptions */
+
+/**
+ * @typedef {{type: 'connection_changed', status: ConnectionStatus}
+ *   | {type: 'frame_received', replyId: string, frame: ServerFrame, at: number}
+ *   | {type: 'reply_dropped', replyId: string}
+ *   | {type: 'reply_stopped', replyId: string}
+ *   | {type: 'reply_lost', replyId: string, error: ProtocolError}
+ *   | {type: 'notice_raised', error: ProtocolError}} ClientEvent
+ */
+
+/**
+ * @typedef {object} Stream
+ * @property {string} id
+ * @property {GenerateRequest | null} request null after a reload, when only the cursor is left
+ * @property {string | null} generationId
+ * @property {number} seq
+ * @property {boolean} isAccepted on the present socket
+ * @property {number} numAttempts requests sent since the last `accepted`
+ * @property {boolean} isCancelled
+ * @property {boolean} isCancelSent on the present socket
+ * @property {boolean} isForgotten nobody listens; it only remains to be cancelled
+ */
+
+/** Silence after which open streams are taken up on a new socket; that costs nothing. */
+const STALL_MS = 30_000;
+const MAX_STALL_MS = 480_000;
+/** A request that takes the connection down with it is not sent for ever. */
+const MAX_ATTEMPTS = 4;
+
+export class StreamClient {
+  /** @type {Map<string, Stream>} */
+  #streams = new Map();
+  #stallMs = STALL_MS;
+  /** @type {any} */
+  #stallTimer = null;
+  #clock;
+  #connection;
+  #emit;
+
+  /** @param {ConnectionOptions & {onEvent: (event: ClientEvent) => void}} options */
+  constructor(options) {
+    this.#clock = options.clock;
+    this.#emit = options.onEvent;
+    this.#connection = new Connection(options, {
+      onStatus: (status) => this.#emit({ type: "connection_changed", status }),
+      onOpen: () => this.#opened(),
+      onMessage: (text) => this.#received(text),
+      onDrop: (code) => this.#dropped(code),
+    });
+  }
+
+  connect() {
+    this.#connection.connect();
+  }
+
+  /** Connect anew: the network has changed, and the present socket may be dead without a sign. */
+  reconnect() {
+    this.#connection.reconnect();
+  }
+
+  /** Try now what was to be tried later: the page is looked at again. */
+  wake() {
+    this.#connection.wake();
+  }
+
+  /** @param {string} key */
+  setKey(key) {
+    this.#connection.setKey(key);
+  }
+
+  close() {
+    this.#connection.close();
+  }
+
+  /** Whether this client carries the reply. @param {string} replyId */
+  has(replyId) {
+    return this.#streams.has(replyId);
+  }
+
+  /** @param {string} replyId @param {GenerateRequest} request */
+  generate(replyId, request) {
+    this.#add({ id: replyId, request, generationId: null, seq: -1 });
+  }
+
+  /** @param {string} replyId @param {string} generationId @param {number} after */
+  resume(replyId, generationId, after) {
+    this.#add({ id: replyId, request: null, generationId, seq: after });
+  }
+
+  /** Stop a reply; away from the server it stops here at once, and there as soon as it can. */
+  cancel(/** @type {string} */ replyId) {
+    const stream = this.#streams.get(replyId);
+    if (!stream || stream.isCancelled) return;
+    stream.isCancelled = true;
+    if (!this.#connection.isOpen) this.#stopHere(stream);
+    // A resume that is on its way names no stream of this socket yet.
+    else if (stream.isAccepted || !stream.generationId) this.#sendCancel(stream);
+  }
+
+  /** @param {Pick<Stream, 'id' | 'request' | 'generationId' | 'seq'>} start */
+  #add(start) {
+    const fresh = { isAccepted: false, numAttempts: 0 };
+    const flags = { isCancelled: false, isCancelSent: false, isForgotten: false };
+    const stream = { ...start, ...fresh, ...flags };
+    this.#streams.set(stream.id, stream);
+    if (this.#connection.isOpen) this.#transmit(stream);
+    else this.#connection.wake();
+  }
+
+  /** @param {Stream} stream */
+  #transmit(stream) {
+    const { id, generationId, seq, request } = stream;
+    stream.numAttempts += 1;
+    if (generationId) {
+      this.#send({ type: "resume", id, generation_id: generationId, after: seq });
+    } else if (request && stream.numAttempts <= MAX_ATTEMPTS) {
+      this.#send({ type: "generate", id, ...request });
+    } else {
+      this.#fail(stream, "connection_lost", "The connection broke each time this was sent.");
+    }
+    this.#watchForStall();
+  }
+
+  /** @param {ClientFrame} frame */
+  #send(frame) {
+    this.#connection.send(JSON.stringify(frame));
+  }
+
+  /** @param {Stream} stream */
+  #sendCancel(stream) {
+    stream.isCancelSent = true;
+    this.#send({ type: "cancel", id: stream.id });
+  }
+
+  #opened() {
+    for (const stream of [...this.#streams.values()]) this.#transmit(stream);
+  }
+
+  /** @param {string} text */
+  #received(text) {
+    /** @type {ServerFrame} */
+    let frame;
+    try {
+      frame = JSON.parse(text);
+    } catch {
+      this.#notice("invalid_json", "The server sent something that is not JSON.");
+      return;
+    }
+    this.#watchForStall();
+    if (frame.type === "error" && (!frame.id || frame.error.code === "unauthorized")) {
+      this.#connectionError(frame.error);
+      return;
+    }
+    const stream = this.#streams.get(frame.id ?? "");
+    if (stream) this.#streamFrame(stream, frame);
+    else this.#reportUnknown(frame);
+  }
+
+  /** @param {Stream} stream @param {ServerFrame} frame */
+  #streamFrame(stream, frame) {
+    switch (frame.type) {
+      case "accepted":
+        stream.isAccepted = true;
+        stream.generationId = frame.generation_id;
+        stream.numAttempts = 0;
+        if (stream.isCancelled && !stream.isCancelSent) this.#sendCancel(stream);
+        break;
+      case "queued":
+      case "started":
+        break;
+      case "delta":
+        if (frame.seq <= stream.seq) return;
+        stream.seq = frame.seq;
+        this.#stallMs = STALL_MS;
+        break;
+      case "done":
+        this.#streams.delete(stream.id);
+        break;
+      case "error":
+        if (this.#retriesResume(stream, frame.error)) return;
+        this.#streams.delete(stream.id);
+        break;
+      default:
+        this.#reportUnknown(frame);
+        return;
+    }
+    if (stream.isForgotten) return;
+    if (frame.type === "error" && LOST_CODES.has(frame.error.code)) {
+      this.#emit({ type: "reply_lost", replyId: stream.id, error: frame.error });
+    } else {
+      this.#emit({ type: "frame_received", replyId: stream.id, frame, at: this.#clock.now() });
+    }
+  }
+
+  /**
+   * Put a refused resume off, where waiting helps: the reply itself has not failed.
+   * @param {Stream} stream @param {ProtocolError} error
+   */
+  #retriesResume(stream, error) {
+    const isRefusedResume = stream.generationId !== null && !stream.isAccepted;
+    if (!isRefusedResume || !error.retryable || stream.numAttempts > MAX_ATTEMPTS) return false;
+    this.#clock.setTimeout(
+      () => {
+        const isWaiting = this.#streams.get(stream.id) === stream && !stream.isAccepted;
+        if (isWaiting && this.#connection.isOpen) this.#transmit(stream);
+      },
+      (error.retry_after_s ?? 1) * 1000,
+    );
+    return true;
+  }
+
+  /** Frames of a reply that is not carried any more are late, not wrong. @param {ServerFrame} frame */
+  #reportUnknown(frame) {
+    switch (frame.type) {
+      case "accepted":
+      case "queued":
+      case "started":
+      case "delta":
+      case "done":
+      case "error":
+        return;
+      default:
+        this.#notice("unknown_type", "The server sent a frame that this page does not know.");
+    }
+  }
+
+  /** @param {ProtocolError} error */
+  #connectionError(error) {
+    if (error.code === "unauthorized") this.#connection.refuse();
+    else this.#emit({ type: "notice_raised", error });
+  }
+
+  /** @param {number} code */
+  #dropped(code) {
+    this.#clock.clearTimeout(this.#stallTimer);
+    for (const stream of [...this.#streams.values()]) {
+      stream.isAccepted = false;
+      stream.isCancelSent = false;
+      if (stream.isForgotten) continue;
+      if (stream.isCancelled) {
+        this.#stopHere(stream);
+      } else if (!stream.generationId && code === CLOSE_FRAME_TOO_BIG) {
+        this.#fail(stream, "frame_too_big", "This conversation is larger than the server takes.");
+      } else {
+        this.#emit({ type: "reply_dropped", replyId: stream.id });
+      }
+    }
+  }
+
+  /** @param {Stream} stream */
+  #stopHere(stream) {
+    if (stream.generationId) stream.isForgotten = true;
+    else this.#streams.delete(stream.id);
+    this.#emit({ type: "reply_stopped", replyId: stream.id });
+  }
+
+  /** @param {Stream} stream @param {string} code @param {string} message */
+  #fail(stream, code, message) {
+    this.#streams.delete(stream.id);
+    /** @type {ErrorFrame} */
+    const frame = { type: "error", id: stream.id, error: { code, message, retryable: false } };
+    this.#emit({ type: "frame_received", replyId: stream.id, frame, at: this.#clock.now() });
+  }
+
+  /** @param {string} code @param {string} message */
+  #notice(code, message) {
+    this.#emit({ type: "notice_raised", error: { code, message, retryable: false } });
+  }
+
+  #watchForStall() {
+    this.#clock.clearTimeout(this.#stallTimer);
+    this.#stallTimer = this.#clock.setTimeout(() => {
+      if (!this.#streams.size || !this.#connection.isOpen) return;
+      // A slow model must not be disturbed again and again.
+      this.#stallMs = Math.min(MAX_STALL_MS, this.#stallMs * 2);
+      this.#connection.reconnect();
+    }, this.#stallMs);
+  }
+}

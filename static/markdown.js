@@ -1,0 +1,190 @@
+// @ts-check
+/**
+ * Shows markdown as it grows. All that the model writes goes through the renderer and the sanitiser;
+ * HTML in it is shown as text, and images as links, since the page loads nothing from elsewhere.
+ */
+
+import { BlockSplitter, lex } from "./blocks.js";
+import { copyText } from "./clipboard.js";
+import { element, icon } from "./element.js";
+import DOMPurify from "./vendor/dompurify/purify.es.js";
+import { Parser, Renderer } from "./vendor/marked/marked.esm.js";
+
+/** @typedef {import("./blocks.js").Token} Token */
+
+/** A tail that takes long to render is rendered less often, to leave the page its time. */
+const IDLE_SHARE = 4;
+
+const SANITISER = {
+  ALLOWED_TAGS: [
+    ..."a p br strong em del code pre ul ol li blockquote hr h1 h2 h3 h4 h5 h6".split(" "),
+    ..."table thead tbody tr th td".split(" "),
+  ],
+  ALLOWED_ATTR: ["href", "start", "align", "data-language"],
+  ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
+  // The pattern above is for addresses; these are none.
+  ADD_URI_SAFE_ATTR: ["start", "align", "data-language"],
+  ALLOW_ARIA_ATTR: false,
+  ALLOW_DATA_ATTR: false,
+  RETURN_DOM_FRAGMENT: /** @type {const} */ (true),
+};
+
+class TextRenderer extends Renderer {
+  /** @param {{text: string, lang?: string}} token */
+  code({ text, lang }) {
+    const language = escape(languageOf(lang));
+    return `<pre><code data-language="${language}">${escape(text)}</code></pre>`;
+  }
+
+  /** @param {{text: string, block?: boolean}} token */
+  html({ text, block }) {
+    return block ? `<p>${escape(text)}</p>` : escape(text);
+  }
+
+  /** @param {{href: string, text: string}} token */
+  image({ href, text }) {
+    return `<a href="${escape(href)}">${escape(text || href)}</a>`;
+  }
+
+  /** @param {{checked: boolean}} token */
+  checkbox({ checked }) {
+    return checked ? "☑ " : "☐ ";
+  }
+}
+
+const parser = new Parser({ renderer: new TextRenderer(), gfm: true, breaks: true });
+
+export class MarkdownView {
+  #root;
+  #text = "";
+  #isFinal = false;
+  #splitter = new BlockSplitter();
+  /** @type {Node[]} */
+  #tail = [];
+  #hasDefinitions = false;
+  #renderedAt = 0;
+  #renderCost = 0;
+
+  /** @param {HTMLElement} root */
+  constructor(root) {
+    this.#root = root;
+  }
+
+  /**
+   * Show `text`; blocks that were finished before are not touched.
+   * @param {string} source @param {boolean} isFinal nothing more will come
+   * @returns {boolean} false when the end is not shown yet and should be asked for again
+   */
+  update(source, isFinal) {
+    const text = source.replaceAll("\r", "");
+    if (text === this.#text && isFinal === this.#isFinal) return true;
+    const now = performance.now();
+    if (!isFinal && now - this.#renderedAt < IDLE_SHARE * this.#renderCost) return false;
+    if (!text.startsWith(this.#text)) this.#reset();
+    this.#text = text;
+    this.#isFinal = isFinal;
+    const finished = this.#splitter.finished(text);
+    const tail = lex(text.slice(this.#splitter.start));
+    this.#hasDefinitions ||= [...finished, ...tail].some(({ type }) => type === "def");
+    if (isFinal && this.#hasDefinitions) {
+      // Links may refer to definitions in other blocks, which only the whole shows.
+      this.#reset();
+      this.#root.append(toNodes(lex(text)));
+    } else if (finished.length || !this.#growCode(tail)) {
+      this.#replaceTail(finished, tail);
+    }
+    this.#renderedAt = performance.now();
+    this.#renderCost = this.#renderedAt - now;
+    return true;
+  }
+
+  #reset() {
+    this.#root.replaceChildren();
+    this.#splitter = new BlockSplitter();
+    this.#tail = [];
+  }
+
+  /** @param {Token[]} finished @param {Token[]} tail */
+  #replaceTail(finished, tail) {
+    for (const node of this.#tail) node.parentNode?.removeChild(node);
+    if (finished.length) this.#root.append(toNodes(finished));
+    const nodes = toNodes(tail);
+    this.#tail = [...nodes.childNodes];
+    this.#root.append(nodes);
+  }
+
+  /** Put more text into a code block that is being written, and keep its button where it is. @param {Token[]} tail */
+  #growCode(tail) {
+    const [token, ...others] = tail;
+    const code = this.#tail.length === 1 ? codeOf(this.#tail[0]) : null;
+    if (token?.type !== "code" || others.length || !code) return false;
+    if (code.dataset.language !== languageOf(token.lang)) return false;
+    code.textContent = token.text;
+    return true;
+  }
+}
+
+/** @param {Token[]} tokens */
+function toNodes(tokens) {
+  const fragment = DOMPurify.sanitize(parser.parse(tokens), SANITISER);
+  for (const link of fragment.querySelectorAll("a[href]")) {
+    link.setAttribute("target", "_blank");
+    link.setAttribute("rel", "noopener noreferrer nofollow");
+  }
+  for (const pre of fragment.querySelectorAll("pre")) frameCode(pre);
+  for (const table of fragment.querySelectorAll("table")) {
+    const attributes = { tabindex: "0", role: "region", "aria-label": "Table" };
+    const frame = element("div", { className: "table-scroll", attributes });
+    table.replaceWith(frame);
+    frame.append(table);
+  }
+  return fragment;
+}
+
+/** Give a code block its header: the language, and a button that copies. @param {HTMLPreElement} pre */
+function frameCode(pre) {
+  const code = /** @type {HTMLElement} */ (pre.querySelector("code"));
+  const label = element("span", {}, "Copy");
+  const copy = element(
+    "button",
+    {
+      className: "code-copy",
+      testId: "copy-code",
+      attributes: { type: "button", "aria-label": "Copy code" },
+      on: {
+        click: async () => {
+          label.textContent = (await copyText(code.textContent ?? "")) ? "Copied" : "Not copied";
+          setTimeout(() => (label.textContent = "Copy"), 2000);
+        },
+      },
+    },
+    icon("copy"),
+    label,
+  );
+  const language = element("span", { className: "code-language" }, code.dataset.language || "Code");
+  const frame = element("div", { className: "code-block" });
+  pre.replaceWith(frame);
+  pre.tabIndex = 0; // long lines scroll, by keyboard too
+  frame.append(element("div", { className: "code-header" }, language, copy), pre);
+}
+
+/** @param {Node} node @returns {HTMLElement | null} */
+function codeOf(node) {
+  const isFrame = node instanceof HTMLElement && node.classList.contains("code-block");
+  return isFrame ? node.querySelector("pre > code") : null;
+}
+
+/** @param {string | undefined} info what follows the fence */
+function languageOf(info) {
+  return (info ?? "").trim().split(/\s/, 1)[0];
+}
+
+/** @param {string} text */
+function escape(text) {
+  return text
+    .replaceAll("&", "&amp;")
+    .replaceAll("<", "&lt;")
+    .replaceAll(">", "&gt;")
+    .replaceAll('"', "&quot;")
+    .replaceAll("'", "&#39;");
+}

@@ -1,0 +1,227 @@
+// @ts-check
+/**
+ * One message on the page: its text, how it stands, and what can be done with it.
+ */
+
+import { copyText } from "./clipboard.js";
+import { isOpen } from "./conversation.js";
+import { element, iconButton } from "./element.js";
+import { MarkdownView } from "./markdown.js";
+import { queueText, statsText, statusText } from "./wording.js";
+
+/** @typedef {import("./conversation.js").Message} Message */
+/** @typedef {import("./conversation.js").Reply} Reply */
+
+/**
+ * @typedef {object} MessageHandlers
+ * @property {(messageId: string) => void} onRegenerate
+ * @property {(messageId: string) => void} onContinue
+ * @property {(messageId: string, text: string) => void} onEdit
+ * @property {(messageId: string) => void} onChoose show this sibling
+ */
+
+/**
+ * Where a message stands in its conversation.
+ * @typedef {object} Place
+ * @property {string[]} siblingIds with itself, oldest first
+ * @property {boolean} isLast
+ * @property {boolean} isBusy a reply of this conversation is on its way
+ */
+
+export class MessageView {
+  /** @type {Message | null} */
+  #message = null;
+  #isCurrent = false;
+  #place = "";
+  #isEditing = false;
+  #handlers;
+  #text = element("div", { className: "message-text", testId: "message-text" });
+  #note = element("div", { className: "message-note" });
+  #actions = element("div", { className: "message-actions" });
+  #stats = element("span", { className: "message-stats", testId: "message-stats" });
+  /** @type {MarkdownView | null} */
+  #markdown = null;
+
+  /** @param {Message} message @param {MessageHandlers} handlers */
+  constructor(message, handlers) {
+    const isReply = message.role === "assistant";
+    this.#handlers = handlers;
+    this.root = element("article", {
+      className: `message ${message.role}`,
+      testId: "message",
+      attributes: { "data-role": message.role, "aria-label": isReply ? "Assistant" : "You" },
+    });
+    if (isReply) {
+      this.#text.classList.add("prose");
+      this.#markdown = new MarkdownView(this.#text);
+    }
+    this.root.append(this.#text, this.#note, this.#actions);
+  }
+
+  /**
+   * @param {Message} message @param {Place} place
+   * @returns {boolean} false when not all is shown yet and this should be called again
+   */
+  update(message, place) {
+    const placeKey = JSON.stringify(place);
+    const isSamePlace = placeKey === this.#place;
+    if (message === this.#message && isSamePlace && this.#isCurrent) return true;
+    const isSameActions =
+      isSamePlace && this.#message !== null && actionsKey(this.#message) === actionsKey(message);
+    this.#place = placeKey;
+    this.#message = message;
+    this.#isCurrent = true;
+    if (message.role === "assistant") this.#isCurrent = this.#showReply(message);
+    else if (!this.#isEditing) this.#text.textContent = message.text;
+    // Buttons stay as they are while text flows in, so that a focused one keeps its focus.
+    if (!isSameActions) this.#showActions(message, place);
+    return this.#isCurrent;
+  }
+
+  /** Let the user change a message; the changed one is sent as a new branch. */
+  edit() {
+    const message = this.#message;
+    if (!message || this.#isEditing) return;
+    this.#isEditing = true;
+    const area = element("textarea", {
+      testId: "edit-text",
+      attributes: { "aria-label": "Edit message", rows: "3" },
+    });
+    const close = () => {
+      this.#isEditing = false;
+      this.root.classList.remove("editing");
+      this.#text.textContent = this.#message?.text ?? message.text;
+      this.#actions.querySelector("button")?.focus();
+    };
+    const save = () => {
+      const text = area.value.trim();
+      close();
+      if (text) this.#handlers.onEdit(message.id, text);
+    };
+    area.value = message.text;
+    area.addEventListener("keydown", (event) => {
+      if (event.isComposing) return;
+      if (event.key === "Escape") close();
+      else if (event.key === "Enter" && !event.shiftKey) save();
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    });
+    const buttons = element(
+      "div",
+      { className: "edit-buttons" },
+      textButton("Cancel", close, "cancel-edit", ""),
+      textButton("Send", save, "save-edit", "primary"),
+    );
+    this.root.classList.add("editing");
+    this.#text.replaceChildren(area, buttons);
+    area.focus();
+    area.setSelectionRange(area.value.length, area.value.length);
+  }
+
+  /** @param {Reply} reply */
+  #showReply(reply) {
+    const { dataset } = this.root;
+    dataset.status = reply.status;
+    dataset.seq = String(reply.seq);
+    if (reply.generationId) dataset.generationId = reply.generationId;
+    this.root.setAttribute("aria-busy", String(isOpen(reply)));
+    this.root.classList.toggle("waiting", isOpen(reply) && !reply.text);
+    this.#showNote(reply);
+    this.#stats.textContent = statsText(reply);
+    return this.#markdown?.update(reply.text, !isOpen(reply)) ?? true;
+  }
+
+  /** @param {Reply} reply */
+  #showNote(reply) {
+    const text = reply.queue ? queueText(reply.queue) : statusText(reply);
+    if (this.#note.textContent === text) return;
+    this.#note.replaceChildren();
+    if (!text) return;
+    const testId = reply.queue ? "queue-position" : "message-status";
+    const note = element("span", { testId }, text);
+    if (reply.queue) note.dataset.position = String(reply.queue.position);
+    this.#note.append(note);
+  }
+
+  /** @param {Message} message @param {Place} place */
+  #showActions(message, place) {
+    const { onRegenerate, onContinue } = this.#handlers;
+    const isReply = message.role === "assistant";
+    const buttons = [...this.#branchButtons(message, place)];
+    if (message.text) buttons.push(this.#copyButton());
+    if (!place.isBusy && isReply) {
+      const isFailed = message.status === "error" || message.status === "interrupted";
+      const label = isFailed ? "Try again" : "Regenerate";
+      buttons.push(
+        isFailed
+          ? textButton(label, () => onRegenerate(message.id), "regenerate")
+          : iconButton("retry", label, () => onRegenerate(message.id), "regenerate"),
+      );
+      const isCut = ["interrupted", "stopped"].includes(message.status) || message.finishReason === "length";
+      if (place.isLast && message.text && isCut) {
+        buttons.push(textButton("Continue", () => onContinue(message.id), "continue"));
+      }
+    } else if (!place.isBusy) {
+      buttons.push(iconButton("edit", "Edit", () => this.edit(), "edit"));
+    }
+    if (isReply) buttons.push(this.#stats);
+    this.#actions.replaceChildren(...buttons);
+  }
+
+  #copyButton() {
+    const button = iconButton(
+      "copy",
+      "Copy",
+      async () => {
+        const isCopied = await copyText(this.#message?.text ?? "");
+        button.classList.toggle("done", isCopied);
+        button.setAttribute("aria-label", isCopied ? "Copied" : "Not copied");
+        button.querySelector("use")?.setAttribute("href", isCopied ? "#icon-check" : "#icon-close");
+        setTimeout(() => {
+          button.classList.remove("done");
+          button.setAttribute("aria-label", "Copy");
+          button.querySelector("use")?.setAttribute("href", "#icon-copy");
+        }, 2000);
+      },
+      "copy",
+    );
+    return button;
+  }
+
+  /** @param {Message} message @param {Place} place @returns {HTMLElement[]} */
+  #branchButtons(message, { siblingIds, isBusy }) {
+    if (siblingIds.length < 2) return [];
+    const index = siblingIds.indexOf(message.id);
+    const previous = iconButton(
+      "left",
+      "Previous version",
+      () => this.#handlers.onChoose(siblingIds[index - 1]),
+      "previous-version",
+    );
+    const next = iconButton(
+      "right",
+      "Next version",
+      () => this.#handlers.onChoose(siblingIds[index + 1]),
+      "next-version",
+    );
+    previous.disabled = isBusy || index === 0;
+    next.disabled = isBusy || index === siblingIds.length - 1;
+    const count = `${index + 1}/${siblingIds.length}`;
+    return [previous, element("span", { className: "branch-count", testId: "version" }, count), next];
+  }
+}
+
+/** What the buttons of a message depend on. @param {Message} message */
+function actionsKey(message) {
+  return message.role === "assistant" ? `${message.status} ${message.text !== ""}` : "";
+}
+
+/** @param {string} label @param {() => void} onClick @param {string} testId @param {string} [kind] */
+function textButton(label, onClick, testId, kind = "quiet") {
+  return element(
+    "button",
+    { className: `button ${kind}`.trim(), testId, attributes: { type: "button" }, on: { click: onClick } },
+    label,
+  );
+}

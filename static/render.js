@@ -1,0 +1,245 @@
+// @ts-check
+/**
+ * Shows a state on the page. No socket, no storage; what the user does goes out through handlers.
+ */
+
+import { Composer } from "./composer.js";
+import { children, isOpen, openReplies, path } from "./conversation.js";
+import { byId, element, iconButton } from "./element.js";
+import { MessageView } from "./message_view.js";
+import { StickyScroll } from "./scroll.js";
+import { SettingsDialog } from "./settings_dialog.js";
+import { Sidebar } from "./sidebar.js";
+import { announcement, connectionText, errorText } from "./wording.js";
+
+/** @typedef {import("./state.js").State} State */
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./composer.js").ComposerState} ComposerState */
+
+/**
+ * @typedef {import("./sidebar.js").SidebarHandlers & import("./message_view.js").MessageHandlers
+ *   & Omit<import("./composer.js").ComposerHandlers, 'onEditLast'> & import("./settings_dialog.js").SettingsHandlers
+ *   & {onDismiss: () => void}} Handlers
+ */
+
+const EXAMPLES = [
+  "What is the capital of France, and what is it known for?",
+  "Write a haiku about rain on a tin roof.",
+  "Explain recursion to a ten-year-old.",
+  "Show me a Python function that reverses a string.",
+];
+
+export class Page {
+  #log = byId("log");
+  #banner = byId("banner");
+  #keyPanel = byId("key-panel");
+  #announcer = byId("announcer");
+  #scroll = new StickyScroll(byId("scroller"), byId("jump-latest"));
+  #sidebar;
+  #composer;
+  #settings;
+  #handlers;
+  /** @type {Map<string, MessageView>} */
+  #views = new Map();
+  /** @type {string | null | undefined} */
+  #shownId = undefined;
+  #announced = "";
+  #lastQuestionId = "";
+  #hasTriedKey = false;
+  /** @type {Map<string | null, string>} */
+  #drafts = new Map();
+
+  /** @param {Handlers} handlers */
+  constructor(handlers) {
+    this.#handlers = handlers;
+    this.#sidebar = new Sidebar(handlers);
+    this.#settings = new SettingsDialog(handlers);
+    this.#composer = new Composer({
+      ...handlers,
+      onSend: (text) => {
+        this.#scroll.toEnd();
+        handlers.onSend(text);
+      },
+      onEditLast: () => this.#editLast(),
+    });
+    byId("examples").append(...EXAMPLES.map((text) => this.#example(text)));
+    const bannerKey = byId("banner-key", HTMLInputElement);
+    this.#keyPanel.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#hasTriedKey = bannerKey.value !== "";
+      handlers.onKey(bannerKey.value.trim());
+    });
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
+      if (!document.querySelector("dialog[open], :popover-open, .sidebar.open")) handlers.onStop();
+    });
+  }
+
+  /** @param {State} state @param {string} key the API key */
+  openSettings(state, key) {
+    this.#settings.open(state.settings, key);
+  }
+
+  focusComposer() {
+    this.#composer.focus();
+  }
+
+  /** @param {State} state @returns {boolean} false when it should be called again soon */
+  render(state) {
+    const conversation = state.activeId === null ? null : state.conversations[state.activeId];
+    this.#switchTo(state.activeId);
+    this.#sidebar.render(state);
+    this.#renderTop(state, conversation);
+    this.#renderBanners(state);
+    this.#renderComposer(state, conversation);
+    const isCurrent = this.#renderLog(conversation);
+    byId("empty").hidden = conversation !== null;
+    this.#scroll.follow();
+    return isCurrent;
+  }
+
+  /** @param {string | null} id */
+  #switchTo(id) {
+    if (id === this.#shownId) return;
+    if (this.#shownId !== undefined) this.#drafts.set(this.#shownId, this.#composer.text);
+    // Other messages come into the log now, but none of them is news to be read out.
+    this.#log.setAttribute("aria-live", "off");
+    requestAnimationFrame(() => this.#log.setAttribute("aria-live", "polite"));
+    this.#composer.text = this.#drafts.get(id) ?? "";
+    this.#views.clear();
+    this.#log.replaceChildren();
+    this.#announced = "";
+    this.#shownId = id;
+    this.#scroll.toEnd();
+  }
+
+  /** @param {State} state @param {Conversation | null} conversation */
+  #renderTop({ connection, health }, conversation) {
+    const title = conversation?.title ?? "New chat";
+    setText(byId("title"), title);
+    document.title = conversation ? `${title} · Tokenwire` : "Tokenwire";
+    byId("connection").dataset.state = connection.state;
+    setText(byId("connection-text"), connectionText(connection, health));
+    const note = health?.model
+      ? `${health.model} runs on this server. Small models make mistakes.`
+      : "Answers come from the model that this server runs.";
+    setText(byId("empty-note"), note);
+    byId("examples").hidden = health !== null && !canChat(health);
+  }
+
+  /** @param {State} state */
+  #renderBanners({ connection, health, notice }) {
+    const isRefused = connection.verdict === "refused";
+    this.#keyPanel.hidden = connection.state !== "unauthorized" && !isRefused;
+    setText(
+      byId("key-reason"),
+      isRefused
+        ? "The server refuses the connection. If it needs an API key, enter it here."
+        : this.#hasTriedKey
+          ? "The server does not know this key."
+          : "This server needs an API key.",
+    );
+    const text = health && !canChat(health) ? NO_TEMPLATE : notice ? errorText(notice) : "";
+    if (this.#banner.dataset.text === text) return;
+    this.#banner.dataset.text = text;
+    this.#banner.hidden = !text;
+    const isNotice = text !== NO_TEMPLATE;
+    const dismiss = isNotice ? [iconButton("close", "Dismiss", this.#handlers.onDismiss, "dismiss")] : [];
+    this.#banner.replaceChildren(element("p", {}, text), ...dismiss);
+  }
+
+  /** @param {State} state @param {Conversation | null} conversation */
+  #renderComposer({ connection, health }, conversation) {
+    const replies = conversation ? openReplies(conversation) : [];
+    const isEnded = connection.state === "unauthorized" || connection.state === "closed";
+    /** @type {ComposerState} */
+    let state = "idle";
+    let note = "Enter sends, Shift+Enter makes a new line.";
+    if (replies.length) {
+      state = "streaming";
+      note = connection.state === "open" ? "Replying. Escape stops." : "Reconnecting. Escape gives up.";
+      if (replies.every(({ isStopping }) => isStopping)) note = "Stopping…";
+    } else if (health && !canChat(health)) {
+      state = "closed";
+      note = "This model cannot chat.";
+    } else if (isEnded) {
+      state = "closed";
+      note = connection.state === "unauthorized" ? "Enter the API key to go on." : "Not connected.";
+    } else if (connection.state !== "open") {
+      state = "connecting";
+      note = "Not connected yet. What you send now goes out as soon as the server is there.";
+    }
+    this.#composer.render(state, note, replies.length > 0 && replies.every((one) => one.isStopping));
+  }
+
+  /** @param {Conversation | null} conversation */
+  #renderLog(conversation) {
+    const messages = conversation ? path(conversation) : [];
+    const isBusy = messages.some(isOpen);
+    this.#log.setAttribute("aria-busy", String(isBusy));
+    let isCurrent = true;
+    messages.forEach((message, index) => {
+      let view = this.#views.get(message.id);
+      if (!view) {
+        view = new MessageView(message, this.#handlers);
+        this.#views.set(message.id, view);
+      }
+      const siblingIds = children(/** @type {Conversation} */ (conversation), message.parentId).map(
+        ({ id }) => id,
+      );
+      const isLast = index === messages.length - 1;
+      isCurrent = view.update(message, { siblingIds, isLast, isBusy }) && isCurrent;
+      if (this.#log.children[index] !== view.root)
+        this.#log.insertBefore(view.root, this.#log.children[index] ?? null);
+    });
+    while (this.#log.children.length > messages.length) this.#log.lastElementChild?.remove();
+    this.#lastQuestionId = messages.findLast(({ role }) => role === "user")?.id ?? "";
+    this.#announce(messages.at(-1));
+    return isCurrent;
+  }
+
+  /** @param {import("./conversation.js").Message | undefined} message */
+  #announce(message) {
+    if (message?.role !== "assistant") return;
+    const text = announcement(message);
+    const key = `${message.id} ${text}`;
+    if (key === this.#announced) return;
+    const isFirstSight = !this.#announced;
+    this.#announced = key;
+    // What stood there when the conversation was opened is not news.
+    if (!isFirstSight || isOpen(message)) this.#announcer.textContent = text;
+  }
+
+  #editLast() {
+    if (this.#lastQuestionId && this.#log.getAttribute("aria-busy") !== "true") {
+      this.#views.get(this.#lastQuestionId)?.edit();
+    }
+  }
+
+  /** @param {string} text */
+  #example(text) {
+    const send = () => {
+      this.#composer.text = text;
+      this.#composer.focus();
+    };
+    const attributes = { type: "button" };
+    return element(
+      "button",
+      { className: "example", testId: "example", attributes, on: { click: send } },
+      text,
+    );
+  }
+}
+
+const NO_TEMPLATE =
+  "This model has no chat template, so it cannot chat here. It still completes text: POST /v1/completions.";
+
+/** @param {import("./health.js").Health} health */
+function canChat(health) {
+  return health.has_chat_template !== false;
+}
+
+/** @param {HTMLElement} node @param {string} text */
+function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}

@@ -1,0 +1,172 @@
+// @ts-check
+/**
+ * Keeps conversations in the browser. Takes any `Storage`; no DOM.
+ *
+ * A conversation is one value under one key, so the text of a reply and its cursor are always
+ * written together: whatever moment the page ends at, what is stored agrees with itself.
+ */
+
+import { isOpen } from "./conversation.js";
+
+/** @typedef {import("./conversation.js").Conversation} Conversation */
+/** @typedef {import("./conversation.js").Message} Message */
+/** @typedef {import("./connection.js").Clock} Clock */
+
+const PREFIX = "tokenwire.v1.";
+const CONVERSATION_PREFIX = `${PREFIX}conversation.`;
+const WRITE_EVERY_MS = 500;
+
+/** @typedef {Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>} KeyValues */
+
+export class Store {
+  /** @type {Map<string, Conversation>} */
+  #pending = new Map();
+  /** @type {any} */
+  #timer = null;
+  #storage;
+  #clock;
+  #onFailure;
+
+  /**
+   * @param {object} options
+   * @param {KeyValues} options.storage
+   * @param {Clock} options.clock
+   * @param {() => void} options.onFailure called when something could not be written
+   */
+  constructor({ storage, clock, onFailure }) {
+    this.#storage = storage;
+    this.#clock = clock;
+    this.#onFailure = onFailure;
+  }
+
+  /** @returns {{conversations: Conversation[], numUnreadable: number}} */
+  load() {
+    const keys = Array.from({ length: this.#storage.length }, (_, i) => this.#storage.key(i) ?? "");
+    const conversations = [];
+    let numUnreadable = 0;
+    for (const key of keys.filter((one) => one.startsWith(CONVERSATION_PREFIX))) {
+      const conversation = parseConversation(this.#storage.getItem(key));
+      if (conversation) conversations.push(settle(conversation));
+      else numUnreadable += 1;
+    }
+    return { conversations, numUnreadable };
+  }
+
+  /** Write soon; several calls are one write. @param {Conversation} conversation */
+  save(conversation) {
+    this.#pending.set(conversation.id, conversation);
+    this.#timer ??= this.#clock.setTimeout(() => this.flush(), WRITE_EVERY_MS);
+  }
+
+  /** @param {string} id */
+  remove(id) {
+    this.#pending.delete(id);
+    this.#storage.removeItem(CONVERSATION_PREFIX + id);
+  }
+
+  /** Write what waits, now. */
+  flush() {
+    this.#clock.clearTimeout(this.#timer);
+    this.#timer = null;
+    for (const conversation of this.#pending.values()) {
+      this.#write(CONVERSATION_PREFIX + conversation.id, conversation);
+    }
+    this.#pending.clear();
+  }
+
+  /** @param {string} name @returns {unknown} null when there is none */
+  loadValue(name) {
+    return parse(this.#storage.getItem(PREFIX + name));
+  }
+
+  /** @param {string} name @param {unknown} value */
+  saveValue(name, value) {
+    this.#write(PREFIX + name, value);
+  }
+
+  /** @param {string} key @param {unknown} value */
+  #write(key, value) {
+    try {
+      this.#storage.setItem(key, JSON.stringify(value));
+    } catch {
+      // Storage is full or forbidden. The page goes on with what it has in memory.
+      this.#onFailure();
+    }
+  }
+}
+
+/** Return the conversation that a storage key belongs to. @param {string | null} key */
+export function conversationIdOf(key) {
+  return key?.startsWith(CONVERSATION_PREFIX) ? key.slice(CONVERSATION_PREFIX.length) : null;
+}
+
+/** @param {string | null} text @returns {Conversation | null} null when it cannot be used */
+export function parseConversation(text) {
+  const value = /** @type {Partial<Conversation> | null} */ (parse(text));
+  const isSound =
+    typeof value === "object" &&
+    typeof value?.id === "string" &&
+    typeof value.title === "string" &&
+    typeof value.updatedAt === "number" &&
+    isRecord(value.choices) &&
+    isRecord(value.messages) &&
+    Object.values(value.messages ?? {}).every(isMessage);
+  return isSound ? /** @type {Conversation} */ (value) : null;
+}
+
+/** @param {unknown} value */
+function isRecord(value) {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** @param {Partial<Message> | null} message */
+function isMessage(message) {
+  if (typeof message?.id !== "string" || typeof message.text !== "string") return false;
+  if (typeof message.parentId !== "string" || typeof message.createdAt !== "number") return false;
+  return message.role === "user" || (message.role === "assistant" && typeof message.seq === "number");
+}
+
+/** Bring replies that were open when the page ended into a state to go on from. @param {Conversation} conversation */
+function settle(conversation) {
+  /** @type {Record<string, Message>} */
+  const messages = {};
+  for (const message of Object.values(conversation.messages)) {
+    messages[message.id] = isOpen(message)
+      ? {
+          ...message,
+          // Without a handle the server may never have seen the request.
+          status: message.generationId ? "reconnecting" : "interrupted",
+          queue: null,
+          wasAway: true,
+          paceStart: null,
+          paceEnd: null,
+        }
+      : message;
+  }
+  return { ...conversation, messages };
+}
+
+/** @param {string | null} text @returns {unknown} */
+function parse(text) {
+  if (text === null) return null;
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+/** A `Storage` for browsers that allow none. @returns {KeyValues} */
+export function memoryStorage() {
+  /** @type {Map<string, string>} */
+  const values = new Map();
+  return {
+    getItem: (key) => values.get(key) ?? null,
+    setItem: (key, value) => void values.set(key, value),
+    removeItem: (key) => void values.delete(key),
+    key: (index) => [...values.keys()][index] ?? null,
+    get length() {
+      return values.size;
+    },
+  };
+}

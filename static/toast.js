@@ -1,0 +1,53 @@
+// @ts-check
+/**
+ * A short message at the edge of the page, with one thing to do about it.
+ */
+
+import { element } from "./element.js";
+
+const SHOWN_MS = 8000;
+
+export class Toast {
+  #root;
+  /** @type {any} */
+  #timer = null;
+  /** @type {(() => void) | null} */
+  #onGone = null;
+
+  /** @param {HTMLElement} root */
+  constructor(root) {
+    this.#root = root;
+  }
+
+  /**
+   * @param {string} text @param {string} label of the button
+   * @param {() => void} onAction the button was pressed
+   * @param {() => void} onGone it was not, and the moment is over
+   */
+  show(text, label, onAction, onGone) {
+    this.dismiss();
+    this.#onGone = onGone;
+    const act = () => {
+      this.#onGone = null;
+      this.dismiss();
+      onAction();
+    };
+    const attributes = { type: "button" };
+    const button = element(
+      "button",
+      { className: "button", testId: "undo", attributes, on: { click: act } },
+      label,
+    );
+    this.#root.replaceChildren(element("span", {}, text), button);
+    this.#root.hidden = false;
+    this.#timer = setTimeout(() => this.dismiss(), SHOWN_MS);
+  }
+
+  dismiss() {
+    clearTimeout(this.#timer);
+    this.#root.hidden = true;
+    const onGone = this.#onGone;
+    this.#onGone = null;
+    onGone?.();
+  }
+}

@@ -1,0 +1,112 @@
+// @ts-check
+/**
+ * What the page says about a reply and about the connection. Pure functions, no DOM.
+ */
+
+import { isOpen } from "./conversation.js";
+
+/** @typedef {import("./conversation.js").Reply} Reply */
+/** @typedef {import("./connection.js").ConnectionStatus} ConnectionStatus */
+/** @typedef {import("./health.js").Health} Health */
+/** @typedef {import("./protocol.js").ProtocolError} ProtocolError */
+
+/** A pace over fewer tokens than this says little. */
+const MIN_PACE_TOKENS = 8;
+
+/** @param {NonNullable<Reply['queue']>} queue */
+export function queueText({ position, estimatedWaitS }) {
+  const place = position === 0 ? "Next in the queue" : `Place ${position + 1} in the queue`;
+  return estimatedWaitS === null ? place : `${place} · about ${duration(estimatedWaitS)}`;
+}
+
+/** What is to be said of a reply beside its text; empty when nothing is. @param {Reply} reply */
+export function statusText(reply) {
+  if (reply.isStopping && isOpen(reply)) return "Stopping…";
+  switch (reply.status) {
+    case "queued":
+      return reply.generationId ? "Waiting for the model…" : "Sending…";
+    case "streaming":
+      return reply.text ? "" : "Reading your message…";
+    case "reconnecting":
+      return "Connection lost. The reply goes on when it is back.";
+    case "done":
+      return reply.finishReason === "length" ? "Ended at the longest reply that the settings allow." : "";
+    case "stopped":
+      return "Stopped.";
+    case "interrupted":
+      return reply.generationId
+        ? "Interrupted: the server no longer has the rest of this reply."
+        : "The page was closed before the server took this message.";
+    case "error":
+      return reply.error ? errorText(reply.error) : "Something went wrong.";
+    default:
+      return "";
+  }
+}
+
+/** @param {ProtocolError} error */
+export function errorText(error) {
+  const wait = error.retry_after_s ? ` Try again in ${duration(error.retry_after_s)}.` : "";
+  return `${WORDS[error.code] ?? error.message}${wait}`;
+}
+
+/** @type {Record<string, string>} */
+const WORDS = {
+  overloaded: "The server is busy: its queue is full.",
+  rate_limited: "Too many requests for now.",
+  shutting_down: "The server is shutting down.",
+  timeout: "The reply took longer than the server allows.",
+  engine_error: "The model failed on this reply.",
+};
+
+/** Pace and waiting time; while the reply flows, the pace seen here. @param {Reply} reply */
+export function statsText(reply) {
+  const { usage, timings } = reply;
+  const parts = [];
+  const pace = timings ? timings.tokens_per_s : livePace(reply);
+  if (pace !== null) parts.push(`${pace.toFixed(1)} tokens/s`);
+  const wait = timings?.ttft_s ?? null;
+  if (wait !== null)
+    parts.push(`first token ${wait < 1 ? `${Math.round(wait * 1000)} ms` : `${wait.toFixed(1)} s`}`);
+  if (usage) parts.push(`${usage.completion_tokens} tokens`);
+  return parts.join(" · ");
+}
+
+/** @param {Reply} reply */
+function livePace({ paceStart, paceEnd }) {
+  if (!paceStart || !paceEnd) return null;
+  const numTokens = paceEnd.seq - paceStart.seq;
+  const seconds = (paceEnd.at - paceStart.at) / 1000;
+  return numTokens < MIN_PACE_TOKENS || seconds <= 0 ? null : numTokens / seconds;
+}
+
+/** @param {ConnectionStatus} connection @param {Health | null} health */
+export function connectionText({ state, verdict }, health) {
+  switch (state) {
+    case "connecting":
+      return "Connecting…";
+    case "open":
+      return health?.model ?? "Connected";
+    case "reconnecting":
+      return verdict === "busy" ? "Server busy, retrying…" : "Reconnecting…";
+    case "unauthorized":
+      return "API key needed";
+    case "closed":
+      return "Disconnected";
+    default:
+      return "";
+  }
+}
+
+/** What a screen reader is told when a reply changes its state. @param {Reply} reply */
+export function announcement(reply) {
+  if (reply.queue) return queueText(reply.queue);
+  return statusText(reply) || (reply.status === "done" ? "Reply complete." : "");
+}
+
+/** @param {number} seconds */
+function duration(seconds) {
+  if (seconds < 1) return "a second";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return `${Math.round(seconds / 60)} min`;
+}

@@ -1,0 +1,34 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { fetchHealth, probe } from "../../static/health.js";
+
+const answer = (status) => async () => ({ status });
+const noAnswer = async () => {
+  throw new TypeError("failed to fetch");
+};
+
+test("why a handshake was refused is told by the status of a plain request", async () => {
+  const verdicts = await Promise.all([401, 200, 429, 503].map((status) => probe(answer(status), "")));
+  assert.deepEqual(verdicts, ["unauthorized", "refused", "busy", "busy"]);
+  assert.equal(await probe(noAnswer, ""), "unreachable");
+});
+
+test("the probe shows the key that the socket shows", async () => {
+  const seen = [];
+  const fetch = async (url, { headers }) => {
+    seen.push([url, headers]);
+    return { status: 200 };
+  };
+  await probe(fetch, "secret");
+  await probe(fetch, "");
+  assert.deepEqual(seen, [
+    ["/v1/models", { Authorization: "Bearer secret" }],
+    ["/v1/models", {}],
+  ]);
+});
+
+test("a server that does not answer has no health", async () => {
+  assert.equal(await fetchHealth(noAnswer), null);
+  assert.deepEqual(await fetchHealth(async () => ({ json: async () => ({ model: "m" }) })), { model: "m" });
+});

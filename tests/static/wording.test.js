@@ -1,0 +1,79 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import {
+  announcement,
+  connectionText,
+  errorText,
+  queueText,
+  statsText,
+  statusText,
+} from "../../static/wording.js";
+import { timings, usage } from "./fakes.js";
+
+const reply = (more) => ({
+  role: "assistant",
+  text: "",
+  status: "done",
+  queue: null,
+  usage: null,
+  timings: null,
+  error: null,
+  ...more,
+});
+
+test("a place in the queue is told as people count, with the wait when it is known", () => {
+  assert.equal(queueText({ position: 0, estimatedWaitS: null }), "Next in the queue");
+  assert.equal(queueText({ position: 2, estimatedWaitS: 12.4 }), "Place 3 in the queue · about 12 s");
+  assert.equal(queueText({ position: 2, estimatedWaitS: 300 }), "Place 3 in the queue · about 5 min");
+});
+
+test("an ended reply tells its pace, its first token and its size", () => {
+  assert.equal(statsText(reply({ usage, timings })), "10.0 tokens/s · first token 100 ms · 2 tokens");
+  const slow = { ...timings, ttft_s: 2.34, tokens_per_s: null };
+  assert.equal(statsText(reply({ usage, timings: slow })), "first token 2.3 s · 2 tokens");
+});
+
+test("a flowing reply tells the pace seen here, once there is enough to see", () => {
+  const pace = (to, at) =>
+    reply({ status: "streaming", paceStart: { seq: 0, at: 0 }, paceEnd: { seq: to, at } });
+  assert.equal(statsText(pace(3, 100)), "");
+  assert.equal(statsText(pace(50, 2000)), "25.0 tokens/s");
+});
+
+test("every state of a reply that needs words has them", () => {
+  for (const more of [
+    { status: "queued" },
+    { status: "queued", generationId: "g" },
+    { status: "streaming" },
+    { status: "streaming", text: "x", isStopping: true },
+    { status: "reconnecting" },
+    { finishReason: "length" },
+    { status: "stopped" },
+    { status: "interrupted" },
+    { status: "interrupted", generationId: "g" },
+    { status: "error" },
+  ]) {
+    assert.notEqual(statusText(reply(more)), "", JSON.stringify(more));
+  }
+  assert.equal(statusText(reply({ finishReason: "stop" })), "");
+  assert.equal(statusText(reply({ status: "streaming", text: "x" })), "");
+});
+
+test("an error of a known kind is put in plain words, others speak for themselves", () => {
+  const overloaded = { code: "overloaded", message: "m", retryable: true, retry_after_s: 3 };
+  assert.equal(errorText(overloaded), "The server is busy: its queue is full. Try again in 3 s.");
+  assert.equal(errorText({ code: "prompt_too_long", message: "Too long.", retryable: false }), "Too long.");
+});
+
+test("the connection names the model when all is well", () => {
+  const open = { state: "open", retryAt: null, verdict: null };
+  assert.equal(connectionText(open, { model: "SmolLM2" }), "SmolLM2");
+  assert.equal(connectionText(open, null), "Connected");
+  assert.equal(connectionText({ ...open, state: "unauthorized" }, null), "API key needed");
+});
+
+test("a screen reader hears of the end, not of every token", () => {
+  assert.equal(announcement(reply({ status: "streaming", text: "some" })), "");
+  assert.equal(announcement(reply({ text: "some" })), "Reply complete.");
+});
