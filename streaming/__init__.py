@@ -2,7 +2,7 @@
 
 from streaming.async_engine import AsyncEngine, EngineStats
 from streaming.backend import Backend, ModelInfo
-from streaming.backends import load_backend
+from streaming.backends import list_cached_models, load_backend
 from streaming.config import BackendName, EngineConfig, ModelConfig
 from streaming.generation import (
     Delta,
@@ -12,9 +12,12 @@ from streaming.generation import (
     Finished,
     FinishReason,
     Generation,
+    Logprob,
     Queued,
     Reader,
     Started,
+    Token,
+    TokenLogprobs,
 )
 from streaming.request import (
     ANYONE,
@@ -43,6 +46,7 @@ __all__ = [
     "Finished",
     "Generation",
     "GenerationRequest",
+    "Logprob",
     "ModelConfig",
     "ModelInfo",
     "Queued",
@@ -50,6 +54,9 @@ __all__ = [
     "SamplingParams",
     "Started",
     "TextPrompt",
+    "Token",
+    "TokenLogprobs",
     "TokenPrompt",
+    "list_cached_models",
     "load_backend",
 ]

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from streaming.backend import Backend
 from streaming.config import BackendName, ModelConfig
 
+if TYPE_CHECKING:
+    from streaming.backends.model_cache import CachedModel
+
 OnProgress = Callable[[str, float | None], None]
 """Told what is being done and how much of it is done, 0 to 1 or None where that is unknown."""
+
+
+def list_cached_models(cache_dir: str | None = None) -> list[CachedModel]:
+    """Return the models that are on this machine, by name.
+
+    Args:
+        cache_dir: where converted models are kept; None is the user's cache directory.
+    """
+    from streaming.backends import model_cache
+
+    return model_cache.list_cached_models(cache_dir)
 
 
 def load_backend(config: ModelConfig, *, on_progress: OnProgress = lambda *_: None) -> Backend:

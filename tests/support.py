@@ -1,0 +1,208 @@
+"""Test doubles and checks that all tests share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+from hypothesis import settings
+
+from streaming import (
+    AsyncEngine,
+    Backend,
+    Delta,
+    Ended,
+    EngineConfig,
+    Event,
+    Finished,
+    Generation,
+    GenerationRequest,
+    Queued,
+    SamplingParams,
+    Started,
+    TextPrompt,
+)
+from streaming.backends.scripted import EOS, ByteTokenizer, Gate
+from streaming.generation import Token
+from streaming.sequence import Sequence as EngineSequence
+
+TIMEOUT_S = 20.0
+"""An async test that takes longer hangs."""
+
+property_test = settings(max_examples=100, deadline=None)
+"""No deadline: how long one example takes depends on what else the machine does."""
+
+
+class ManualClock:
+    """Monotonic seconds that pass only when told to."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+async def yield_to_loop() -> None:
+    """Let everything that is ready run once."""
+    await asyncio.sleep(0)  # noqa: TID251 - the one place
+
+
+async def entered(gate: Gate) -> None:
+    """Wait until the runner has come to the gate."""
+    await asyncio.to_thread(gate.entered.acquire)
+
+
+# Making what a test needs, with the defaults that it does not care about.
+
+
+def make_generation(
+    generation_id: str = "gen_1", *, owner: str = "anyone", prompt_tokens: int = 3
+) -> Generation:
+    return Generation(
+        generation_id=generation_id,
+        owner=owner,
+        model="scripted",
+        created_at=1_700_000_000.0,
+        submitted_at=0.0,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def make_sequence(
+    generation_id: str = "gen_1",
+    *,
+    prompt: str = "ask",
+    params: SamplingParams | None = None,
+    max_tokens: int = 100,
+    deadline_at: float = 1e9,
+    submitted_at: float = 0.0,
+) -> EngineSequence:
+    """Return a sequence over the byte tokenizer; `params`, where given, has its own max_tokens."""
+    prompt_ids = ByteTokenizer().encode(prompt)
+    generation = make_generation(generation_id, prompt_tokens=len(prompt_ids))
+    generation.submitted_at = submitted_at
+    return EngineSequence(
+        generation=generation,
+        prompt_ids=prompt_ids,
+        params=params or SamplingParams(max_tokens=max_tokens),
+        eos_token_ids=frozenset({EOS}),
+        decode=ByteTokenizer().decode,
+        deadline_at=deadline_at,
+    )
+
+
+def ask(text: str = "ask", **params: object) -> GenerationRequest:
+    """Return a request for `text` with these sampling parameters."""
+    return GenerationRequest(prompt=TextPrompt(text), params=SamplingParams(**params))  # type: ignore[arg-type]
+
+
+def words(generation: Generation, *texts: str) -> None:
+    """Append one token for each text."""
+    for text in texts:
+        generation.append(Token(len(text), text, at=0.0))
+
+
+# What holds of every stream.
+
+
+def assert_well_formed(
+    events: Sequence[Event], generation: Generation, *, after: int = -1, is_open: bool = False
+) -> None:
+    """Assert what one reader may see of a log: queued*, started?, delta*, then exactly one ended.
+
+    Args:
+        events: all that the reader got, in order.
+        generation: the log that it read.
+        after: the cursor that it began at.
+        is_open: it stopped reading before the end.
+    """
+    ranks = {Queued: 0, Started: 1, Delta: 2, Ended: 3}
+    order = [ranks[type(event)] for event in events]
+    assert order == sorted(order), events
+    assert order.count(1) <= 1, events
+    assert order.count(3) == (0 if is_open else 1), events
+    if 2 in order:
+        assert 1 in order, "text without a start"
+
+    seqs = [event.seq for event in events if isinstance(event, Delta | Ended)]
+    assert seqs == sorted(set(seqs)), "a sequence number repeats or falls"
+    deltas = [event for event in events if isinstance(event, Delta)]
+    assert all(delta.seq > after for delta in deltas)
+    text = "".join(delta.text for delta in deltas)
+    if is_open:
+        assert generation.text.startswith(text_up_to(generation, after) + text)
+        return
+    assert text_up_to(generation, after) + text == generation.text
+    ended = events[-1]
+    assert isinstance(ended, Ended)
+    assert ended.record is generation.outcome
+    assert ended.seq == generation.last_seq
+
+
+def text_up_to(generation: Generation, seq: int) -> str:
+    """Return the text that a client with this cursor has."""
+    records = generation.read_after(-1)[: seq + 1]
+    return "".join(getattr(record, "text", "") for record in records)
+
+
+def finish_reason(generation: Generation) -> str | None:
+    """Return how a log ended, or None when it is open or failed."""
+    outcome = generation.outcome
+    return str(outcome.finish_reason) if isinstance(outcome, Finished) else None
+
+
+def joined(events: Iterable[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Delta))
+
+
+# A running engine.
+
+
+def tokenwire_threads() -> list[str]:
+    """Return the names of our threads that are alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenwire")]
+
+
+@asynccontextmanager
+async def running_engine(
+    backend: Backend, config: EngineConfig | None = None, *, gate: Gate | None = None
+) -> AsyncIterator[AsyncEngine]:
+    """Start an engine; at exit, close it and assert that it leaves nothing behind.
+
+    Args:
+        backend: a scripted one, mostly.
+        config: limits.
+        gate: what holds the backend's runner back; opened at exit, so that the engine can end.
+    """
+    assert tokenwire_threads() == [], "an earlier test left a thread"
+    tasks_before = asyncio.all_tasks()
+    engine = AsyncEngine(backend, config)
+    async with asyncio.timeout(TIMEOUT_S):
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            if gate is not None:
+                gate.open()
+            await engine.aclose()
+        assert tokenwire_threads() == []
+        assert asyncio.all_tasks() == tasks_before
+        assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
+        assert not engine._engine.has_work
+        assert not engine._grace_timers
+        if not engine.has_failed:
+            engine._engine.check_integrity()
+
+
+async def collect(engine: AsyncEngine, generation: Generation, *, after: int = -1) -> list[Event]:
+    """Follow a log to its end and check what came."""
+    with engine.follow(generation, after=after) as reader:
+        events = [event async for event in reader]
+    assert_well_formed(events, generation, after=after)
+    return events
