@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
@@ -25,7 +25,7 @@ class Admission:
 
         Raises:
             ModelNotFound: another model is asked for.
-            PromptTooLong: so many characters cannot fit the context.
+            PromptTooLong: so many characters, or token ids, cannot fit the context.
             InvalidRequest: the prompt is empty or no Unicode, or a field does not fit the model.
         """
         info, prompt, params = self._info, request.prompt, request.params
@@ -49,6 +49,7 @@ class Admission:
         self._check_ids("logit_bias", params.logit_bias)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
+            self._check_length(prompt, prompt.token_ids)
             self._check_ids(prompt.param, prompt.token_ids)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
@@ -69,9 +70,7 @@ class Admission:
                 assert_never(prompt)
         if not prompt_ids:
             raise InvalidRequest(param=prompt.param, reason="has no tokens")
-        limit = self._info.max_model_len - 1
-        if len(prompt_ids) > limit:
-            raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
+        self._check_length(prompt, prompt_ids)
         return prompt_ids
 
     def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
@@ -84,6 +83,11 @@ class Admission:
             min_tokens=min(params.min_tokens, max_tokens),
             seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
+
+    def _check_length(self, prompt: Prompt, prompt_ids: Sequence[int]) -> None:
+        limit = self._info.max_model_len - 1
+        if len(prompt_ids) > limit:
+            raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
 
     def _check_ids(self, param: str, token_ids: Iterable[int]) -> None:
         vocab_size = self._info.vocab_size

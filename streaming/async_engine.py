@@ -14,17 +14,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from streaming.admission import Admission
-from streaming.backend import Backend, ModelInfo
+from streaming.backend import Backend, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, Overloaded, ShuttingDown
 from streaming.generation import Generation, Reader
-from streaming.request import GenerationRequest
+from streaming.request import GenerationRequest, Prompt
 from streaming.sequence import Sequence
 from streaming.store import GenerationStore
 
@@ -70,6 +71,7 @@ class AsyncEngine:
         self._grace_timers: dict[str, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._is_closed = False
         self.is_shutting_down = False
         self.has_failed = False
         """The engine's thread is dead; only a restart helps."""
@@ -77,6 +79,10 @@ class AsyncEngine:
     @property
     def info(self) -> ModelInfo:
         return self._backend.info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._backend.tokenizer
 
     @property
     def stats(self) -> EngineStats:
@@ -104,18 +110,34 @@ class AsyncEngine:
             CapacityError: it could be, later.
             EngineFailure: the engine is dead.
         """
-        self._check_capacity()
-        self._admission.check(request)
+        [generation] = await self.submit_all([request])
+        return generation
+
+    async def submit_all(self, requests: SequenceOf[GenerationRequest]) -> list[Generation]:
+        """Admit all requests or none, and return their logs in the same order.
+
+        Requests that share a prompt have it tokenised once.
+
+        Raises:
+            RequestError: one of them cannot be served; none was queued.
+            CapacityError: there is no room for all of them now.
+            EngineFailure: the engine is dead.
+        """
+        self._check_capacity(num_requests=len(requests))
+        for request in requests:
+            self._admission.check(request)
         assert self._loop is not None, "the engine has not been started"
-        self._num_tokenizing += 1
+        self._num_tokenizing += len(requests)
         try:
             prompt_ids = await self._loop.run_in_executor(
-                self._tokenizer_pool, self._admission.tokenize, request.prompt
+                self._tokenizer_pool, self._tokenize, [request.prompt for request in requests]
             )
         finally:
-            self._num_tokenizing -= 1
-        self._check_capacity(num_prompt_tokens=len(prompt_ids))
-        return self._enqueue(request, prompt_ids)
+            self._num_tokenizing -= len(requests)
+        self._check_capacity(
+            num_requests=len(requests), num_prompt_tokens=sum(len(ids) for ids in prompt_ids)
+        )
+        return [self._enqueue(*pair) for pair in zip(requests, prompt_ids, strict=True)]
 
     def find(self, generation_id: str, *, owner: str) -> Generation:
         """Return a log that can still be read.
@@ -127,6 +149,8 @@ class AsyncEngine:
 
     def cancel(self, generation: Generation) -> None:
         """End a generation at the engine's next step; nothing happens if it has ended."""
+        if generation.is_ended:
+            return  # and a dead engine, whose logs have all ended, would never empty its inbox
         generation_id = generation.generation_id
         self._inbox.put(lambda: self._engine.cancel(generation_id))
 
@@ -181,19 +205,21 @@ class AsyncEngine:
         if self._thread.is_alive():
             self._inbox.put(self._stop)
             await asyncio.to_thread(self._thread.join)
-        self._tokenizer_pool.shutdown(wait=False, cancel_futures=True)
-        self._backend.runner.close()
+        await asyncio.to_thread(self._tokenizer_pool.shutdown)
+        if not self._is_closed:
+            self._is_closed = True
+            self._backend.runner.close()
 
     # On the event loop.
 
-    def _check_capacity(self, *, num_prompt_tokens: int = 0) -> None:
+    def _check_capacity(self, *, num_requests: int, num_prompt_tokens: int = 0) -> None:
         if self.has_failed:
             raise EngineFailure
         if self.is_shutting_down:
             raise self._shutting_down()
         config = self._config
         num_waiting = self.stats.num_waiting + self._num_tokenizing
-        if num_waiting >= config.max_waiting_requests:
+        if num_waiting + num_requests > config.max_waiting_requests:
             raise Overloaded(
                 num_waiting=num_waiting,
                 max_waiting=config.max_waiting_requests,
@@ -271,9 +297,23 @@ class AsyncEngine:
     def _bury(self) -> None:
         """End all logs: the engine's thread has died, so its engine is this thread's now."""
         self.has_failed = True
+        self._engine.abandon(EngineFailure())
+        # What is still in the inbox can now reach nothing that has run, so no command touches the
+        # runner again. Requests among them end as the others did.
         self._take_commands(wait=False)
         self._engine.abandon(EngineFailure())
         self._deliver(self._engine.take_touched())
+
+    # On a tokenizer thread.
+
+    def _tokenize(self, prompts: SequenceOf[Prompt]) -> list[list[int]]:
+        prompt_ids: dict[Prompt, list[int]] = {}
+        for prompt in prompts:
+            if self.is_shutting_down:
+                raise self._shutting_down()
+            if prompt not in prompt_ids:
+                prompt_ids[prompt] = self._admission.tokenize(prompt)
+        return [prompt_ids[prompt] for prompt in prompts]
 
     # On the engine's thread.
 

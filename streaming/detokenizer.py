@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _NUM_CONTEXT_TOKENS = 5
 """Tokens before the first new one that may change how it is written."""
-_MAX_HELD_REPLACEMENTS = 3
-"""A character has at most four bytes, so at most three wait for the last (RFC 3629 §3)."""
-
 _MAX_HELD_TOKENS = 8
-"""Bytes that no token has completed by then are no character; they are shown as replaced."""
+"""A character has at most four bytes (RFC 3629 §3), so at most four tokens, and some room for
+special ones among them. Bytes that no token has completed by then are shown as replaced."""
 
 
 class Detokenizer:
@@ -31,32 +29,57 @@ class Detokenizer:
         self, decode: Callable[[Sequence[int]], str], prompt_ids: Sequence[int] = ()
     ) -> None:
         self._decode = decode
-        self._window = list(prompt_ids[-_NUM_CONTEXT_TOKENS:])
-        self._num_read = len(self._window)
-        self._read_text = decode(self._window)
-        self._text = self._read_text
+        self._window: list[int] = []
+        self._num_read = 0
+        self._read_text = self._text = ""
+        self._follow(list(prompt_ids[-_NUM_CONTEXT_TOKENS:]))
 
     def feed(self, token_id: int) -> str:
         """Return the text that `token_id` completes, which may be none."""
+        is_holding = len(self._window) > self._num_read
         self._window.append(token_id)
         text = self._decode(self._window)
-        is_holding = self._text != self._read_text
-        if text == self._text and not is_holding:
-            self._window.pop()  # a token without text, like a special one: it cannot change others
+        is_whole = not text.endswith(REPLACEMENT)
+        if text == self._text and is_whole and not is_holding:
+            # A token without text: a special one, which cannot change others, or a space that only
+            # has no text because none is before it, which can.
+            if text or len(self._window) > _NUM_CONTEXT_TOKENS:
+                self._window.pop()
+            self._num_read = len(self._window)
             return ""
         self._text = text
-        num_replaced = len(text) - len(text.rstrip(REPLACEMENT))
-        num_held = len(self._window) - self._num_read
-        if 0 < num_replaced <= _MAX_HELD_REPLACEMENTS and num_held <= _MAX_HELD_TOKENS:
+        if is_whole:
+            piece = self._unread_text()
+            self._follow(self._window[self._num_read :])
+            return piece
+        if len(self._window) - self._num_read <= _MAX_HELD_TOKENS:
             return ""
-        piece = text[len(self._read_text) :]
-        self._window = self._window[self._num_read :]
-        self._num_read = len(self._window)
-        self._read_text = self._text = self._decode(self._window)
+        piece = self._unread_text()
+        # Broken bytes are no context: they would break the characters after them, too.
+        del self._window[self._num_read :]
+        self._text = self._read_text
         return piece
 
     def flush(self) -> str:
         """Return the whole characters still held; half a character at the very end is dropped."""
-        piece = self._text[len(self._read_text) :].rstrip(REPLACEMENT)
+        piece = self._unread_text().rstrip(REPLACEMENT)
+        self._num_read = len(self._window)
         self._read_text = self._text
         return piece
+
+    def _follow(self, context: list[int]) -> None:
+        """Take `context` as read, from its first whole character on."""
+        read_text = self._decode(context)
+        while read_text.startswith(REPLACEMENT):
+            context = context[1:]
+            read_text = self._decode(context)
+        self._window = context
+        self._num_read = len(context)
+        self._read_text = self._text = read_text
+
+    def _unread_text(self) -> str:
+        if self._text.startswith(self._read_text.rstrip(REPLACEMENT)):
+            return self._text[len(self._read_text) :]
+        # Byte fallback decodes a run of bytes as one, so a broken byte unmakes the whole characters
+        # before it, which have been read and stay as they are.
+        return self._decode(self._window[self._num_read :])

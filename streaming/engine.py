@@ -149,15 +149,14 @@ class Engine:
             return
         self._queue_changed = False
         self._queue_updated_at = now
-        ahead = list(self._scheduler.running)
-        for position, sequence in enumerate(self._scheduler.waiting):
+        waiting = self._scheduler.waiting
+        *waits_s, self.estimated_wait_s = self._estimator.waits_s(self._scheduler.running, waiting)
+        for position, (sequence, wait_s) in enumerate(zip(waiting, waits_s, strict=True)):
             generation = sequence.generation
-            queued = Queued(position, self._estimator.wait_s(ahead))
-            ahead.append(sequence)
+            queued = Queued(position, wait_s)
             if queued != generation.queued:
                 generation.queued = queued
                 self._touched[generation.generation_id] = generation
-        self.estimated_wait_s = self._estimator.wait_s(ahead)
 
     def check_integrity(self) -> None:
         """Assert that the parts agree on what is alive."""

@@ -23,6 +23,8 @@ from typing import Self
 
 from streaming.errors import CursorLost, StreamingError
 
+_LOG_BYTES = 900
+"""Cost of a log without its records and labels: itself, its id, its list and its marks."""
 _RECORD_BYTES = 200
 """Cost of a record without its text: the object, its time stamp, an empty string, a list slot."""
 _LOGPROB_BYTES = 250
@@ -167,6 +169,7 @@ class Generation:
         submitted_at: monotonic seconds, for timings.
         metadata: the client's own labels, given back as they came.
         prompt_tokens: size of the prompt, known at admission.
+        num_bytes: about what the log takes in memory, rather too much than too little.
     """
 
     generation_id: str
@@ -178,10 +181,14 @@ class Generation:
     metadata: Mapping[str, str] = field(default_factory=dict)
     queued: Queued | None = None
     started: Started | None = None
-    num_bytes: int = 0
+    num_bytes: int = _LOG_BYTES
     _records: list[Record] = field(default_factory=list)
     _num_tokens: int = 0
     _subscribers: set[Callable[[], None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for key, value in self.metadata.items():
+            self.num_bytes += _RECORD_BYTES + _num_bytes(key) + _num_bytes(value)
 
     # The engine's side.
 
@@ -194,7 +201,7 @@ class Generation:
     def append(self, record: Token | Tail) -> None:
         """Add text to the open log."""
         assert not self.is_ended, "a log takes nothing after its end"
-        self.num_bytes += _RECORD_BYTES + len(record.text.encode("utf-8", "surrogatepass"))
+        self.num_bytes += _RECORD_BYTES + _num_bytes(record.text)
         if isinstance(record, Token):
             self._num_tokens += 1
             if record.logprobs is not None:
@@ -278,8 +285,8 @@ class Generation:
 class Reader:
     """Follows one generation from a cursor to its end.
 
-    Either iterate (`async for event in reader`), or pass `on_wake` and call `read` after each wake,
-    as a connection does that follows many. Use as a context manager, or call `close`.
+    Iterate (`async for event in reader`), or pass `on_wake` and call `read` after each wake, as a
+    connection does that follows many. Use as a context manager, or call `close`.
 
     Args:
         generation: the log to follow.
@@ -310,8 +317,8 @@ class Reader:
         self._last_queued: Queued | None = None
         self._has_seen_start = False
         self._woken = asyncio.Event()
-        self._on_wake = on_wake or self._woken.set
-        generation.subscribe(self._on_wake)
+        self._on_wake = on_wake
+        generation.subscribe(self._wake)  # its own method: two readers may share one `on_wake`
 
     def read(self) -> list[Event]:
         """Return what is new, merged, and move the cursor past it; never waits.
@@ -367,7 +374,12 @@ class Reader:
         return outcome
 
     def close(self) -> None:
-        self.generation.unsubscribe(self._on_wake)
+        self.generation.unsubscribe(self._wake)
+
+    def _wake(self) -> None:
+        self._woken.set()
+        if self._on_wake is not None:
+            self._on_wake()
 
     def __enter__(self) -> Self:
         return self
@@ -378,6 +390,10 @@ class Reader:
 
 def _join_text(records: list[Record]) -> str:
     return "".join(record.text for record in records if isinstance(record, Token | Tail))
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _since(start: float | None, end: float | None) -> float | None:

@@ -48,7 +48,7 @@ class ChatPrompt:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        return tuple(message.content for message in self.messages)
+        return tuple(text for message in self.messages for text in (message.role, message.content))
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt

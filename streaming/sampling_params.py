@@ -94,7 +94,16 @@ def _check_range(
     param: str, value: float, low: float, high: float, *, above_low: bool = False
 ) -> None:
     too_low = value <= low if above_low else value < low
-    if math.isnan(value) or too_low or value > high:
+    if value != value or too_low or value > high:  # only NaN is not itself
         more = "more than" if above_low else "at least"
-        bounds = f"{more} {low:g}" if high == math.inf else f"{more} {low:g} and at most {high:g}"
-        raise InvalidRequest(param=param, reason=f"must be {bounds}, not {value:g}")
+        bounds = f"{more} {_write(low)}"
+        if high != math.inf:
+            bounds += f" and at most {_write(high)}"
+        raise InvalidRequest(param=param, reason=f"must be {bounds}, not {_write(value)}")
+
+
+def _write(value: float) -> str:
+    """Write an integer exactly; one that no float holds cannot be formatted as one."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if value.bit_length() <= 64 else "a number of more than 64 bits"

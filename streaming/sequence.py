@@ -143,8 +143,7 @@ class Sequence:
         return self._stop_checker.feed(text) if may_stop else text
 
     def _flush(self) -> str:
-        text = self._stop_checker.feed(self._detokenizer.flush())
-        return text if self._stop_checker.is_stopped else text + self._stop_checker.flush()
+        return self._stop_checker.feed(self._detokenizer.flush()) + self._stop_checker.flush()
 
     def _let_go(self, at: float) -> None:
         if text := self._flush():

@@ -24,11 +24,21 @@ class WaitEstimator:
     def observe_end(self, *, num_tokens: int) -> None:
         self._completion_tokens = _mix(self._completion_tokens, num_tokens)
 
-    def wait_s(self, ahead: Iterable[Sequence]) -> float | None:
-        """Return the time that those ahead still take; None before the first measurement."""
+    def waits_s(
+        self, running: Iterable[Sequence], waiting: Iterable[Sequence]
+    ) -> list[float | None]:
+        """Return how long each of `waiting` will wait, and last, how long one that came now would.
+
+        All are None before the first measurement.
+        """
+        num_tokens = sum(self._expected_tokens(sequence) for sequence in running)
+        num_ahead = [num_tokens]
+        for sequence in waiting:
+            num_tokens += self._expected_tokens(sequence)
+            num_ahead.append(num_tokens)
         if self._tokens_per_s is None:
-            return None
-        return sum(self._expected_tokens(sequence) for sequence in ahead) / self._tokens_per_s
+            return [None] * len(num_ahead)
+        return [num_tokens / self._tokens_per_s for num_tokens in num_ahead]
 
     def _expected_tokens(self, sequence: Sequence) -> float:
         """Return the tokens still to come: the limit, or less where answers were shorter so far."""

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
 from hypothesis import settings
 
@@ -24,7 +25,7 @@ from streaming import (
     Started,
     TextPrompt,
 )
-from streaming.backends.scripted import EOS, ByteTokenizer, Gate
+from streaming.backends.scripted import EOS, ByteTokenizer
 from streaming.generation import Token
 from streaming.sequence import Sequence as EngineSequence
 
@@ -53,9 +54,19 @@ async def yield_to_loop() -> None:
     await asyncio.sleep(0)  # noqa: TID251 - the one place
 
 
-async def entered(gate: Gate) -> None:
-    """Wait until the runner has come to the gate."""
-    await asyncio.to_thread(gate.entered.acquire)
+class Barrier(Protocol):
+    """What a test holds a thread back with."""
+
+    entered: threading.Semaphore
+
+    def open(self) -> None:
+        """Let everything pass from now on."""
+
+
+async def entered(barrier: Barrier) -> None:
+    """Wait until someone has come to the barrier, or fail: a waiting thread outlives its test."""
+    has_entered = await asyncio.to_thread(barrier.entered.acquire, timeout=TIMEOUT_S / 2)
+    assert has_entered, "nobody came to the barrier"
 
 
 # Making what a test needs, with the defaults that it does not care about.
@@ -171,17 +182,21 @@ def tokenwire_threads() -> list[str]:
 
 @asynccontextmanager
 async def running_engine(
-    backend: Backend, config: EngineConfig | None = None, *, gate: Gate | None = None
+    backend: Backend, config: EngineConfig | None = None, *, gate: Barrier | None = None
 ) -> AsyncIterator[AsyncEngine]:
     """Start an engine; at exit, close it and assert that it leaves nothing behind.
 
     Args:
         backend: a scripted one, mostly.
         config: limits.
-        gate: what holds the backend's runner back; opened at exit, so that the engine can end.
+        gate: what holds the backend back; opened at exit, so that the engine can end.
     """
     assert tokenwire_threads() == [], "an earlier test left a thread"
     tasks_before = asyncio.all_tasks()
+    loop = asyncio.get_running_loop()
+    handler_before = loop.get_exception_handler()
+    failed_callbacks: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: failed_callbacks.append(context))
     engine = AsyncEngine(backend, config)
     async with asyncio.timeout(TIMEOUT_S):
         await engine.start()
@@ -191,6 +206,8 @@ async def running_engine(
             if gate is not None:
                 gate.open()
             await engine.aclose()
+            loop.set_exception_handler(handler_before)
+        assert failed_callbacks == []
         assert tokenwire_threads() == []
         assert asyncio.all_tasks() == tasks_before
         assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)

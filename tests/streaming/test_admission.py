@@ -1,0 +1,196 @@
+"""What can be known before the queue is refused before the queue, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pytest
+
+from streaming.admission import Admission
+from streaming.backends.scripted import EOS, ByteTokenizer, scripted_backend
+from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from streaming.request import (
+    ChatMessage,
+    ChatPrompt,
+    GenerationRequest,
+    Prompt,
+    TextPrompt,
+    TokenPrompt,
+)
+from streaming.sampling_params import SamplingParams
+
+LIMIT = 16
+SURROGATE = "a\ud800b"
+
+
+def make_admission(*, has_chat_template: bool = True) -> Admission:
+    return Admission(scripted_backend(max_model_len=LIMIT, has_chat_template=has_chat_template))
+
+
+def chat(*contents: str, role: str = "user") -> ChatPrompt:
+    return ChatPrompt(tuple(ChatMessage(role, content) for content in contents))
+
+
+def refused(prompt: Prompt, **params: object) -> tuple[str, str | None]:
+    """Return the class and the field of the refusal, which comes without tokenising."""
+    request = GenerationRequest(prompt=prompt, params=SamplingParams(**params))  # type: ignore[arg-type]
+    with pytest.raises((InvalidRequest, PromptTooLong, ModelNotFound)) as caught:
+        make_admission().check(request)
+    return type(caught.value).__name__, caught.value.param
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        TextPrompt("a"),
+        TextPrompt("x" * LIMIT),  # as many characters as could fit; its tokens are counted later
+        TextPrompt("日本 😀 \u0000"),
+        TokenPrompt((0, EOS)),
+        TokenPrompt((1,) * (LIMIT - 1)),
+        chat("hi"),
+        chat(""),
+    ],
+)
+def test_a_prompt_that_may_fit_passes(prompt: Prompt):
+    make_admission().check(GenerationRequest(prompt=prompt))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "refusal"),
+    [
+        (TextPrompt(""), ("InvalidRequest", "prompt")),
+        (TokenPrompt(()), ("InvalidRequest", "prompt")),
+        (ChatPrompt(()), ("InvalidRequest", "messages")),
+        (TextPrompt("x" * (LIMIT + 1)), ("PromptTooLong", "prompt")),
+        (chat("x" * LIMIT, "x"), ("PromptTooLong", "messages")),
+        (TokenPrompt((1,) * LIMIT), ("PromptTooLong", "prompt")),
+        (TextPrompt(SURROGATE), ("InvalidRequest", "prompt")),
+        (chat("fine", SURROGATE), ("InvalidRequest", "messages")),
+        (chat("fine", role=SURROGATE), ("InvalidRequest", "messages")),
+        (chat("fine", role="r" * LIMIT), ("PromptTooLong", "messages")),
+        (TokenPrompt((1, -1)), ("InvalidRequest", "prompt")),
+        (TokenPrompt((1, EOS + 1)), ("InvalidRequest", "prompt")),
+        (TokenPrompt((10**30,)), ("InvalidRequest", "prompt")),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_refused_by_name(
+    prompt: Prompt, refusal: tuple[str, str]
+):
+    assert refused(prompt) == refusal
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("stop", (SURROGATE,)),
+        ("logit_bias", {EOS + 1: 1.0}),
+        ("logit_bias", {-1: 1.0}),
+        ("stop_token_ids", frozenset({EOS + 1})),
+        ("stop_token_ids", frozenset({-1})),
+    ],
+)
+def test_a_parameter_that_does_not_fit_the_model_is_refused_by_name(param: str, value: object):
+    assert refused(TextPrompt("a"), **{param: value}) == ("InvalidRequest", param)
+
+
+def test_token_ids_of_the_models_own_range_pass():
+    params = SamplingParams(stop_token_ids=frozenset({0, EOS}), logit_bias={0: 1.0, EOS: 1.0})
+    make_admission().check(GenerationRequest(prompt=TextPrompt("a"), params=params))
+
+
+@pytest.mark.parametrize("model", [None, "scripted"])
+def test_the_served_model_may_be_named(model: str | None):
+    make_admission().check(GenerationRequest(prompt=TextPrompt("a"), model=model))
+
+
+def test_another_model_is_refused_by_name():
+    with pytest.raises(ModelNotFound) as caught:
+        make_admission().check(GenerationRequest(prompt=TextPrompt("a"), model="gpt"))
+    assert (caught.value.param, caught.value.served) == ("model", "scripted")
+
+
+def test_a_model_without_a_template_refuses_messages():
+    admission = make_admission(has_chat_template=False)
+    with pytest.raises(InvalidRequest, match="scripted has no chat template") as caught:
+        admission.check(GenerationRequest(prompt=chat("hi")))
+    assert caught.value.param == "messages"
+    admission.check(GenerationRequest(prompt=TextPrompt("hi")))
+
+
+# Tokenising.
+
+
+def test_each_kind_of_prompt_has_its_tokens():
+    admission = Admission(scripted_backend())
+    assert admission.tokenize(TextPrompt("é")) == [0xC3, 0xA9]
+    assert admission.tokenize(TokenPrompt((3, 1, 2))) == [3, 1, 2]
+    assert bytes(admission.tokenize(chat("hi"))) == b"user: hi\nassistant: "
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_tokens"),
+    [
+        (TextPrompt("x" * LIMIT), 16),  # fits by characters, leaves no room for an answer
+        (TextPrompt("日" * 6), 18),
+        (chat("hi"), 20),
+    ],
+)
+def test_a_prompt_without_room_for_an_answer_is_too_long(prompt: Prompt, num_tokens: int):
+    with pytest.raises(PromptTooLong) as caught:
+        make_admission().tokenize(prompt)
+    error = caught.value
+    assert (error.size, error.limit, error.unit) == (num_tokens, LIMIT - 1, "tokens")
+    assert error.param == prompt.param
+
+
+def test_a_prompt_with_room_for_one_token_is_taken():
+    assert len(make_admission().tokenize(TextPrompt("x" * (LIMIT - 1)))) == LIMIT - 1
+
+
+class SilentTokenizer(ByteTokenizer):
+    """Has no token for anything."""
+
+    def encode(self, text: str) -> list[int]:
+        return []
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        return []
+
+
+@pytest.mark.parametrize("prompt", [TextPrompt("\u200b"), chat("hi")])
+def test_a_prompt_without_tokens_is_refused_by_name(prompt: Prompt):
+    backend = dataclasses.replace(scripted_backend(), tokenizer=SilentTokenizer())
+    with pytest.raises(InvalidRequest, match="has no tokens") as caught:
+        Admission(backend).tokenize(prompt)
+    assert caught.value.param == prompt.param
+
+
+# What was left open.
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "expected"), [(None, 10), (1, 1), (10, 10), (11, 10), (10**9, 10)]
+)
+def test_max_tokens_is_at_most_what_the_context_leaves(max_tokens: int | None, expected: int):
+    params = SamplingParams(max_tokens=max_tokens)
+    assert make_admission().resolve(params, num_prompt_tokens=6).max_tokens == expected
+
+
+def test_min_tokens_is_at_most_max_tokens():
+    params = SamplingParams(min_tokens=12)
+    resolved = make_admission().resolve(params, num_prompt_tokens=6)
+    assert (resolved.min_tokens, resolved.max_tokens) == (10, 10)
+
+
+def test_a_seed_is_kept_or_drawn():
+    admission = make_admission()
+    assert admission.resolve(SamplingParams(seed=7), num_prompt_tokens=1).seed == 7
+    drawn = {admission.resolve(SamplingParams(), num_prompt_tokens=1).seed for _ in range(20)}
+    assert len(drawn) == 20
+    assert None not in drawn
+
+
+def test_nothing_else_is_changed():
+    params = SamplingParams(max_tokens=3, seed=1, temperature=0.5, stop=("x",), logit_bias={1: 2.0})
+    assert make_admission().resolve(params, num_prompt_tokens=1) == params

@@ -1,0 +1,44 @@
+"""The defaults that everything else builds on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from streaming.config import BackendName, EngineConfig, ModelConfig
+
+
+def test_a_config_is_frozen_and_named_only():
+    for config in (EngineConfig(), ModelConfig()):
+        name = dataclasses.fields(config)[0].name
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(config, name, None)
+        with pytest.raises(TypeError):
+            type(config)(None)  # type: ignore[call-arg, arg-type]
+
+
+@pytest.mark.parametrize("config", [EngineConfig, ModelConfig])
+def test_the_docstring_names_every_field_and_no_other(config: type[EngineConfig | ModelConfig]):
+    attributes = (config.__doc__ or "").partition("Attributes:")[2]
+    documented = [
+        line.strip().partition(":")[0]
+        for line in attributes.splitlines()
+        if line.startswith(" " * 8) and not line.startswith(" " * 9)
+    ]
+    assert documented == [field.name for field in dataclasses.fields(config)]
+
+
+def test_a_number_with_a_unit_has_it_in_its_name():
+    units = {"_s", "_bytes", "_tokens", "_requests", "_threads", "_len", "_seqs", "_blocks"}
+    for config in (EngineConfig(), ModelConfig()):
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                assert any(field.name.endswith(unit) for unit in units), field.name
+                assert value > 0
+
+
+def test_a_backend_is_known_by_its_name():
+    assert BackendName("scripted") is BackendName.SCRIPTED
+    assert ModelConfig().backend in BackendName

@@ -1,0 +1,416 @@
+"""The engine, stepped in a for-loop: whatever happens, every log ends once and nothing is left."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.backend import Batch, SampledToken
+from streaming.backends.scripted import ScriptedRunner
+from streaming.engine import Engine
+from streaming.errors import DeadlineExceeded, EngineFailure, ShuttingDown
+from streaming.generation import Event, Failed, Generation, Queued, Reader, Started
+from streaming.sampling_params import SamplingParams
+from streaming.sequence import Sequence
+from tests.support import (
+    ManualClock,
+    assert_well_formed,
+    finish_reason,
+    make_sequence,
+    property_test,
+)
+
+STEP_S = 0.5
+SHUTTING_DOWN = ShuttingDown(retry_after_s=1.0)
+
+
+class TimedRunner(ScriptedRunner):
+    """Plays scripts by generation id; each step takes time and is written down."""
+
+    def __init__(self, clock: ManualClock, *, max_num_seqs: int, step_s: float = STEP_S) -> None:
+        self.scripts: dict[str, list[int | Exception]] = {}
+        self.batches: list[list[str]] = []
+        self._clock = clock
+        self._step_s = step_s
+        super().__init__(self._read_script, max_num_seqs=max_num_seqs)
+
+    def _read_script(self, sequence: Sequence) -> Iterable[int | Exception]:
+        return self.scripts[sequence.generation_id]
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        self.batches.append([chunk.sequence.generation_id for chunk in batch.chunks])
+        self._clock.advance(self._step_s)
+        return super().run(batch)
+
+
+class Rig:
+    """An engine, its runner and its clock; every step checks that the parts agree."""
+
+    def __init__(self, *, max_num_seqs: int = 2, step_s: float = STEP_S) -> None:
+        self.clock = ManualClock()
+        self.runner = TimedRunner(self.clock, max_num_seqs=max_num_seqs, step_s=step_s)
+        self.engine = Engine(self.runner, request_timeout_s=60.0, clock=self.clock)
+        self.generations: list[Generation] = []
+
+    def add(
+        self,
+        text: str | list[int | Exception] = "",
+        *,
+        timeout_s: float = 1e6,
+        params: SamplingParams | None = None,
+    ) -> Generation:
+        generation_id = f"gen_{len(self.generations)}"
+        self.runner.scripts[generation_id] = list(text.encode() if isinstance(text, str) else text)
+        sequence = make_sequence(
+            generation_id,
+            params=params,
+            deadline_at=self.clock() + timeout_s,
+            submitted_at=self.clock(),
+        )
+        self.generations.append(sequence.generation)
+        self.engine.add(sequence)
+        return sequence.generation
+
+    def step(self) -> list[str]:
+        """Return the ids of the logs that have something new."""
+        touched = [generation.generation_id for generation in self.engine.step()]
+        assert len(set(touched)) == len(touched)
+        self.engine.check_integrity()
+        return touched
+
+    def finish(self) -> None:
+        for _ in range(1000):
+            if not self.engine.has_work:
+                return
+            self.step()
+        raise AssertionError("the engine has work for ever")
+
+    @property
+    def endings(self) -> list[str]:
+        """How each log ended."""
+        return [ending(generation) for generation in self.generations]
+
+    def assert_nothing_left(self) -> None:
+        assert not self.engine.has_work
+        self.engine.check_integrity()
+        ran = {generation_id for batch in self.runner.batches for generation_id in batch}
+        assert sorted(self.runner.released) == sorted(ran), "released once, each that ran"
+        for generation in self.generations:
+            with Reader(generation) as reader:
+                assert_well_formed(reader.read(), generation)
+            assert (generation.started is not None) == (generation.generation_id in ran)
+
+
+def ending(generation: Generation) -> str:
+    outcome = generation.outcome
+    if isinstance(outcome, Failed):
+        return outcome.error.code
+    return finish_reason(generation) or "open"
+
+
+# Going through.
+
+
+def test_an_idle_engine_does_nothing():
+    rig = Rig()
+    assert rig.step() == []
+    assert rig.runner.batches == []
+    assert not rig.engine.has_work
+
+
+def test_sequences_share_steps_and_keep_their_own_text():
+    rig = Rig(max_num_seqs=2)
+    a, b, c = rig.add("one"), rig.add("zwei"), rig.add("x")
+    rig.finish()
+    assert [log.text for log in (a, b, c)] == ["one", "zwei", "x"]
+    assert rig.endings == ["stop", "stop", "stop"]
+    assert rig.runner.batches[:5] == [["gen_0", "gen_1"]] * 4 + [["gen_1", "gen_2"]]
+    rig.assert_nothing_left()
+
+
+def test_a_step_returns_what_it_touched():
+    rig = Rig(max_num_seqs=1)
+    rig.add("a")
+    rig.add("b")
+    assert rig.step() == ["gen_0", "gen_1"]  # one has text, the other a place in the queue
+    assert rig.step() == ["gen_0", "gen_1"]
+    assert rig.endings == ["stop", "open"]
+    assert rig.step() == ["gen_1"]
+    assert rig.step() == ["gen_1"]
+    assert rig.step() == []
+    assert rig.engine.take_touched() == []
+
+
+def test_usage_and_timings_come_from_the_engines_clock():
+    rig = Rig(max_num_seqs=1)
+    rig.add("ab")
+    second = rig.add("xyz")
+    rig.finish()
+    assert second.started == Started(prompt_tokens=3, cached_tokens=0, at=3 * STEP_S)
+    assert second.usage.completion_tokens == 4  # the end token is generated, too
+    timings = second.timings
+    assert (timings.queue_s, timings.prefill_s, timings.ttft_s) == (1.5, 0.5, 2.0)
+    assert (timings.total_s, timings.tokens_per_s) == (3.5, 2.0)
+
+
+# Cancel.
+
+
+def test_a_cancelled_sequence_stops_and_the_others_go_on():
+    rig = Rig(max_num_seqs=2)
+    a, b = rig.add("aaaaaaaa"), rig.add("bbb")
+    rig.step()
+    rig.engine.cancel("gen_0")
+    assert (a.text, ending(a)) == ("a", "cancelled")
+    assert "gen_0" in rig.step()
+    rig.finish()
+    assert (a.text, b.text) == ("a", "bbb")
+    rig.assert_nothing_left()
+
+
+def test_one_that_is_cancelled_while_it_waits_never_runs():
+    """Pains 2."""
+    rig = Rig(max_num_seqs=1)
+    rig.add("aaa")
+    waiting = rig.add("never")
+    rig.step()
+    rig.engine.cancel("gen_1")
+    rig.finish()
+    assert (waiting.text, waiting.started, waiting.queued) == ("", None, None)
+    assert all(batch == ["gen_0"] for batch in rig.runner.batches)
+    assert rig.endings == ["stop", "cancelled"]
+    rig.assert_nothing_left()
+
+
+def test_one_that_is_cancelled_before_the_first_step_never_runs():
+    rig = Rig()
+    rig.add("never")
+    rig.engine.cancel("gen_0")
+    assert rig.step() == ["gen_0"]
+    assert rig.runner.batches == []
+    rig.assert_nothing_left()
+
+
+def test_cancel_and_fail_after_the_end_or_without_a_beginning_are_no_event():
+    rig = Rig()
+    log = rig.add("a")
+    rig.finish()
+    records = log.read_after(-1)
+    for generation_id in ("gen_0", "gen_never"):
+        rig.engine.cancel(generation_id)
+        rig.engine.fail(generation_id, EngineFailure())
+    assert log.read_after(-1) == records
+    assert rig.step() == []
+    rig.assert_nothing_left()
+
+
+# Failures.
+
+
+def test_a_failing_step_fails_its_sequences_and_no_others(caplog: pytest.LogCaptureFixture):
+    rig = Rig(max_num_seqs=2)
+    rig.add([*b"ab", RuntimeError("broken kernel")])
+    rig.add("neighbour")
+    rig.add("after")
+    rig.finish()
+    assert rig.endings == ["engine_error", "engine_error", "stop"]
+    assert [log.text for log in rig.generations] == ["ab", "ne", "after"]
+    assert "broken kernel" in caplog.text
+    rig.assert_nothing_left()
+
+
+def test_a_deadline_ends_the_running_and_the_waiting():
+    rig = Rig(max_num_seqs=1)
+    rig.add("a" * 50, timeout_s=2.0)
+    rig.add("b" * 50, timeout_s=1.0)
+    rig.add("c")
+    rig.finish()
+    assert rig.endings == ["timeout", "timeout", "stop"]
+    outcomes = [log.outcome for log in rig.generations[:2]]
+    assert [outcome.at for outcome in outcomes if outcome] == [2.0, 1.0]
+    error = outcomes[0].error if isinstance(outcomes[0], Failed) else None
+    assert isinstance(error, DeadlineExceeded)
+    assert error.timeout_s == 60.0
+    assert [len(log.text) for log in rig.generations] == [4, 0, 1]
+    rig.assert_nothing_left()
+
+
+def test_fail_all_ends_everything_or_only_what_waits():
+    rig = Rig(max_num_seqs=1)
+    rig.add("aaa")
+    rig.add("b")
+    rig.add("c")
+    rig.step()
+    rig.engine.fail_all(SHUTTING_DOWN, waiting_only=True)
+    assert rig.endings == ["open", "shutting_down", "shutting_down"]
+    rig.step()
+    rig.engine.fail_all(SHUTTING_DOWN)
+    assert rig.endings == ["shutting_down"] * 3
+    rig.assert_nothing_left()
+
+
+def test_abandon_ends_all_logs_without_a_word_to_the_runner():
+    rig = Rig(max_num_seqs=1)
+    rig.add("aaa")
+    rig.add("b")
+    rig.step()
+    rig.engine.abandon(EngineFailure())
+    assert rig.endings == ["engine_error", "engine_error"]
+    assert rig.runner.released == []
+    assert {log.generation_id for log in rig.engine.take_touched()} == {"gen_0", "gen_1"}
+    assert not rig.engine.has_work
+
+
+class StickyRunner(TimedRunner):
+    """Cannot forget anything."""
+
+    def release(self, sequence: Sequence) -> None:
+        raise RuntimeError("stuck")
+
+
+def test_abandon_ends_the_others_after_a_release_that_failed():
+    rig = Rig(max_num_seqs=2)
+    rig.runner = StickyRunner(rig.clock, max_num_seqs=2)
+    rig.engine = Engine(rig.runner, request_timeout_s=60.0, clock=rig.clock)
+    rig.add("")
+    rig.add("bbb")
+    with pytest.raises(RuntimeError, match="stuck"):
+        rig.engine.step()
+    rig.engine.abandon(EngineFailure())
+    assert rig.endings == ["stop", "engine_error"]
+    assert {log.generation_id for log in rig.engine.take_touched()} == {"gen_0", "gen_1"}
+
+
+# The queue.
+
+
+def test_places_in_the_queue_are_told_and_move_up():
+    rig = Rig(max_num_seqs=1)
+    logs = [rig.add("aa"), rig.add("bb"), rig.add("cc")]
+    seen: list[list[int | None]] = []
+    while rig.engine.has_work:
+        rig.step()
+        seen.append([log.queued.position if log.queued else None for log in logs])
+    assert seen == [[None, 0, 1]] * 3 + [[None, None, 0]] * 3 + [[None] * 3] * 3
+
+
+def test_a_place_moves_up_when_one_before_it_leaves():
+    rig = Rig(max_num_seqs=1)
+    rig.add("aaaa")
+    rig.add("bb")
+    last = rig.add("cc")
+    rig.step()
+    rig.engine.cancel("gen_1")
+    assert "gen_2" in rig.step()
+    assert last.queued is not None
+    assert last.queued.position == 0
+
+
+def test_the_wait_is_estimated_from_what_was_measured():
+    rig = Rig(max_num_seqs=1)
+    assert rig.engine.estimated_wait_s is None
+    rig.add("a" * 200, params=SamplingParams(max_tokens=10))
+    first = rig.add("b", params=SamplingParams(max_tokens=20))
+    second = rig.add("c")
+    rig.step()  # one token in half a second, so nine more take 4.5 s, and twenty take 10 s
+    assert (first.queued, second.queued) == (Queued(0, 4.5), Queued(1, 14.5))
+    assert rig.engine.estimated_wait_s == 64.5
+
+
+def test_a_new_estimate_is_told_once_a_second_and_a_new_place_at_once():
+    rig = Rig(max_num_seqs=1)
+    rig.add("a" * 50)
+    rig.add("b")
+    told = [("gen_1" in rig.step()) for _ in range(6)]  # half a second each
+    assert told == [True, False, True, False, True, False]
+    rig.add("c")
+    assert "gen_2" in rig.step()
+
+
+def test_who_keeps_place_and_estimate_is_told_nothing():
+    rig = Rig(max_num_seqs=1, step_s=0.0)
+    rig.add("aaaa")
+    rig.add("b")
+    assert rig.step() == ["gen_0", "gen_1"]
+    rig.add("c")
+    assert rig.step() == ["gen_0", "gen_2"]
+
+
+# What is logged.
+
+
+def test_one_line_is_logged_for_each_end_and_no_text(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="streaming.engine")
+    rig = Rig(max_num_seqs=1)
+    rig.add("secret")
+    rig.add("x")
+    rig.step()
+    rig.engine.fail("gen_1", SHUTTING_DOWN)
+    rig.finish()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        "generation_id=gen_1 prompt_tokens=3 completion_tokens=0 "
+        "ended=The server is shutting down. total_s=0.500",
+        "generation_id=gen_0 prompt_tokens=3 completion_tokens=7 ended=stop "
+        "queue_s=0.000 ttft_s=0.500 total_s=3.500 tokens_per_s=2.000",
+    ]
+
+
+# Anything, in any order.
+
+scripts = st.lists(
+    st.one_of(st.integers(97, 100), st.sampled_from([*"é😀".encode(), 256]), st.just(None)),
+    max_size=6,
+)
+steps = st.one_of(
+    st.tuples(st.just("add"), scripts),
+    st.tuples(st.just("add"), scripts),
+    st.tuples(st.just("step"), st.none()),
+    st.tuples(st.just("step"), st.none()),
+    st.tuples(st.just("cancel"), st.integers(0, 10)),
+    st.tuples(st.just("fail"), st.integers(0, 10)),
+    st.tuples(st.just("fail_all"), st.booleans()),
+    st.tuples(st.just("advance"), st.sampled_from([0.1, 5.0])),
+    st.tuples(st.just("read"), st.none()),
+)
+
+
+@property_test
+@given(st.lists(steps, max_size=40), st.integers(1, 3))
+def test_whatever_happens_every_log_ends_well_formed(
+    script: list[tuple[str, object]], max_num_seqs: int
+):
+    rig = Rig(max_num_seqs=max_num_seqs)
+    readers: list[tuple[Reader, list[Event]]] = []
+    stop = SamplingParams(max_tokens=5, stop=("ab", "bc"))
+    for action, value in script:
+        match action, value:
+            case "add", list(tokens):
+                text = [RuntimeError("scripted") if t is None else t for t in tokens]
+                log = rig.add(text, timeout_s=4.0, params=stop)
+                readers.append((Reader(log), []))
+            case "step", _:
+                rig.step()
+            case "cancel", int(n):
+                rig.engine.cancel(f"gen_{n}")
+            case "fail", int(n):
+                rig.engine.fail(f"gen_{n}", EngineFailure())
+            case "fail_all", bool(waiting_only):
+                rig.engine.fail_all(SHUTTING_DOWN, waiting_only=waiting_only)
+            case "advance", float(seconds):
+                rig.clock.advance(seconds)
+            case "read", _:
+                for reader, events in readers:
+                    events += reader.read()
+        rig.engine.check_integrity()
+    rig.finish()
+    rig.assert_nothing_left()
+    for reader, events in readers:
+        events += reader.read()
+        assert_well_formed(events, reader.generation)
+        assert len(reader.generation.tokens) <= 5
+        reader.close()

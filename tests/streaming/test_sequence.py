@@ -1,0 +1,314 @@
+"""Which token ends a sequence, how, and with what text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.backends.scripted import EOS
+from streaming.errors import EngineFailure
+from streaming.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    Logprob,
+    Tail,
+    Token,
+    TokenLogprobs,
+)
+from streaming.sampling_params import SamplingParams
+from streaming.sequence import _NEXT_STATES, InvalidTransition, Sequence, SequenceState
+from tests.support import finish_reason, make_sequence, property_test
+
+EDGES = {
+    ("waiting", "running"),
+    ("waiting", "ended"),
+    ("running", "waiting"),
+    ("running", "ended"),
+}
+
+
+def make_running(params: SamplingParams | None = None, *, max_tokens: int = 100) -> Sequence:
+    sequence = make_sequence(params=params, max_tokens=max_tokens)
+    sequence.move_to(SequenceState.RUNNING)
+    return sequence
+
+
+def feed(sequence: Sequence, token_ids: Iterable[int]) -> None:
+    """Append until the sequence ends, as the engine does."""
+    for token_id in token_ids:
+        if sequence.is_ended:
+            return
+        sequence.append(token_id, at=1.0)
+
+
+def outcome(sequence: Sequence) -> tuple[str, str | None, int]:
+    """Return text, finish reason and number of tokens."""
+    generation = sequence.generation
+    assert generation.usage.completion_tokens == len(sequence.output_ids)
+    return generation.text, finish_reason(generation), len(sequence.output_ids)
+
+
+# States.
+
+
+@pytest.mark.parametrize("old", SequenceState)
+@pytest.mark.parametrize("new", SequenceState)
+def test_states_move_along_the_table_only(old: SequenceState, new: SequenceState):
+    sequence = make_sequence()
+    sequence.state = old
+    if (old, new) in EDGES:
+        sequence.move_to(new)
+        assert sequence.state is new
+    else:
+        with pytest.raises(InvalidTransition, match=f"{old} -> {new}"):
+            sequence.move_to(new)
+        assert sequence.state is old
+
+
+def test_the_table_has_every_state():
+    assert set(_NEXT_STATES) == set(SequenceState)
+
+
+def test_a_new_sequence_waits_and_has_seen_nothing():
+    sequence = make_sequence("gen_7", prompt="ask", max_tokens=5)
+    assert sequence.generation_id == "gen_7"
+    assert sequence.state is SequenceState.WAITING
+    assert not sequence.is_ended
+    assert (sequence.num_prompt_tokens, sequence.num_tokens, sequence.num_tokens_left) == (3, 3, 5)
+    assert sequence.num_computed_tokens == 0
+    feed(sequence, b"ab")
+    assert (sequence.num_prompt_tokens, sequence.num_tokens, sequence.num_tokens_left) == (3, 5, 3)
+
+
+def test_a_sequence_has_a_prompt_and_a_limit():
+    with pytest.raises(AssertionError):
+        make_sequence(prompt="")
+    with pytest.raises(AssertionError):
+        make_sequence(params=SamplingParams())
+
+
+# Endings.
+
+
+def test_eos_ends_it_and_counts():
+    sequence = make_running()
+    feed(sequence, [*b"ab", EOS, *b"c"])
+    assert outcome(sequence) == ("ab", "stop", 3)
+    assert sequence.is_ended
+
+
+def test_the_limit_ends_it():
+    sequence = make_running(max_tokens=3)
+    feed(sequence, b"abcdef")
+    assert outcome(sequence) == ("abc", "length", 3)
+
+
+def test_eos_on_the_last_place_is_a_stop():
+    sequence = make_running(max_tokens=3)
+    feed(sequence, [*b"ab", EOS])
+    assert outcome(sequence) == ("ab", "stop", 3)
+
+
+def test_a_stop_string_on_the_last_place_is_a_stop():
+    sequence = make_running(SamplingParams(max_tokens=5, stop=("END",)))
+    feed(sequence, b"abEND")
+    assert outcome(sequence) == ("ab", "stop", 5)
+
+
+def test_a_stop_token_ends_it_and_shows_no_text():
+    sequence = make_running(SamplingParams(max_tokens=9, stop_token_ids=frozenset({ord("c")})))
+    feed(sequence, b"abcd")
+    assert outcome(sequence) == ("ab", "stop", 3)
+
+
+def test_ignore_eos_goes_past_the_models_end_but_not_past_the_callers():
+    params = SamplingParams(max_tokens=9, ignore_eos=True, stop_token_ids=frozenset({ord("c")}))
+    sequence = make_running(params)
+    feed(sequence, [*b"a", EOS, EOS, *b"bc"])
+    assert outcome(sequence) == ("ab", "stop", 5)
+    assert sequence.barred_token_ids == {EOS, ord("c")}
+
+
+@pytest.mark.parametrize("pieces", ["abENDcd", "xENENDy", "END"])
+def test_nothing_of_a_stop_string_is_shown(pieces: str):
+    sequence = make_running(SamplingParams(max_tokens=99, stop=("END",)))
+    feed(sequence, pieces.encode())
+    text, reason, num_tokens = outcome(sequence)
+    end = pieces.index("END")
+    assert (text, reason, num_tokens) == (pieces[:end], "stop", end + 3)
+
+
+def test_what_was_held_is_let_go_with_the_token_that_ends_it():
+    for token_ids, reason in (([*b"abEN", EOS], "stop"), ([*b"abxEN"], "length")):
+        sequence = make_running(SamplingParams(max_tokens=5, stop=("END",)))
+        feed(sequence, token_ids)
+        expected = bytes(token_id for token_id in token_ids if token_id != EOS).decode()
+        assert outcome(sequence) == (expected, reason, 5)
+        assert isinstance(sequence.generation.read_after(-1)[-2], Token)
+
+
+@pytest.mark.parametrize("ending", ["eos", "length", "cancel"])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_end_inside_a_character_shows_no_half(ending: str, size: int):
+    sequence = make_running(max_tokens=2 + size if ending == "length" else 99)
+    feed(sequence, b"ab" + "😀".encode()[:size])
+    if ending == "eos":
+        feed(sequence, [EOS])
+    if ending == "cancel":
+        sequence.cancel(at=2.0)
+    assert sequence.is_ended
+    assert sequence.generation.text == "ab"
+
+
+def test_the_flush_at_the_limit_may_complete_a_stop_string():
+    """One token brings the last of the stop string and half a character: both were held."""
+
+    def decode(token_ids: Iterable[int]) -> str:
+        pieces = {1: b"ask", 2: b"a E", 3: b"ND\xe6"}
+        return b"".join(pieces[token_id] for token_id in token_ids).decode(errors="replace")
+
+    base = make_sequence()
+    for end in ("limit", "eos", "cancel"):
+        sequence = Sequence(
+            generation=make_sequence(f"gen_{end}").generation,
+            prompt_ids=[1],
+            params=SamplingParams(max_tokens=2 if end == "limit" else 9, stop=("END",)),
+            eos_token_ids=frozenset({4}),
+            decode=decode,
+            deadline_at=base.deadline_at,
+        )
+        feed(sequence, [2, 3])
+        if end == "eos":
+            feed(sequence, [4])
+        if end == "cancel":
+            assert not sequence.is_ended
+            sequence.cancel(at=1.0)
+        assert sequence.generation.text == "a "
+        assert finish_reason(sequence.generation) == ("cancelled" if end == "cancel" else "stop")
+
+
+# min_tokens.
+
+
+def test_end_tokens_are_barred_before_min_tokens():
+    sequence = make_running(SamplingParams(max_tokens=9, min_tokens=2))
+    barred = []
+    for token_id in b"abc":
+        barred.append(sequence.must_not_end)
+        sequence.append(token_id, at=1.0)
+    assert barred == [True, True, False]
+
+
+def test_an_end_token_that_comes_too_early_all_the_same_ends_nothing():
+    sequence = make_running(SamplingParams(max_tokens=9, min_tokens=2))
+    feed(sequence, [EOS, *b"a", EOS])
+    assert outcome(sequence) == ("a", "stop", 3)
+
+
+def test_a_stop_string_before_min_tokens_is_text():
+    sequence = make_running(SamplingParams(max_tokens=99, min_tokens=4, stop=("END",)))
+    feed(sequence, b"ENDxyEND!")
+    assert outcome(sequence) == ("ENDxy", "stop", 8)
+
+
+def test_min_tokens_may_be_max_tokens():
+    sequence = make_running(SamplingParams(max_tokens=3, min_tokens=3, stop=("c",)))
+    feed(sequence, b"abc")
+    assert outcome(sequence) == ("abc", "length", 3)
+
+
+# Endings from outside.
+
+
+def test_cancel_lets_go_of_what_was_held_as_a_tail():
+    sequence = make_running(SamplingParams(max_tokens=99, stop=("END",)))
+    feed(sequence, b"abEN")
+    sequence.cancel(at=2.0)
+    assert outcome(sequence) == ("abEN", "cancelled", 4)
+    assert sequence.generation.read_after(-1)[-2:] == [
+        Tail("EN", at=2.0),
+        Finished(FinishReason.CANCELLED, at=2.0),
+    ]
+
+
+def test_cancel_with_nothing_held_has_no_tail():
+    sequence = make_sequence()
+    sequence.cancel(at=2.0)
+    assert sequence.generation.read_after(-1) == [Finished(FinishReason.CANCELLED, at=2.0)]
+    assert sequence.is_ended
+
+
+def test_fail_keeps_the_text_and_the_error():
+    sequence = make_running(SamplingParams(max_tokens=99, stop=("END",)))
+    feed(sequence, b"abE")
+    error = EngineFailure()
+    sequence.fail(error, at=2.0)
+    assert sequence.generation.text == "abE"
+    assert sequence.generation.outcome == Failed(error, at=2.0)
+
+
+def test_an_ended_sequence_takes_no_more():
+    sequence = make_running()
+    feed(sequence, [EOS])
+    records = sequence.generation.read_after(-1)
+    with pytest.raises(AssertionError):
+        sequence.append(1, at=2.0)
+    for end in (
+        lambda: sequence.cancel(at=2.0),
+        lambda: sequence.fail(EngineFailure(), at=2.0),
+    ):
+        with pytest.raises(InvalidTransition):
+            end()
+    assert sequence.generation.read_after(-1) == records
+
+
+def test_a_preempted_sequence_goes_on_where_it_was():
+    sequence = make_running()
+    feed(sequence, b"a")
+    sequence.move_to(SequenceState.WAITING)
+    sequence.move_to(SequenceState.RUNNING)
+    feed(sequence, [*b"b", EOS])
+    assert outcome(sequence) == ("ab", "stop", 3)
+
+
+def test_logprobs_stay_with_their_token():
+    sequence = make_running()
+    logprobs = TokenLogprobs(Logprob(97, -0.5))
+    sequence.append(97, at=1.5, logprobs=logprobs)
+    assert sequence.generation.tokens == (Token(97, "a", 1.5, logprobs),)
+
+
+@property_test
+@given(
+    st.text("aé日😀E", max_size=20),
+    st.integers(1, 40),
+    st.sampled_from([(), ("E",), ("日a", "é"), ("aaa", "aE")]),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_the_log_is_the_text_up_to_what_ends_it(
+    text: str, max_tokens: int, stop: tuple[str, ...], min_tokens: int, is_cancelled: bool
+):
+    params = SamplingParams(
+        max_tokens=max_tokens, min_tokens=min(min_tokens, max_tokens), stop=stop
+    )
+    sequence = make_running(params)
+    feed(sequence, text.encode())
+    if not sequence.is_ended and is_cancelled:
+        sequence.cancel(at=1.0)
+    feed(sequence, [EOS] * (min_tokens + 1))
+    shown, reason, num_tokens = outcome(sequence)
+    assert sequence.is_ended
+    assert text.startswith(shown)
+    assert num_tokens <= max_tokens
+    if reason == "length":
+        assert num_tokens == max_tokens
+        assert shown == text.encode()[:max_tokens].decode(errors="ignore")
+    if not stop and reason != "length":
+        assert shown == text
+    if not params.min_tokens:
+        assert not any(string in shown for string in stop)

@@ -1,0 +1,117 @@
+"""No part of a stop string gets through, wherever the pieces are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.stop_checker import StopChecker
+from tests.support import property_test
+
+
+def reference(text: str, stop: Iterable[str]) -> tuple[str, bool]:
+    """Cut at the stop string that is complete first; of those, at the longest."""
+    for end in range(1, len(text) + 1):
+        found = [string for string in stop if text[:end].endswith(string)]
+        if found:
+            return text[: end - len(max(found, key=len))], True
+    return text, False
+
+
+def check(pieces: Iterable[str], stop: Iterable[str]) -> tuple[str, bool]:
+    """Feed the pieces up to the stop; what was shown never has to be taken back."""
+    checker = StopChecker(tuple(stop))
+    shown = ""
+    for piece in pieces:
+        shown += checker.feed(piece)
+        if checker.is_stopped:
+            assert checker.flush() == "", "nothing is held after the stop string"
+            return shown, True
+    return shown + checker.flush(), False
+
+
+CASES = [
+    ("no stop at all", ["END"]),
+    ("one END two", ["END"]),
+    ("END", ["END"]),
+    ("almost EN", ["END"]),
+    ("EN then END", ["END"]),
+    ("aaab", ["aab"]),  # the match begins inside a failed one
+    ("ababac", ["abac"]),
+    ("xabcd", ["abcd", "bc"]),  # overlapping: the one inside is complete first
+    ("xabc", ["abc", "bc", "c"]),  # complete at once: the longest
+    ("xabc", ["ab", "abc"]),  # a prefix of another is complete first
+    ("User: hi", ["User:", "\n\n"]),
+    ("日本語の終わり。後", ["終わり。"]),
+    ("👩‍👩‍👧 family", ["👧"]),
+    ("two\n\nlines", ["\n\n"]),
+    ("twice END and END", ["END"]),
+]
+
+
+@pytest.mark.parametrize(("text", "stop"), CASES)
+def test_a_cut_at_every_position_changes_nothing(text: str, stop: list[str]):
+    expected = reference(text, stop)
+    for cut in range(len(text) + 1):
+        assert check([text[:cut], text[cut:]], stop) == expected
+        for second in range(cut, len(text) + 1):
+            assert check([text[:cut], text[cut:second], text[second:]], stop) == expected
+    assert check(text, stop) == expected
+
+
+def test_only_what_may_become_a_stop_string_is_held():
+    checker = StopChecker(("END", "\n\n"))
+    assert [checker.feed(piece) for piece in ("a E", "N", "N\n", "b")] == ["a ", "", "ENN", "\nb"]
+    assert checker.flush() == ""
+
+
+def test_what_is_held_is_flushed_once():
+    checker = StopChecker(("END",))
+    assert checker.feed("the EN") == "the "
+    assert checker.flush() == "EN"
+    assert checker.flush() == ""
+    assert not checker.is_stopped
+
+
+def test_without_stop_strings_everything_passes():
+    checker = StopChecker(())
+    assert checker.feed("END") == "END"
+    assert checker.flush() == ""
+    assert not checker.is_stopped
+
+
+def test_nothing_is_fed_after_the_stop_string():
+    checker = StopChecker(("END",))
+    assert checker.feed("END more") == ""
+    assert checker.is_stopped
+    with pytest.raises(AssertionError, match="after the stop string"):
+        checker.feed("x")
+
+
+@property_test
+@given(
+    st.lists(st.text("ab", max_size=5), max_size=8),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+)
+def test_it_equals_a_naive_reference(pieces: list[str], stop: list[str]):
+    assert check(pieces, stop) == reference("".join(pieces), stop)
+
+
+@property_test
+@given(
+    st.lists(st.text("abc", max_size=3), max_size=10),
+    st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_held_is_the_longest_beginning_of_a_stop_string(pieces: list[str], stop: list[str]):
+    checker = StopChecker(stop)
+    text = shown = ""
+    for piece in pieces:
+        text += piece
+        shown += checker.feed(piece)
+        if checker.is_stopped:
+            return
+        begun = [n for string in stop for n in range(len(string)) if text.endswith(string[:n])]
+        assert shown == text[: len(text) - max(begun)]

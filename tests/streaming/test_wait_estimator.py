@@ -1,0 +1,96 @@
+"""How long the queue says that it takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from streaming.wait_estimator import WaitEstimator
+from tests.support import make_sequence
+
+
+class CountedLook:
+    """Stands for a sequence; counts how often its rest is looked at."""
+
+    output_ids = ()
+
+    def __init__(self) -> None:
+        self.num_looks = 0
+
+    @property
+    def num_tokens_left(self) -> int:
+        self.num_looks += 1
+        return 10
+
+
+def test_before_the_first_measurement_nobody_knows():
+    estimator = WaitEstimator()
+    a, b = make_sequence("a"), make_sequence("b")
+    assert estimator.waits_s([], []) == [None]
+    assert estimator.waits_s([a], [b]) == [None, None]
+
+
+def test_everything_ahead_counts_at_the_measured_rate():
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=20, duration_s=2.0)
+    running, first, second = (make_sequence(max_tokens=num) for num in (50, 30, 20))
+    assert estimator.waits_s([], []) == [0.0]
+    assert estimator.waits_s([running], [first, second]) == [5.0, 8.0, 10.0]
+
+
+def test_what_has_been_said_is_no_longer_ahead():
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=10, duration_s=1.0)
+    running = make_sequence(max_tokens=50)
+    for _ in range(20):
+        running.append(ord("x"), at=0.0)
+    assert estimator.waits_s([running], []) == [3.0]
+
+
+def test_answers_that_were_shorter_than_allowed_make_the_wait_shorter():
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=10, duration_s=1.0)
+    estimator.observe_end(num_tokens=30)
+    long, short = make_sequence(max_tokens=1000), make_sequence(max_tokens=20)
+    assert estimator.waits_s([long], []) == [3.0]
+    assert estimator.waits_s([short], []) == [2.0]
+
+
+def test_an_answer_longer_than_expected_still_takes_a_token():
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=10, duration_s=1.0)
+    estimator.observe_end(num_tokens=2)
+    running = make_sequence(max_tokens=50)
+    for _ in range(5):
+        running.append(ord("x"), at=0.0)
+    assert estimator.waits_s([running], []) == [0.1]
+
+
+@pytest.mark.parametrize(("num_tokens", "duration_s"), [(0, 1.0), (5, 0.0)])
+def test_a_step_without_tokens_or_time_measures_nothing(num_tokens: int, duration_s: float):
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=num_tokens, duration_s=duration_s)
+    assert estimator.waits_s([], []) == [None]
+
+
+def test_the_mean_follows_a_change_without_jumping():
+    estimator = WaitEstimator()
+    for _ in range(10):
+        estimator.observe_step(num_tokens=10, duration_s=1.0)
+    running = make_sequence(max_tokens=100)
+    estimator.observe_step(num_tokens=100, duration_s=1.0)
+    [after_one] = estimator.waits_s([running], [])
+    assert after_one is not None
+    assert 5.0 < after_one < 10.0
+    for _ in range(200):
+        estimator.observe_step(num_tokens=100, duration_s=1.0)
+    assert estimator.waits_s([running], []) == [pytest.approx(1.0, rel=0.01)]
+
+
+def test_each_sequence_is_looked_at_once_however_long_the_queue():
+    """With a sum for each place, a queue of 256 cost 11 ms of each step that changed it."""
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=10, duration_s=1.0)
+    queue = [CountedLook() for _ in range(256)]
+    waits_s = estimator.waits_s([], queue)  # type: ignore[arg-type]
+    assert waits_s == [float(n) for n in range(257)]
+    assert [look.num_looks for look in queue] == [1] * 256
