@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -30,6 +31,8 @@ class Services:
     connections: ConnectionRegistry
     started_at: float
     """Monotonic seconds."""
+    created_at: float = field(default_factory=time.time)
+    """The same moment in unix seconds, for people."""
 
 
 def get_services(connection: HTTPConnection) -> Services:

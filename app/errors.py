@@ -45,6 +45,7 @@ ERRORS: dict[str, ErrorRow] = {
     "not_found": ErrorRow(404, _INVALID),
     "method_not_allowed": ErrorRow(405, _INVALID),
     "upgrade_required": ErrorRow(426, _INVALID),
+    "unsupported_media_type": ErrorRow(415, _INVALID),
     "message_too_big": ErrorRow(413, _INVALID, close_code=1009),
     "unauthorized": ErrorRow(401, _AUTH, close_code=1008),
     "forbidden_origin": ErrorRow(403, _AUTH, close_code=1008),

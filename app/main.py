@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,10 +15,28 @@ from fastapi import FastAPI
 from app.auth import Authenticator
 from app.connections import ConnectionRegistry
 from app.dependencies import Services
+from app.handlers import add_exception_handlers
+from app.middleware import add_middleware
+from app.routes import completions, health, models, stream
+from app.routes.page import add_pages
 from app.settings import Settings
 from streaming import AsyncEngine, load_backend
 
 STATIC_DIR = Path(__file__).resolve().parent.parent / "static"
+
+
+def load_engine(
+    settings: Settings, *, on_progress: Callable[[str, float | None], None] = lambda *_: None
+) -> AsyncEngine:
+    """Load the model and return an engine that is not started yet.
+
+    Raises:
+        ModelLoadError: the model cannot be served; the message is one line that says why.
+    """
+    backend = load_backend(settings.to_model_config(), on_progress=on_progress)
+    if settings.model_name is not None:
+        backend = replace(backend, info=replace(backend.info, model_id=settings.model_name))
+    return AsyncEngine(backend, settings.to_engine_config())
 
 
 def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI:
@@ -30,10 +49,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        served = engine
-        if served is None:
-            backend = await asyncio.to_thread(load_backend, settings.to_model_config())
-            served = AsyncEngine(backend, settings.to_engine_config())
+        served = await asyncio.to_thread(load_engine, settings) if engine is None else engine
         app.state.services = Services(
             settings=settings,
             engine=served,
@@ -47,9 +63,23 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         finally:
             await served.aclose()
 
-    return FastAPI(
+    app = FastAPI(
         title="Tokenwire",
         version=version("tokenwire"),
         summary="A language model whose tokens stream over WebSockets that survive a dropped line.",
         lifespan=lifespan,
+        docs_url=None,  # the framework's own page loads its scripts from elsewhere
+        redoc_url=None,
     )
+    add_exception_handlers(app)
+    add_middleware(app, settings)
+    for router in (
+        completions.router,
+        models.router,
+        health.router,
+        stream.router,
+        stream.fallback_router,
+    ):
+        app.include_router(router)
+    add_pages(app, STATIC_DIR)
+    return app

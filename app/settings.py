@@ -6,7 +6,9 @@ A flag of `tokenwire serve` wins over a `TOKENWIRE_*` variable, which wins over 
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any, Self
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +17,7 @@ from streaming import BackendName, EngineConfig, ModelConfig
 
 _MODEL = ModelConfig()
 _ENGINE = EngineConfig()
+_PREFIX = "TOKENWIRE_"
 
 
 def _check_log_level(value: str) -> str:
@@ -28,7 +31,7 @@ class Settings(BaseSettings):
     """The resolved configuration: frozen, and checked before any model is loaded."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TOKENWIRE_", extra="forbid", frozen=True, validate_default=True
+        env_prefix=_PREFIX, extra="forbid", frozen=True, validate_default=True
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -41,7 +44,7 @@ class Settings(BaseSettings):
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Web origins whose pages may call beside our own, separated by commas; * is any.",
+        description="Web origins whose pages may call, separated by commas; * is any.",
     )
 
     model: str | None = Field(
@@ -158,6 +161,34 @@ class Settings(BaseSettings):
             retention_s=self.retention_s,
             retention_bytes=self.retention_bytes,
         )
+
+
+class ClientSettings(BaseSettings):
+    """What `tokenwire chat` is told."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
+
+    url: str = Field("http://127.0.0.1:8000", description="The server to talk to.")
+    api_key: SecretStr | None = Field(None, description="Our key, where the server wants one.")
+    temperature: float = Field(0.2, ge=0, le=2, description="0 always takes the likeliest token.")
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+
+
+_AnySettings = TypeVar("_AnySettings", Settings, ClientSettings)
+
+
+def load_settings(model: type[_AnySettings], given: Mapping[str, Any]) -> _AnySettings:
+    """Return the settings from flags and the environment.
+
+    Raises:
+        ValidationError: a value is wrong.
+        ValueError: a `TOKENWIRE_*` variable that nobody knows, so probably a slip.
+    """
+    known = {*Settings.model_fields, *ClientSettings.model_fields}
+    for name in os.environ:
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in known:
+            raise ValueError(f"{name}: there is no such setting")
+    return model(**given)
 
 
 def is_loopback(host: str) -> bool:

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from streaming import SamplingParams
 from streaming.errors import InvalidRequest
 
 _DEFAULTS = SamplingParams()
+_MAX_FIELDS = 64
 
 
 class WireModel(BaseModel):
-    """A JSON object from a client: unknown fields and wrong types are errors."""
+    """A JSON object from a client: unknown fields and wrong types are errors.
+
+    Checks end at the first of many errors: collecting them takes seconds where a client sends a
+    list of a hundred thousand wrong entries, and no other request is served meanwhile.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_num_fields(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and len(fields) > _MAX_FIELDS:
+            raise PydanticCustomError("too_many_fields", f"more than {_MAX_FIELDS} fields")
+        return fields
+
+
+def _check_biases(value: Any) -> Any:
+    if not isinstance(value, dict) or any(
+        type(bias) not in (int, float) for bias in value.values()
+    ):
+        raise PydanticCustomError("logit_bias_type", "must be an object of numbers by token id")
+    return value
 
 
 class SamplingFields(WireModel):
@@ -38,10 +60,12 @@ class SamplingFields(WireModel):
     min_p: float | None = Field(
         _DEFAULTS.min_p, description="Least probability relative to the likeliest token."
     )
-    stop: str | list[str] | None = Field(
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="Strings that end the text and are not part of it."
     )
-    stop_token_ids: list[int] | None = Field(None, description="Token ids that end the text.")
+    stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(
+        None, description="Token ids that end the text."
+    )
     seed: int | None = Field(None, description="The same seed gives the same tokens.")
     presence_penalty: float | None = Field(
         _DEFAULTS.presence_penalty, description="-2 to 2, on tokens already generated."
@@ -52,9 +76,13 @@ class SamplingFields(WireModel):
     repetition_penalty: float | None = Field(
         _DEFAULTS.repetition_penalty, description="Over 1 discourages tokens of prompt and text."
     )
-    logit_bias: dict[str, float] | None = Field(
-        None, description="Added to the logits, by token id; -100 to 100."
-    )
+    logit_bias: (
+        Annotated[
+            dict[str, float],
+            PlainValidator(_check_biases, json_schema_input_type=dict[str, float]),
+        ]
+        | None
+    ) = Field(None, description="Added to the logits, by token id; -100 to 100.")
     ignore_eos: bool | None = Field(
         _DEFAULTS.ignore_eos, description="The model's end tokens do not end the text."
     )

@@ -1,0 +1,5 @@
+"""`python -m app` is `tokenwire`."""
+
+from app.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""Every error of a REST request, answered in OpenAI's body."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from app.errors import ErrorInfo, RequestRefused
+from app.schemas.validation import to_error_info
+from streaming.errors import StreamingError
+
+INTERNAL_ERROR = ErrorInfo(
+    code="internal_error", message="Something went wrong here; the server's log says what."
+)
+
+_CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left; nobody reads it."""
+
+
+def error_response(info: ErrorInfo, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Return the answer that tells a client of an error, with the headers that belong to it."""
+    response = JSONResponse(info.to_openai(), info.row.http_status, dict(headers or {}))
+    if info.retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, math.ceil(info.retry_after_s)))
+    if info.code == "unauthorized":
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+def add_exception_handlers(app: FastAPI) -> None:
+    """Answer what routes raise; what nobody expected is left to `ErrorBoundary`."""
+    app.add_exception_handler(StreamingError, _on_streaming_error)
+    app.add_exception_handler(RequestRefused, _on_refused)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+async def _on_streaming_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, StreamingError)
+    return error_response(ErrorInfo.of(error))
+
+
+async def _on_refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestRefused)
+    return error_response(error.info)
+
+
+async def _on_invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_response(to_error_info(error.errors()))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Answer what the framework itself refuses, most of it for want of a route."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:200]
+    match error.status_code:
+        case 405:
+            info = ErrorInfo(
+                code="method_not_allowed", message=f"{path} does not take {request.method}."
+            )
+        case 401 | 404:  # 401: a page file that may not be read
+            info = ErrorInfo(code="not_found", message=f"There is nothing at {path}.")
+        case status if status < 500:
+            info = ErrorInfo(code="invalid_request", message=str(error.detail))
+        case _:
+            info = INTERNAL_ERROR
+    return error_response(info, headers=error.headers)
+
+
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,31 @@
+"""What every HTTP request passes on its way to a route and back. All of it leaves WebSockets alone.
+
+Pure ASGI: it neither buffers a stream nor hides a disconnect from the route.
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from app.middleware.body_limit import BodyLimit
+from app.middleware.error_boundary import ErrorBoundary
+from app.middleware.origin_check import OriginCheck
+from app.middleware.security_headers import SecurityHeaders
+from app.settings import Settings
+
+
+def add_middleware(app: FastAPI, settings: Settings) -> None:
+    """Wrap the application, from the inside out."""
+    app.add_middleware(BodyLimit, max_bytes=settings.max_message_bytes)
+    app.add_middleware(ErrorBoundary)
+    app.add_middleware(OriginCheck, allowed=settings.allowed_origins)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+            expose_headers=["retry-after"],
+        )
+    app.add_middleware(SecurityHeaders)

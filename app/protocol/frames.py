@@ -1,0 +1,164 @@
+"""What the server says on `WS /v1/stream`: the log's events as JSON objects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, assert_never
+
+from app.errors import ErrorInfo
+from streaming import (
+    Delta,
+    Ended,
+    Failed,
+    Finished,
+    Generation,
+    Logprob,
+    Queued,
+    Started,
+    TokenLogprobs,
+)
+
+Frame = dict[str, Any]
+TokenText = Callable[[int], str]
+
+MAX_DELTA_TOKENS = 256
+"""A longer delta is cut. With 20 logprobs a token costs about 1.2 kB, and a client commonly takes
+frames of up to 1 MiB; a whole log in one frame could never be resumed by such a client."""
+
+_MIN_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+
+def serialize(frame: Frame) -> str:
+    return json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
+
+
+def accepted_frame(stream_id: str, generation: Generation) -> Frame:
+    frame: Frame = {
+        "type": "accepted",
+        "id": stream_id,
+        "generation_id": generation.generation_id,
+        "model": generation.model,
+        "created_at": int(generation.created_at),
+    }
+    if generation.metadata:
+        frame["metadata"] = dict(generation.metadata)
+    return frame
+
+
+def queued_frame(stream_id: str, queued: Queued) -> Frame:
+    return {
+        "type": "queued",
+        "id": stream_id,
+        "position": queued.position,
+        "estimated_wait_s": _rounded(queued.estimated_wait_s),
+    }
+
+
+def started_frame(stream_id: str, started: Started) -> Frame:
+    return {
+        "type": "started",
+        "id": stream_id,
+        "prompt_tokens": started.prompt_tokens,
+        "cached_tokens": started.cached_tokens,
+    }
+
+
+def delta_frames(
+    stream_id: str,
+    delta: Delta,
+    *,
+    return_token_ids: bool,
+    return_logprobs: bool,
+    token_text: TokenText,
+) -> Iterator[Frame]:
+    """Yield the delta as one frame, or as several where it holds very many tokens."""
+    for part in _cut(delta):
+        if not (part.text or return_token_ids or return_logprobs):
+            continue  # tokens that show no text move the cursor with the next delta
+        frame: Frame = {"type": "delta", "id": stream_id, "seq": part.seq, "text": part.text}
+        if return_token_ids:
+            frame["token_ids"] = [token.token_id for token in part.tokens]
+        if return_logprobs:
+            frame["logprobs"] = [
+                _token_logprobs(token.logprobs, token_text)
+                for token in part.tokens
+                if token.logprobs is not None
+            ]
+        yield frame
+
+
+def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> Frame:
+    """Return `done`, or the `error` that ended the generation."""
+    match ended.record:
+        case Finished(finish_reason=finish_reason):
+            usage, timings = generation.usage, generation.timings
+            return {
+                "type": "done",
+                "id": stream_id,
+                "seq": ended.seq,
+                "finish_reason": str(finish_reason),
+                "usage": {
+                    "prompt_tokens": usage.prompt_tokens,
+                    "cached_tokens": usage.cached_tokens,
+                    "completion_tokens": usage.completion_tokens,
+                    "total_tokens": usage.total_tokens,
+                },
+                "timings": {
+                    "queue_s": _rounded(timings.queue_s),
+                    "prefill_s": _rounded(timings.prefill_s),
+                    "ttft_s": _rounded(timings.ttft_s),
+                    "total_s": _rounded(timings.total_s),
+                    "tokens_per_s": _rounded(timings.tokens_per_s),
+                },
+            }
+        case Failed(error=error):
+            return {**error_frame(ErrorInfo.of(error), stream_id), "seq": ended.seq}
+        case _:
+            assert_never(ended.record)
+
+
+def error_frame(info: ErrorInfo, stream_id: str | None) -> Frame:
+    """Return an error: with an id it ends that stream, without one it concerns the connection."""
+    frame: Frame = {"type": "error"}
+    if stream_id is not None:
+        frame["id"] = stream_id
+    return {**frame, "error": info.to_event()}
+
+
+def _cut(delta: Delta) -> Iterator[Delta]:
+    tokens = delta.tokens
+    if len(tokens) <= MAX_DELTA_TOKENS:
+        yield delta
+        return
+    # A record is a token, except that text let go at the end may be one more behind them.
+    has_tail = len(delta.text) > sum(len(token.text) for token in tokens)
+    last_token_seq = delta.seq - has_tail
+    before = last_token_seq - len(tokens)
+    num_text_chars = 0
+    for start in range(0, len(tokens), MAX_DELTA_TOKENS):
+        part = tokens[start : start + MAX_DELTA_TOKENS]
+        text = "".join(token.text for token in part)
+        num_text_chars += len(text)
+        seq = before + start + len(part)
+        if seq == last_token_seq and has_tail:
+            seq, text = delta.seq, text + delta.text[num_text_chars:]
+        yield Delta(seq, text, part)
+
+
+def _token_logprobs(logprobs: TokenLogprobs, token_text: TokenText) -> Frame:
+    top = [_logprob(logprob, token_text) for logprob in logprobs.top]
+    return {**_logprob(logprobs.chosen, token_text), "top": top}
+
+
+def _logprob(logprob: Logprob, token_text: TokenText) -> Frame:
+    return {
+        "token_id": logprob.token_id,
+        "token": token_text(logprob.token_id),
+        "logprob": round(max(_MIN_LOGPROB, logprob.logprob), 6),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -1,0 +1,34 @@
+"""How many messages a client may send: a token bucket, with the time passed in."""
+
+from __future__ import annotations
+
+
+class MessageRateLimiter:
+    """Allows a burst, and a rate in the long run.
+
+    Args:
+        max_messages_per_s: what the bucket gains in a second.
+        max_burst_messages: what a full bucket holds.
+    """
+
+    def __init__(self, *, max_messages_per_s: float, max_burst_messages: float) -> None:
+        assert max_messages_per_s > 0
+        assert max_burst_messages >= 1
+        self._max_messages_per_s = max_messages_per_s
+        self._max_burst_messages = max_burst_messages
+        self._allowance = max_burst_messages
+        self._updated_at: float | None = None
+
+    def refused_for_s(self, *, now: float) -> float:
+        """Count a message; return 0 if it is allowed, else how long the next has to wait.
+
+        A refused message costs nothing, so a client that waits as told is let through.
+        """
+        if self._updated_at is not None:
+            gained = (now - self._updated_at) * self._max_messages_per_s
+            self._allowance = min(self._max_burst_messages, self._allowance + gained)
+        self._updated_at = now
+        if self._allowance >= 1:
+            self._allowance -= 1
+            return 0.0
+        return (1 - self._allowance) / self._max_messages_per_s

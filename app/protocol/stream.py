@@ -1,0 +1,300 @@
+"""The conversation on one `WS /v1/stream`: frames and events in, commands and frames out.
+
+No socket, no clock, no await: time is passed in as monotonic seconds. What a client does wrong is
+data, an `error` frame; what our own code does wrong is an exception.
+
+Rules of an id:
+
+* For one id the order is accepted, queued*, started, delta*, then exactly one `done` or `error`.
+* An error with an id ends what the id names. So an error that refuses a `generate` or a `resume`
+  carries the id that the client gave, unless a stream of that name is open: then it would end the
+  wrong one, and the error goes out without an id.
+* After its end an id is free again, and a `cancel` for it is answered with silence, because it may
+  have crossed the end on its way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from typing import Any, assert_never
+
+from app.errors import ErrorInfo, RequestRefused
+from app.protocol.commands import (
+    CancelGeneration,
+    Close,
+    Command,
+    ResumeGeneration,
+    StartGeneration,
+)
+from app.protocol.frames import (
+    Frame,
+    TokenText,
+    accepted_frame,
+    delta_frames,
+    ended_frame,
+    error_frame,
+    queued_frame,
+    started_frame,
+)
+from app.protocol.open_stream import OpenStream, StreamState
+from app.protocol.parsing import attempted_id, parse_object, to_message
+from app.protocol.rate_limiter import MessageRateLimiter
+from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
+from streaming import Delta, Ended, Event, Generation, Queued, Started
+from streaming.errors import StreamingError
+
+STREAMS_RETRY_AFTER_S = 1.0
+"""Said when a socket has all the streams it may: how long they last, nobody knows."""
+MAX_ENDED_IDS = 1024
+_MAX_REFUSED_FRAME_CHARS = 4096
+"""A frame over the rate is looked into for its id only up to here: not reading it is the point."""
+
+
+class StreamProtocol:
+    """The server's end of one conversation.
+
+    Args:
+        owner: the caller; its generations are the only ones it can resume.
+        token_text: how a token is written when it is listed by itself.
+        max_streams: streams open at once, those being submitted included.
+        max_messages_per_s: messages in the long run; a burst may open and cancel every stream.
+    """
+
+    def __init__(
+        self, *, owner: str, token_text: TokenText, max_streams: int, max_messages_per_s: float
+    ) -> None:
+        self._owner = owner
+        self._token_text = token_text
+        self._max_streams = max_streams
+        self._limiter = MessageRateLimiter(
+            max_messages_per_s=max_messages_per_s,
+            max_burst_messages=max(max_messages_per_s, 2 * max_streams),
+        )
+        self._streams: dict[str, OpenStream] = {}
+        self._ended_ids: OrderedDict[str, None] = OrderedDict()
+        self._num_made_ids = 0
+        self._commands: list[Command] = []
+        self._outbox: deque[Frame | tuple[OpenStream, Delta]] = deque()
+        self._is_draining = False
+        self._is_closed = False
+
+    # What comes in from the client.
+
+    def receive_text(self, frame: str, *, now: float) -> None:
+        """Take one text frame; nothing is heard any more once a `Close` has been given out."""
+        if self._is_closed:
+            return
+        fields: dict[str, Any] = {}
+        try:
+            if retry_after_s := self._limiter.refused_for_s(now=now):
+                fields = _glance_at(frame)
+                raise RequestRefused(_rate_limited("too many messages", retry_after_s))
+            fields = parse_object(frame)
+            self._receive_message(to_message(fields))
+        except RequestRefused as refused:
+            self._refuse(refused.info, attempted_id(fields))
+        except StreamingError as error:
+            self._refuse(ErrorInfo.of(error), attempted_id(fields))
+
+    def receive_bytes(self, *, now: float) -> None:
+        """Take one binary frame, whatever is in it."""
+        if self._is_closed:
+            return
+        if retry_after_s := self._limiter.refused_for_s(now=now):
+            self._refuse(_rate_limited("too many messages", retry_after_s), None)
+        else:
+            message = "Binary frames mean nothing here: send JSON in text frames."
+            self._refuse(ErrorInfo(code="invalid_json", message=message), None)
+
+    # What comes in from the engine.
+
+    def receive_accepted(self, stream_id: str, generation: Generation) -> None:
+        """Take the log that a `StartGeneration` or `ResumeGeneration` led to."""
+        stream = self._streams[stream_id]
+        stream.move_to(StreamState.ACCEPTED)
+        stream.generation = generation
+        self._outbox.append(accepted_frame(stream_id, generation))
+        if stream.is_cancelled:
+            self._commands.append(CancelGeneration(stream_id))
+
+    def receive_refused(self, stream_id: str, info: ErrorInfo) -> None:
+        """Take the reason why a `StartGeneration` or `ResumeGeneration` led to nothing."""
+        stream = self._streams[stream_id]
+        assert stream.state is StreamState.SUBMITTED
+        self._end(stream)
+        # The client has never heard of an id that was made here.
+        self._outbox.append(error_frame(info, stream_id if stream.is_named else None))
+
+    def receive_events(self, stream_id: str, events: Iterable[Event], *, now: float) -> None:
+        """Take what a reader of the stream's log has read."""
+        stream = self._streams[stream_id]
+        for event in events:
+            self._receive_event(stream, event, now)
+
+    def receive_drain(self) -> None:
+        """Take that the server goes away: the socket is closed once no stream is open."""
+        self._is_draining = True
+        self._close_if_drained()
+
+    # What goes out.
+
+    @property
+    def num_unsent(self) -> int:
+        """Frames that wait to be sent, a long delta counted once."""
+        return len(self._outbox)
+
+    @property
+    def due_at(self) -> float | None:
+        """When `release_due` has something to do, if nothing comes in before."""
+        return min(
+            (at for stream in self._streams.values() if (at := stream.due_at) is not None),
+            default=None,
+        )
+
+    def release_due(self, *, now: float) -> None:
+        """Let go the places in the queue that were held because the last was told too recently."""
+        for stream in self._streams.values():
+            self._release_queued(stream, now)
+
+    def commands(self) -> list[Command]:
+        """Return what is to be done, each once, in order."""
+        commands, self._commands = self._commands, []
+        return commands
+
+    def frames_to_send(self) -> Iterator[Frame]:
+        """Yield the frames to be sent, each once, in order, and each made when it is asked for."""
+        while self._outbox:
+            entry = self._outbox.popleft()
+            if isinstance(entry, dict):
+                yield entry
+                continue
+            stream, delta = entry
+            yield from delta_frames(
+                stream.stream_id,
+                delta,
+                return_token_ids=stream.return_token_ids,
+                return_logprobs=stream.return_logprobs,
+                token_text=self._token_text,
+            )
+
+    # Inside.
+
+    def _receive_message(self, message: GenerateMessage | CancelMessage | ResumeMessage) -> None:
+        match message:
+            case GenerateMessage():
+                request = message.to_request(owner=self._owner)
+                stream = self._open(message, return_logprobs=message.logprobs is not None)
+                self._commands.append(
+                    StartGeneration(stream.stream_id, request, stream.every_token)
+                )
+            case ResumeMessage():
+                stream = self._open(message, return_logprobs=message.logprobs)
+                self._commands.append(
+                    ResumeGeneration(
+                        stream.stream_id, message.generation_id, message.after, stream.every_token
+                    )
+                )
+            case CancelMessage():
+                self._cancel(message.id)
+            case _:
+                assert_never(message)
+
+    def _open(
+        self, message: GenerateMessage | ResumeMessage, *, return_logprobs: bool
+    ) -> OpenStream:
+        if message.id is not None and message.id in self._streams:
+            text = f"id: a stream {message.id!r} is open on this socket"
+            raise RequestRefused(ErrorInfo(code="duplicate_id", message=text, param="id"))
+        if len(self._streams) >= self._max_streams:
+            text = f"this socket has {self._max_streams} open streams, the most it may"
+            raise RequestRefused(_rate_limited(text, STREAMS_RETRY_AFTER_S))
+        stream = OpenStream(
+            message.id or self._make_id(),
+            is_named=message.id is not None,
+            return_token_ids=message.return_token_ids,
+            return_logprobs=return_logprobs,
+        )
+        self._streams[stream.stream_id] = stream
+        return stream
+
+    def _make_id(self) -> str:
+        while True:
+            self._num_made_ids += 1
+            stream_id = f"stream_{self._num_made_ids}"
+            if stream_id not in self._streams:
+                return stream_id
+
+    def _cancel(self, stream_id: str) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            if stream_id not in self._ended_ids:
+                text = f"id: no stream {stream_id!r} has been open on this socket"
+                raise RequestRefused(ErrorInfo(code="unknown_id", message=text, param="id"))
+        elif stream.generation is None:
+            # It is still being tokenised. Once accepted it is cancelled before its first step, so
+            # that it has a log and an ending like every other.
+            stream.is_cancelled = True
+        else:
+            self._commands.append(CancelGeneration(stream_id))
+
+    def _receive_event(self, stream: OpenStream, event: Event, now: float) -> None:
+        match event:
+            case Queued():
+                assert stream.state is StreamState.ACCEPTED
+                stream.hold(event)
+                self._release_queued(stream, now)
+            case Started():
+                stream.move_to(StreamState.STARTED)
+                self._outbox.append(started_frame(stream.stream_id, event))
+            case Delta():
+                assert stream.state is StreamState.STARTED
+                self._outbox.append((stream, event))
+            case Ended():
+                assert stream.generation is not None
+                self._outbox.append(ended_frame(stream.stream_id, event, stream.generation))
+                self._end(stream)
+            case _:
+                assert_never(event)
+
+    def _release_queued(self, stream: OpenStream, now: float) -> None:
+        if (queued := stream.release(now=now)) is not None:
+            self._outbox.append(queued_frame(stream.stream_id, queued))
+
+    def _refuse(self, info: ErrorInfo, stream_id: str | None) -> None:
+        if stream_id is not None and stream_id in self._streams:
+            stream_id = None
+        if stream_id is not None:
+            self._remember_ended(stream_id)
+        self._outbox.append(error_frame(info, stream_id))
+
+    def _end(self, stream: OpenStream) -> None:
+        stream.move_to(StreamState.ENDED)
+        del self._streams[stream.stream_id]
+        self._remember_ended(stream.stream_id)
+        self._close_if_drained()
+
+    def _remember_ended(self, stream_id: str) -> None:
+        self._ended_ids[stream_id] = None
+        self._ended_ids.move_to_end(stream_id)
+        if len(self._ended_ids) > MAX_ENDED_IDS:
+            self._ended_ids.popitem(last=False)
+
+    def _close_if_drained(self) -> None:
+        if self._is_draining and not self._is_closed and not self._streams:
+            self._is_closed = True
+            self._commands.append(Close(1001, "the server is going away"))
+
+
+def _rate_limited(reason: str, retry_after_s: float) -> ErrorInfo:
+    message = f"{reason[0].upper()}{reason[1:]}; try again in {retry_after_s:.2f} s."
+    return ErrorInfo(code="rate_limited", message=message, retry_after_s=retry_after_s)
+
+
+def _glance_at(frame: str) -> dict[str, Any]:
+    if len(frame) > _MAX_REFUSED_FRAME_CHARS:
+        return {}
+    try:
+        return parse_object(frame)
+    except RequestRefused:
+        return {}

@@ -1,0 +1,66 @@
+"""How the server is; anyone may ask."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from app.dependencies import Services, ServicesDependency
+from app.schemas.health import Health, Liveness, ServerStatus
+
+_RETRY_AFTER_S = 1
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health", responses={503: {"model": Health, "description": "It does not serve."}})
+async def get_health(request: Request, response: Response, services: ServicesDependency) -> Health:
+    """Tell what is served and how busy it is."""
+    status = _status(services)
+    _set_readiness(response, status)
+    info, stats = services.engine.info, services.engine.stats
+    return Health(
+        status=status,
+        model_loaded=status in (ServerStatus.OK, ServerStatus.DRAINING),
+        model=info.model_id,
+        version=request.app.version,
+        uptime_s=round(time.monotonic() - services.started_at, 3),
+        active=stats.num_running,
+        queued=stats.num_waiting,
+        connections=len(services.connections),
+        backend=info.backend,
+        dtype=info.dtype,
+        device=info.device,
+        max_model_len=info.max_model_len,
+        has_chat_template=info.has_chat_template,
+    )
+
+
+@router.get("/livez")
+async def get_liveness() -> Liveness:
+    """Answer 200 as long as the event loop turns."""
+    return Liveness(status=ServerStatus.OK)
+
+
+@router.get("/readyz", responses={503: {"model": Liveness, "description": "It does not serve."}})
+async def get_readiness(response: Response, services: ServicesDependency) -> Liveness:
+    """Answer 200 when requests are taken, 503 when they are not."""
+    status = _status(services)
+    _set_readiness(response, status)
+    return Liveness(status=status)
+
+
+def _status(services: Services) -> ServerStatus:
+    engine = services.engine
+    if engine.has_failed:
+        return ServerStatus.FAILED
+    if engine.is_shutting_down or services.connections.is_draining:
+        return ServerStatus.DRAINING
+    return ServerStatus.OK if engine.is_ready else ServerStatus.LOADING
+
+
+def _set_readiness(response: Response, status: ServerStatus) -> None:
+    if status is not ServerStatus.OK:
+        response.status_code = 503
+        response.headers["retry-after"] = str(_RETRY_AFTER_S)

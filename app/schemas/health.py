@@ -1,0 +1,33 @@
+"""How the server is."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, Field
+
+
+class ServerStatus(StrEnum):
+    OK = "ok"
+    LOADING = "loading"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Liveness(BaseModel):
+    status: ServerStatus
+
+
+class Health(Liveness):
+    model_loaded: bool
+    model: str
+    version: str
+    uptime_s: float
+    active: int = Field(description="Generations that run.")
+    queued: int = Field(description="Generations that wait to be started.")
+    connections: int = Field(description="WebSockets open.")
+    backend: str
+    dtype: str
+    device: str
+    max_model_len: int = Field(description="Prompt and answer together, in tokens.")
+    has_chat_template: bool = Field(description="Whether `messages` can be served.")

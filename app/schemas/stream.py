@@ -1,0 +1,120 @@
+"""What a client may say on `WS /v1/stream`: one JSON object a frame, told apart by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from app.schemas.sampling import SamplingFields, WireModel
+from streaming import ChatMessage, ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from streaming.errors import InvalidRequest
+
+DEFAULT_MAX_TOKENS = 16
+"""Of a raw prompt, as in OpenAI's completions; a chat answer may take what the context leaves."""
+
+MAX_METADATA_PAIRS = 16
+MAX_METADATA_KEY_CHARS = 64
+MAX_METADATA_VALUE_CHARS = 512
+_MAX_NAME_CHARS = 256
+
+StreamId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+def _check_num_pairs(value: Any) -> Any:
+    # Counted first: checking a hundred thousand pairs would hold up everyone else.
+    if isinstance(value, dict) and len(value) > MAX_METADATA_PAIRS:
+        raise PydanticCustomError("too_many_pairs", f"at most {MAX_METADATA_PAIRS} pairs")
+    return value
+
+
+_Metadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=MAX_METADATA_KEY_CHARS)],
+        Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARS)],
+    ],
+    BeforeValidator(_check_num_pairs),
+]
+
+
+class MessageFields(WireModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateMessage(SamplingFields):
+    """Start a generation from exactly one of `prompt` and `messages`. `null` means absent."""
+
+    type: Literal["generate"]
+    id: StreamId | None = None
+    prompt: str | Annotated[list[int], Field(fail_fast=True)] | None = None
+    messages: Annotated[list[MessageFields], Field(fail_fast=True)] | None = None
+    model: Annotated[str, Field(max_length=_MAX_NAME_CHARS)] | None = None
+    logprobs: int | None = Field(
+        None, description="Alternatives to report with each token; 0 reports the chosen one only."
+    )
+    return_token_ids: bool = False
+    response_format: Any = None
+    metadata: _Metadata | None = None
+
+    def to_request(self, *, owner: str) -> GenerationRequest:
+        """Return the engine's form.
+
+        Raises:
+            InvalidRequest: a value is out of range, or fields contradict each other.
+        """
+        if self.response_format is not None:
+            raise InvalidRequest(param="response_format", reason="is not supported yet")
+        return GenerationRequest(
+            prompt=self._to_prompt(),
+            params=self.to_sampling_params(
+                default_max_tokens=DEFAULT_MAX_TOKENS if self.messages is None else None,
+                logprobs=self.logprobs,
+            ),
+            owner=owner,
+            model=self.model,
+            metadata=self.metadata or {},
+        )
+
+    def _to_prompt(self) -> TextPrompt | TokenPrompt | ChatPrompt:
+        if self.messages is not None:
+            if self.prompt is not None:
+                raise InvalidRequest(param="messages", reason="cannot be given beside a prompt")
+            return ChatPrompt(
+                tuple(ChatMessage(message.role, message.content) for message in self.messages)
+            )
+        if self.prompt is None:
+            raise InvalidRequest(param="prompt", reason="give a prompt, or messages")
+        if isinstance(self.prompt, str):
+            return TextPrompt(self.prompt)
+        return TokenPrompt(tuple(self.prompt))
+
+
+class CancelMessage(WireModel):
+    """Stop a stream of this socket at the next engine step."""
+
+    type: Literal["cancel"]
+    id: StreamId
+
+
+class ResumeMessage(WireModel):
+    """Replay what came after a cursor, then follow. `id` names the stream on this socket."""
+
+    type: Literal["resume"]
+    id: StreamId | None = None
+    generation_id: Annotated[str, Field(max_length=_MAX_NAME_CHARS)]
+    after: Annotated[int, Field(ge=-1)]
+    return_token_ids: bool = False
+    logprobs: bool = False
+
+
+ClientMessage = Annotated[
+    GenerateMessage | CancelMessage | ResumeMessage, Field(discriminator="type")
+]
+CLIENT_MESSAGE: TypeAdapter[GenerateMessage | CancelMessage | ResumeMessage] = TypeAdapter(
+    ClientMessage
+)
+CLIENT_MESSAGE_TYPES = ("generate", "cancel", "resume")

@@ -1,0 +1,34 @@
+"""uvicorn's WebSocket protocol, with an end for clients that stay connected and read nothing.
+
+uvicorn 0.54 lets a close frame wait for room in the send buffer, and then for the buffer to empty,
+both without limit: a client that never reads would keep its socket and its buffer for ever, and
+would never be told why nothing more comes. Give this class to uvicorn as `ws`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Closes for certain: what a client has not read `close_timeout` seconds later is dropped."""
+
+    _abort_timer: asyncio.TimerHandle | None = None
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "websocket.close":
+            self.writable.set()  # the last frame, and a small one: it may exceed the buffer's mark
+        await super().send(message)
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        if not self.disconnected:
+            self._abort_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()

@@ -1,0 +1,106 @@
+"""`GET /health`, `/livez` and `/readyz`."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+
+from streaming.backend import Backend, Batch, SampledToken
+from streaming.backends.scripted import Gate, say, scripted_backend
+from tests.app.serving import client, client_of, serving, until
+from tests.support import entered
+
+
+async def test_health_describes_the_server():
+    backend = scripted_backend(max_model_len=99, has_chat_template=False)
+    async with client_of(backend) as calling:
+        response = await calling.get("/health")
+    health = response.json()
+    assert response.status_code == 200
+    assert health.pop("uptime_s") >= 0
+    assert health == {
+        "status": "ok",
+        "model_loaded": True,
+        "model": "scripted",
+        "version": version("tokenwire"),
+        "active": 0,
+        "queued": 0,
+        "connections": 0,
+        "backend": "scripted",
+        "dtype": "none",
+        "device": "none",
+        "max_model_len": 99,
+        "has_chat_template": False,
+    }
+
+
+async def test_health_counts_what_runs_and_what_waits():
+    gate = Gate()
+    backend = scripted_backend(say("a"), gate=gate, max_num_seqs=1)
+    async with client_of(backend, gate=gate) as calling, asyncio.TaskGroup() as tasks:
+        tasks.create_task(calling.post("/v1/completions", json={"prompt": "a", "n": 3}))
+        await entered(gate)
+        health = (await calling.get("/health")).json()
+        gate.open()
+    assert (health["active"], health["queued"]) == (1, 2)
+
+
+async def test_readiness_ends_when_the_server_drains():
+    async with serving(scripted_backend()) as (app, engine), client(app) as calling:
+        before = await calling.get("/readyz")
+        await engine.drain(deadline_s=1)
+        after = await calling.get("/readyz")
+        alive = await calling.get("/livez")
+        health = await calling.get("/health")
+    assert (before.status_code, before.json()) == (200, {"status": "ok"})
+    assert (after.status_code, after.json()) == (503, {"status": "draining"})
+    assert after.headers["retry-after"] == "1"
+    assert (alive.status_code, alive.json()) == (200, {"status": "ok"})
+    assert (health.status_code, health.json()["status"]) == (503, "draining")
+    assert health.json()["model_loaded"]
+
+
+async def test_readiness_ends_when_the_sockets_are_told_to_go():
+    async with serving(scripted_backend()) as (app, _), client(app) as calling:
+        app.state.services.connections.drain()
+        response = await calling.get("/readyz")
+    assert (response.status_code, response.json()) == (503, {"status": "draining"})
+
+
+class BrokenRunner:
+    """Answers with too few tokens, which the engine cannot go on from."""
+
+    max_num_seqs = 1
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        return []
+
+    def release(self, sequence: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_dead_engine_shows():
+    whole = scripted_backend()
+    backend = Backend(info=whole.info, tokenizer=whole.tokenizer, runner=BrokenRunner())
+    async with serving(backend) as (app, engine), client(app) as calling:
+        failed = await calling.post("/v1/completions", json={"prompt": "a"})
+        refused = await calling.post("/v1/completions", json={"prompt": "a"})
+        await until(lambda: engine.has_failed)
+        health = await calling.get("/health")
+        alive = await calling.get("/livez")
+    for response in (failed, refused):
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
+    assert (health.status_code, health.json()["status"]) == (503, "failed")
+    assert not health.json()["model_loaded"]
+    assert alive.status_code == 200
+
+
+async def test_an_engine_that_has_not_started_is_loading():
+    async with serving(scripted_backend()) as (app, engine), client(app) as calling:
+        loop, engine._loop = engine._loop, None
+        response = await calling.get("/readyz")
+        engine._loop = loop
+    assert (response.status_code, response.json()) == (503, {"status": "loading"})

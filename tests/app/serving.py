@@ -1,0 +1,195 @@
+"""The application over the scripted backend: in-process, by hand, and behind a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.settings import Settings
+from streaming import AsyncEngine, Backend
+from streaming.backends.scripted import Gate
+from tests.support import TIMEOUT_S, tokenwire_threads, yield_to_loop
+
+KEY = {"authorization": "Bearer secret"}
+
+
+def make_app(backend: Backend, **settings: Any) -> tuple[FastAPI, AsyncEngine]:
+    resolved = Settings(**settings)
+    engine = AsyncEngine(backend, resolved.to_engine_config())
+    return create_app(resolved, engine), engine
+
+
+@asynccontextmanager
+async def serving(
+    backend: Backend, *, gate: Gate | None = None, **settings: Any
+) -> AsyncIterator[tuple[FastAPI, AsyncEngine]]:
+    """Run the application; at exit, assert that it leaves no thread, task or sequence behind.
+
+    Args:
+        gate: what holds the backend's runner back; opened at exit, so that the engine can end.
+    """
+    assert tokenwire_threads() == [], "an earlier test left a thread"
+    tasks_before = asyncio.all_tasks()
+    app, engine = make_app(backend, **settings)
+    async with asyncio.timeout(TIMEOUT_S), app.router.lifespan_context(app):
+        try:
+            yield app, engine
+        finally:
+            if gate is not None:
+                gate.open()
+    assert tokenwire_threads() == []
+    assert asyncio.all_tasks() == tasks_before
+    assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
+    assert not engine._num_followers
+
+
+@asynccontextmanager
+async def client_of(
+    backend: Backend, *, gate: Gate | None = None, **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Run the application and return a client that calls it in-process."""
+    async with serving(backend, gate=gate, **settings) as (app, _), client(app) as calling:
+        yield calling
+
+
+def client(app: FastAPI) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
+class Call:
+    """One POST, made by hand: shows what comes while it comes, and can leave at any moment.
+
+    Args:
+        body: sent as JSON; what is a list of bytes already is sent as its chunks.
+        takes: how many messages the client reads before it stops reading, until `read_on`; None
+            reads all.
+    """
+
+    def __init__(
+        self,
+        app: Callable[..., Any],
+        path: str,
+        body: dict[str, Any] | Sequence[bytes],
+        *,
+        takes: int | None = None,
+    ) -> None:
+        self._app = app
+        self._path = path
+        self._chunks = [json.dumps(body).encode()] if isinstance(body, dict) else list(body)
+        self._takes = takes
+        self._left = asyncio.Event()
+        self._reads_on = asyncio.Event()
+        self._sent = asyncio.Condition()
+        self.num_received = 0
+        self.messages: list[dict[str, Any]] = []
+
+    async def __call__(self) -> None:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": self._path,
+            "raw_path": self._path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
+            "client": ("test", 1),
+            "server": ("test", 80),
+        }
+        await self._app(scope, self._receive, self._send)
+
+    def leave(self) -> None:
+        self._left.set()
+
+    def read_on(self) -> None:
+        self._reads_on.set()
+
+    async def until_shown(self, text: bytes) -> None:
+        """Wait until the text is in the body."""
+        await self._until(lambda: text in self.body)
+
+    async def until_more_than(self, num_messages: int) -> None:
+        await self._until(lambda: len(self.messages) > num_messages)
+
+    @property
+    def status(self) -> int | None:
+        return self.messages[0]["status"] if self.messages else None
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.messages) and self.messages[-1].get("more_body") is False
+
+    async def _until(self, is_enough: Callable[[], bool]) -> None:
+        async with self._sent:
+            await self._sent.wait_for(is_enough)
+
+    async def _receive(self) -> dict[str, Any]:
+        if self.num_received < len(self._chunks):
+            self.num_received += 1
+            is_last = self.num_received == len(self._chunks)
+            chunk = self._chunks[self.num_received - 1]
+            return {"type": "http.request", "body": chunk, "more_body": not is_last}
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self._takes is not None and len(self.messages) >= self._takes:
+            await self._reads_on.wait()
+        self.messages.append(message)
+        async with self._sent:
+            self._sent.notify_all()
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Give the loop turns until the engine's thread has brought it about."""
+    while not is_true():
+        await yield_to_loop()
+
+
+def sse(text: str) -> list[str]:
+    """Split a whole event stream into the data of its messages, comments left out."""
+    assert text.endswith("\n\n"), "the last message is cut"
+    blocks = text.removesuffix("\n\n").split("\n\n")
+    assert all(block.startswith(("data: ", ": ")) and "\n" not in block for block in blocks), blocks
+    return [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    """Return the JSON of a whole event stream, which must end with `[DONE]`."""
+    *data, done = sse(text)
+    assert done == "[DONE]"
+    return [json.loads(each) for each in data]
+
+
+@contextmanager
+def live(backend: Backend, **settings: Any) -> Iterator[str]:
+    """Serve over a real socket from a thread; return the server's address."""
+    app, _ = make_app(backend, **settings)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # The socket takes connections from here on; they wait until the server looks.
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert tokenwire_threads() == []

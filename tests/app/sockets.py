@@ -1,0 +1,208 @@
+"""`WS /v1/stream` for tests: by hand in-process, and behind a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.websockets import WebSocket
+from websockets.asyncio.client import ClientConnection, connect
+
+from app.server import Server
+from app.settings import Settings
+from app.websocket.connection import StreamConnection
+from streaming import ANYONE, AsyncEngine, Backend
+from streaming.backends.scripted import Gate
+from tests.app.conversation import Frame
+from tests.app.serving import make_app, until
+from tests.support import TIMEOUT_S, tokenwire_threads
+
+
+class HandSocket:
+    """The ASGI side of one socket, made by hand: shows what is sent, and can stop taking.
+
+    Args:
+        takes: how many frames the client takes before it stops, until `take_on`; None takes all.
+        failure: raised by a send once the client has stopped taking.
+    """
+
+    def __init__(self, *, takes: int | None = None, failure: Exception | None = None) -> None:
+        self._takes = takes
+        self._failure = failure
+        self._takes_on = asyncio.Event()
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._incoming.put_nowait({"type": "websocket.connect"})
+        self._sent = asyncio.Condition()
+        self.num_received = 0
+        self.frames: list[Frame] = []
+        self.close: tuple[int, str] | None = None
+        scope = {"type": "websocket", "path": "/v1/stream", "headers": [], "subprotocols": []}
+        self.websocket = WebSocket(scope, self._receive, self._send)
+
+    def say(self, **message: Any) -> None:
+        self.put(text=json.dumps(message))
+
+    def put(self, **message: Any) -> None:
+        self._incoming.put_nowait({"type": "websocket.receive", **message})
+
+    def leave(self) -> None:
+        self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
+
+    def take_on(self) -> None:
+        self._takes_on.set()
+
+    async def until(self, is_enough: Callable[[list[Frame]], bool]) -> list[Frame]:
+        async with self._sent:
+            await self._sent.wait_for(lambda: is_enough(self.frames))
+        return self.frames
+
+    async def until_shown(self, kind: str, stream_id: str | None = None) -> Frame:
+        """Wait for a frame of this kind and return it."""
+        await self.until(lambda _: bool(self.shown(kind, stream_id)))
+        return self.shown(kind, stream_id)[0]
+
+    def shown(self, kind: str, stream_id: str | None = None) -> list[Frame]:
+        """Return the frames of this kind so far."""
+        return [
+            frame
+            for frame in self.frames
+            if frame["type"] == kind and stream_id in (None, frame.get("id"))
+        ]
+
+    async def _receive(self) -> dict[str, Any]:
+        message = await self._incoming.get()
+        self.num_received += message["type"] == "websocket.receive"
+        return message
+
+    async def _send(self, message: Any) -> None:
+        if message["type"] == "websocket.accept":
+            return
+        if message["type"] == "websocket.close":
+            self.close = (message["code"], message["reason"])
+            return
+        if self._takes is not None and len(self.frames) >= self._takes:
+            if self._failure is not None:
+                raise self._failure
+            await self._takes_on.wait()
+        self.frames.append(json.loads(message["text"]))
+        async with self._sent:
+            self._sent.notify_all()
+
+
+async def run_connection(
+    hand: HandSocket,
+    engine: AsyncEngine,
+    *,
+    clock: Callable[[], float] | None = None,
+    caller: str = ANYONE,
+    **settings: Any,
+) -> None:
+    """Serve a socket made by hand until it ends."""
+    options = {} if clock is None else {"clock": clock}
+    connection = StreamConnection(
+        hand.websocket, engine=engine, caller=caller, settings=Settings(**settings), **options
+    )
+    await hand.websocket.accept()
+    await connection.run()
+
+
+@dataclass(frozen=True)
+class StreamServer:
+    app: FastAPI
+    engine: AsyncEngine
+    server: Server
+    address: tuple[str, int]
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.address[1]}"
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.address[1]}/v1/stream"
+
+    def connect(self, **options: Any) -> connect:
+        return connect(self.url, proxy=None, **options)
+
+    async def until_idle(self) -> None:
+        """Wait until no generation is open."""
+        await until(lambda: self.engine.stats.num_running + self.engine.stats.num_waiting == 0)
+
+    async def until_left(self) -> None:
+        """Wait until no socket is open, as the application sees it."""
+        await self.app.state.services.connections.wait_empty()
+
+
+@asynccontextmanager
+async def stream_server(
+    backend: Backend,
+    *,
+    gate: Gate | None = None,
+    send_buffer_bytes: int | None = None,
+    prepare: Callable[[Server], None] = lambda _: None,
+    **settings: Any,
+) -> AsyncIterator[StreamServer]:
+    """Serve over a real socket; at exit, assert that no thread, task or sequence is left behind.
+
+    Args:
+        gate: what holds the backend's runner back; opened at exit, so that the engine can end.
+        send_buffer_bytes: of the operating system, for each connection.
+        prepare: called with the server before it starts.
+    """
+    assert tokenwire_threads() == [], "an earlier test left a thread"
+    tasks_before = asyncio.all_tasks()
+    settings = {"drain_timeout_s": 0, **settings}
+    app, engine = make_app(backend, **settings)
+    server = Server(app, Settings(**settings))
+    prepare(server)
+    async with asyncio.timeout(TIMEOUT_S):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            if send_buffer_bytes is not None:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            try:
+                await until(lambda: server.started)
+                yield StreamServer(app, engine, server, listener.getsockname())
+            finally:
+                if gate is not None:
+                    gate.open()
+                server.should_exit = True
+                await serving
+    assert tokenwire_threads() == []
+    await until(lambda: asyncio.all_tasks() == tasks_before)
+    assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
+    assert not engine._num_followers
+    assert not engine._grace_timers
+    assert not engine._engine.has_work
+
+
+async def send(client: ClientConnection, **message: Any) -> None:
+    await client.send(json.dumps(message))
+
+
+async def receive(client: ClientConnection) -> Frame:
+    frame = json.loads(await client.recv())
+    assert isinstance(frame, dict)
+    return frame
+
+
+async def receive_until(
+    client: ClientConnection, *kinds: str, stream_id: str | None = None
+) -> list[Frame]:
+    """Return all frames up to the first of one of `kinds`."""
+    frames: list[Frame] = []
+    while True:
+        frames.append(frame := await receive(client))
+        if frame["type"] in kinds and stream_id in (None, frame.get("id")):
+            return frames
+
+
+async def receive_stream(client: ClientConnection, stream_id: str | None = None) -> list[Frame]:
+    """Return all frames up to the first ending."""
+    return await receive_until(client, "done", "error", stream_id=stream_id)
