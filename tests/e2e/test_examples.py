@@ -1,0 +1,37 @@
+"""Each example runs as it stands, against the real model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.server_process import ROOT, ServerProcess
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(120)]
+
+
+def _run(script: str, *arguments: str) -> str:
+    command = [sys.executable, f"examples/{script}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_stream_and_resume(server: ServerProcess) -> None:
+    output = _run("stream_and_resume.py", "--url", server.ws_url, "Tell me a long story.")
+    assert "[line dropped]" in output
+    assert "[length after 80 tokens]" in output or "[stop after" in output
+
+
+def test_two_streams(server: ServerProcess) -> None:
+    output = _run("two_streams.py", "--url", server.ws_url)
+    assert "[poem: cancelled]" in output
+    assert "[story: length]" in output
+
+
+def test_batch(server: ServerProcess) -> None:
+    lines = _run("batch.py", "--url", server.url).splitlines()
+    assert lines[0].startswith("The capital of France is Paris")
+    assert len(lines) == 4

@@ -1,0 +1,70 @@
+"""How the server goes away, as its operator and its clients see it."""
+
+from __future__ import annotations
+
+import signal
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.e2e.client import receive, receive_stream, receive_until, send
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(120)]
+
+LONG = {"type": "generate", "prompt": "Once", "ignore_eos": True, "temperature": 0}
+
+
+async def _wait_draining(url: str) -> httpx.Response:
+    """Ask until the server says that it goes away; it looks at its signals ten times a second."""
+    async with httpx.AsyncClient(base_url=url) as client:
+        while (answer := await client.get("/readyz")).status_code == 200:
+            pass
+    return answer
+
+
+async def test_first_signal_refuses_new_work_and_lets_the_running_finish(start_server) -> None:
+    server = start_server()
+    async with connect(server.ws_url) as running, connect(server.ws_url) as other:
+        await send(running, **LONG, max_tokens=60)
+        await receive_until(running, "delta")
+        await send(other, **LONG, id="waits", max_tokens=5)
+        await receive_until(other, "queued")
+        server.signal()
+        refusal = await _wait_draining(server.url)
+        assert refusal.status_code == 503
+        assert int(refusal.headers["Retry-After"]) >= 1
+        ended = await receive_stream(other)
+        assert ended[-1]["error"]["code"] == "shutting_down"
+        assert ended[-1]["error"]["retryable"] is True
+        frames = await receive_stream(running)
+        assert frames[-1]["finish_reason"] == "length"
+        with pytest.raises(ConnectionClosed):
+            await receive(running)
+        assert running.close_code == 1001
+    assert server.wait() == 0, server.log
+
+
+async def test_deadline_ends_what_still_runs(start_server) -> None:
+    server = start_server("--drain-timeout-s", "0.2")
+    async with connect(server.ws_url) as socket:
+        await send(socket, **LONG, max_tokens=4000)
+        await receive_until(socket, "delta")
+        server.signal()
+        frames = await receive_stream(socket)
+        assert frames[-1]["error"]["code"] == "shutting_down"
+    assert server.wait() == 0, server.log
+
+
+async def test_second_signal_ends_at_once(start_server) -> None:
+    server = start_server("--drain-timeout-s", "3600")
+    async with connect(server.ws_url) as socket:
+        await send(socket, **LONG, max_tokens=8000)
+        await receive_until(socket, "delta")
+        server.signal(signal.SIGINT)
+        await _wait_draining(server.url)
+        server.signal(signal.SIGINT)
+        with pytest.raises(ConnectionClosed):
+            await receive_stream(socket)
+    assert server.wait() != 0
