@@ -49,6 +49,7 @@ ERRORS: dict[str, ErrorRow] = {
     "message_too_big": ErrorRow(413, _INVALID, close_code=1009),
     "unauthorized": ErrorRow(401, _AUTH, close_code=1008),
     "forbidden_origin": ErrorRow(403, _AUTH, close_code=1008),
+    "forbidden_host": ErrorRow(403, _AUTH),
     "rate_limited": ErrorRow(429, _RATE, retryable=True),
     "too_many_connections": ErrorRow(429, _RATE, retryable=True),
     "overloaded": ErrorRow(503, _SERVER, retryable=True),

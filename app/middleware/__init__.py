@@ -1,6 +1,7 @@
-"""What every HTTP request passes on its way to a route and back. All of it leaves WebSockets alone.
+"""What every request passes on its way to a route and back.
 
-Pure ASGI: it neither buffers a stream nor hides a disconnect from the route.
+Only the host check looks at WebSockets. Pure ASGI: nothing buffers a stream or hides a disconnect
+from the route.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.middleware.body_limit import BodyLimit
 from app.middleware.error_boundary import ErrorBoundary
+from app.middleware.host_check import HostCheck
 from app.middleware.origin_check import OriginCheck
 from app.middleware.security_headers import SecurityHeaders
-from app.settings import Settings
+from app.settings import Settings, is_loopback
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
@@ -28,4 +30,6 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
             allow_headers=["authorization", "content-type"],
             expose_headers=["retry-after"],
         )
+    if is_loopback(settings.host) and not settings.api_keys:
+        app.add_middleware(HostCheck)
     app.add_middleware(SecurityHeaders)

@@ -63,7 +63,7 @@ async def client_of(
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
 class Call:
@@ -104,7 +104,7 @@ class Call:
             "raw_path": self._path.encode(),
             "root_path": "",
             "query_string": b"",
-            "headers": [(b"host", b"test"), (b"content-type", b"application/json")],
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
             "client": ("test", 1),
             "server": ("test", 80),
         }

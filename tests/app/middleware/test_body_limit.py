@@ -77,7 +77,7 @@ def test_real_server_cuts_off_a_body_that_does_not_end(live_server: Callable[...
     url = httpx.URL(live_server(scripted_backend(), max_message_bytes=LIMIT))
     with socket.create_connection((url.host, url.port)) as connection:
         connection.sendall(
-            b"POST %s HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n" % PATH.encode()
         )
         connection.sendall(b"800\r\n%s\r\n" % (b"x" * 0x800))

@@ -5,7 +5,7 @@ import pytest
 from streaming.backends.scripted import scripted_backend
 from tests.app.serving import client_of
 
-OURS = "http://test"
+OURS = "http://localhost"
 PAGE = "https://page.test"
 
 
@@ -20,8 +20,8 @@ PAGE = "https://page.test"
         (PAGE, (), False),
         ("null", (), False),
         ("", (), False),
-        ("http://test:81", (), False),
-        ("http://test.evil.test", (), False),
+        ("http://localhost:81", (), False),
+        ("http://localhost.evil.test", (), False),
         ("http://page.test", (PAGE,), False),
     ],
 )

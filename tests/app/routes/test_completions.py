@@ -655,7 +655,7 @@ def test_socket_that_closes_stops_the_generation(live_server: Callable[..., str]
     body = json.dumps({"prompt": "a", "max_tokens": 4000, "stream": stream}).encode()
     with socket.create_connection((url.host, url.port)) as connection:
         connection.sendall(
-            b"POST %s HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%s" % (PATH.encode(), len(body), body)
         )
         gate.entered.acquire()
