@@ -44,6 +44,10 @@ export class Composer {
     this.#fit();
   }
 
+  get hasFocus() {
+    return this.#area === document.activeElement;
+  }
+
   focus() {
     this.#area.focus();
   }
@@ -51,16 +55,18 @@ export class Composer {
   /** @param {ComposerState} state @param {string} note @param {boolean} isStopping */
   render(state, note, isStopping) {
     const isStreaming = state === "streaming";
-    const hadFocus = [this.#send, this.#stop].some((button) => button === document.activeElement);
+    const focused = [this.#send, this.#stop].find((button) => button === document.activeElement);
     this.#state = state;
     byId("composer-form").dataset.state = state;
     this.#send.hidden = isStreaming;
     this.#stop.hidden = !isStreaming;
     this.#stop.disabled = isStopping;
     if (this.#note.textContent !== note) this.#note.textContent = note;
-    // A button that is hidden or disabled under the focus would leave the keyboard nowhere.
-    if (hadFocus && (isStreaming ? isStopping : this.#send.disabled)) this.focus();
     this.#fitSend();
+    // A button that is hidden or disabled under the focus would leave the keyboard nowhere. Where
+    // one touches, the focus would only raise the keys.
+    const isGone = focused !== undefined && (focused.hidden || focused.disabled);
+    if (isGone && matchMedia("(hover: hover)").matches) this.focus();
   }
 
   /** @param {KeyboardEvent} event */

@@ -260,3 +260,4 @@ askPaint();
 void checkHealth();
 client.connect();
 resumeOpenReplies();
+backToComposer();

@@ -130,7 +130,7 @@ export class Page {
   /** @param {State} state */
   #renderBanners({ connection, health, notice }) {
     const isRefused = connection.verdict === "refused";
-    this.#keyPanel.hidden = connection.state !== "unauthorized" && !isRefused;
+    this.#showKeyPanel(connection.state === "unauthorized" || isRefused);
     setText(
       byId("key-reason"),
       isRefused
@@ -148,6 +148,18 @@ export class Page {
     this.#banner.replaceChildren(element("p", {}, text), ...dismiss);
   }
 
+  /** Take the keyboard to where the key goes, and back; not away from what is being written. @param {boolean} isShown */
+  #showKeyPanel(isShown) {
+    if (this.#keyPanel.hidden === !isShown) return;
+    const focused = document.activeElement;
+    const isComposing = this.#composer.hasFocus && this.#composer.text !== "";
+    const isElsewhere = focused !== document.body && !this.#composer.hasFocus;
+    const wasHere = this.#keyPanel.contains(focused);
+    this.#keyPanel.hidden = !isShown;
+    if (isShown && !isComposing && !isElsewhere) byId("banner-key").focus();
+    else if (wasHere) this.#composer.focus();
+  }
+
   /** @param {State} state @param {Conversation | null} conversation */
   #renderComposer({ connection, health }, conversation) {
     const replies = conversation ? openReplies(conversation) : [];
@@ -157,7 +169,9 @@ export class Page {
     let note = "Enter sends, Shift+Enter makes a new line.";
     if (replies.length) {
       state = "streaming";
-      note = connection.state === "open" ? "Replying. Escape stops." : "Reconnecting. Escape gives up.";
+      const isWaiting = replies.every(({ status }) => status === "queued");
+      note = isWaiting ? "Waiting. Escape stops." : "Replying. Escape stops.";
+      if (connection.state !== "open") note = "Reconnecting. Escape gives up.";
       if (replies.every(({ isStopping }) => isStopping)) note = "Stopping…";
     } else if (health && !canChat(health)) {
       state = "closed";

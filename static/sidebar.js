@@ -41,8 +41,11 @@ export class Sidebar {
     byId("close-sidebar").addEventListener("click", () => this.#setDrawer(false));
     this.#opener.addEventListener("click", () => this.#setDrawer(true));
     this.#scrim.addEventListener("click", () => this.#setDrawer(false));
-    this.#root.addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.#isDrawerOpen) this.#setDrawer(false);
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !this.#isDrawerOpen || event.defaultPrevented) return;
+      if (document.querySelector(":popover-open")) return;
+      event.preventDefault(); // this Escape is used up: it stops no reply
+      this.#setDrawer(false);
     });
     this.#narrow.addEventListener("change", () => this.#setDrawer(false));
     this.#menu.addEventListener("keydown", (event) => this.#moveInMenu(event));

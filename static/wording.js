@@ -68,7 +68,7 @@ export function statsText(reply) {
   const wait = timings?.ttft_s ?? null;
   if (wait !== null)
     parts.push(`first token ${wait < 1 ? `${Math.round(wait * 1000)} ms` : `${wait.toFixed(1)} s`}`);
-  if (usage) parts.push(`${usage.completion_tokens} tokens`);
+  if (usage) parts.push(counted(usage.completion_tokens, "token"));
   return parts.join(" · ");
 }
 
@@ -102,6 +102,11 @@ export function connectionText({ state, verdict }, health) {
 export function announcement(reply) {
   if (reply.queue) return queueText(reply.queue);
   return statusText(reply) || (reply.status === "done" ? "Reply complete." : "");
+}
+
+/** @param {number} count @param {string} noun */
+function counted(count, noun) {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 /** @param {number} seconds */

@@ -32,6 +32,8 @@ test("an ended reply tells its pace, its first token and its size", () => {
   assert.equal(statsText(reply({ usage, timings })), "10.0 tokens/s · first token 100 ms · 2 tokens");
   const slow = { ...timings, ttft_s: 2.34, tokens_per_s: null };
   assert.equal(statsText(reply({ usage, timings: slow })), "first token 2.3 s · 2 tokens");
+  const single = { ...usage, completion_tokens: 1 };
+  assert.equal(statsText(reply({ usage: single, timings: slow })), "first token 2.3 s · 1 token");
 });
 
 test("a flowing reply tells the pace seen here, once there is enough to see", () => {
