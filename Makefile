@@ -12,7 +12,7 @@ ARGS ?=
 
 VENV = .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
 SOURCES = app streaming tests examples benchmarks
 
 .PHONY: serve test check lint format clean

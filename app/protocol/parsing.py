@@ -27,8 +27,7 @@ def parse_object(frame: str) -> dict[str, Any]:
     """Return the frame's JSON object.
 
     Raises:
-        RequestRefused: it is no JSON (RFC 8259, so no NaN and no Infinity), no object, or holds
-            half a surrogate pair, which is no text and could never be sent back.
+        RequestRefused: it is no JSON (RFC 8259, so no NaN and no Infinity), or no object.
     """
     try:
         fields = json.loads(frame, parse_constant=_refuse_constant)
@@ -37,18 +36,24 @@ def parse_object(frame: str) -> dict[str, Any]:
         raise _refused("invalid_json", f"The frame is not valid JSON{position}.") from error
     if not isinstance(fields, dict):
         raise _refused("invalid_request", "The frame is not a JSON object.")
-    # Half a pair can only have come from an escape: the frame itself was UTF-8.
-    if _SURROGATE_ESCAPE.search(frame):
-        for name, value in fields.items():
-            if not _is_unicode(name):
-                raise _refused("invalid_request", "A field's name has a lone surrogate.")
-            if not _is_unicode(value):
-                raise _refused(
-                    "invalid_request",
-                    f"{name[:_MAX_SHOWN_CHARS]}: is not valid Unicode: it has a lone surrogate",
-                    param=name[:_MAX_SHOWN_CHARS],
-                )
     return fields
+
+
+def check_unicode(fields: dict[str, Any], frame: str) -> None:
+    """Refuse half a surrogate pair: it is no text, and could never be sent back.
+
+    Raises:
+        RequestRefused: there is one somewhere in the object that the frame was parsed into.
+    """
+    if not _SURROGATE_ESCAPE.search(frame):
+        return  # the frame itself was UTF-8, so half a pair can only come from an escape
+    for name, value in fields.items():
+        if not _is_unicode(name):
+            raise _refused("invalid_request", "A field's name has a lone surrogate.")
+        if not _is_unicode(value):
+            shown = name[:_MAX_SHOWN_CHARS]
+            reason = "is not valid Unicode: it has a lone surrogate"
+            raise _refused("invalid_request", f"{shown}: {reason}", param=shown)
 
 
 def to_message(fields: dict[str, Any]) -> GenerateMessage | CancelMessage | ResumeMessage:

@@ -38,7 +38,7 @@ from app.protocol.frames import (
     started_frame,
 )
 from app.protocol.open_stream import OpenStream, StreamState
-from app.protocol.parsing import attempted_id, parse_object, to_message
+from app.protocol.parsing import attempted_id, check_unicode, parse_object, to_message
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
 from streaming import Delta, Ended, Event, Generation, Queued, Started
@@ -91,6 +91,7 @@ class StreamProtocol:
                 fields = _glance_at(frame)
                 raise RequestRefused(_rate_limited("too many messages", retry_after_s))
             fields = parse_object(frame)
+            check_unicode(fields, frame)
             self._receive_message(to_message(fields))
         except RequestRefused as refused:
             self._refuse(refused.info, attempted_id(fields))

@@ -14,6 +14,7 @@ from streaming.errors import InvalidRequest
 DEFAULT_MAX_TOKENS = 16
 """Of a raw prompt, as in OpenAI's completions; a chat answer may take what the context leaves."""
 
+MAX_MESSAGES = 4096
 MAX_METADATA_PAIRS = 16
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
@@ -51,7 +52,9 @@ class GenerateMessage(SamplingFields):
     type: Literal["generate"]
     id: StreamId | None = None
     prompt: str | Annotated[list[int], Field(fail_fast=True)] | None = None
-    messages: Annotated[list[MessageFields], Field(fail_fast=True)] | None = None
+    messages: (
+        Annotated[list[MessageFields], Field(fail_fast=True, max_length=MAX_MESSAGES)] | None
+    ) = None
     model: Annotated[str, Field(max_length=_MAX_NAME_CHARS)] | None = None
     logprobs: int | None = Field(
         None, description="Alternatives to report with each token; 0 reports the chosen one only."

@@ -6,13 +6,14 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from app.server import Server
 from app.settings import Settings
@@ -21,7 +22,7 @@ from streaming import ANYONE, AsyncEngine, Backend
 from streaming.backends.scripted import Gate
 from tests.app.conversation import Frame
 from tests.app.serving import make_app, until
-from tests.support import TIMEOUT_S, tokenwire_threads
+from tests.support import tokenwire_threads
 
 
 class HandSocket:
@@ -30,11 +31,19 @@ class HandSocket:
     Args:
         takes: how many frames the client takes before it stops, until `take_on`; None takes all.
         failure: raised by a send once the client has stopped taking.
+        close_failure: raised by the close.
     """
 
-    def __init__(self, *, takes: int | None = None, failure: Exception | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        takes: int | None = None,
+        failure: Exception | None = None,
+        close_failure: Exception | None = None,
+    ) -> None:
         self._takes = takes
         self._failure = failure
+        self._close_failure = close_failure
         self._takes_on = asyncio.Event()
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._incoming.put_nowait({"type": "websocket.connect"})
@@ -84,6 +93,8 @@ class HandSocket:
         if message["type"] == "websocket.accept":
             return
         if message["type"] == "websocket.close":
+            if self._close_failure is not None:
+                raise self._close_failure
             self.close = (message["code"], message["reason"])
             return
         if self._takes is not None and len(self.frames) >= self._takes:
@@ -123,12 +134,8 @@ class StreamServer:
     def http_url(self) -> str:
         return f"http://127.0.0.1:{self.address[1]}"
 
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.address[1]}/v1/stream"
-
-    def connect(self, **options: Any) -> connect:
-        return connect(self.url, proxy=None, **options)
+    def connect(self, path: str = "/v1/stream", **options: Any) -> connect:
+        return connect(f"ws://127.0.0.1:{self.address[1]}{path}", proxy=None, **options)
 
     async def until_idle(self) -> None:
         """Wait until no generation is open."""
@@ -161,21 +168,21 @@ async def stream_server(
     app, engine = make_app(backend, **settings)
     server = Server(app, Settings(**settings))
     prepare(server)
-    async with asyncio.timeout(TIMEOUT_S):
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            if send_buffer_bytes is not None:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            try:
-                await until(lambda: server.started)
-                yield StreamServer(app, engine, server, listener.getsockname())
-            finally:
-                if gate is not None:
-                    gate.open()
-                server.should_exit = True
-                await serving
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        if send_buffer_bytes is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await until(lambda: server.started)
+            yield StreamServer(app, engine, server, listener.getsockname())
+        finally:
+            if gate is not None:
+                gate.open()
+            server.should_exit = True
+            await serving
     assert tokenwire_threads() == []
-    await until(lambda: asyncio.all_tasks() == tasks_before)
+    # A fixture is torn down in another task than it was set up in.
+    await until(lambda: asyncio.all_tasks() - {asyncio.current_task()} <= tasks_before)
     assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
     assert not engine._num_followers
     assert not engine._grace_timers
@@ -206,3 +213,12 @@ async def receive_until(
 async def receive_stream(client: ClientConnection, stream_id: str | None = None) -> list[Frame]:
     """Return all frames up to the first ending."""
     return await receive_until(client, "done", "error", stream_id=stream_id)
+
+
+async def receive_until_closed(client: ClientConnection) -> list[Frame]:
+    """Return all frames up to where the server closes."""
+    frames: list[Frame] = []
+    with suppress(ConnectionClosed):
+        while True:
+            frames.append(await receive(client))
+    return frames

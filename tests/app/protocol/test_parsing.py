@@ -8,14 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import RequestRefused
-from app.protocol.parsing import attempted_id, parse_object, to_message
+from app.protocol.parsing import attempted_id, check_unicode, parse_object, to_message
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
 from tests.support import property_test
 
 
+def parse(text: str) -> GenerateMessage | CancelMessage | ResumeMessage:
+    fields = parse_object(text)
+    check_unicode(fields, text)
+    return to_message(fields)
+
+
 def refusal(text: str) -> tuple[str, str | None, str]:
     with pytest.raises(RequestRefused) as caught:
-        to_message(parse_object(text))
+        parse(text)
     info = caught.value.info
     return info.code, info.param, info.message
 
@@ -67,7 +73,9 @@ def test_lone_surrogates_are_refused_by_field(text: str, param: str | None) -> N
 
 
 def test_a_surrogate_pair_is_one_character() -> None:
-    assert parse_object(r'{"prompt": "\ud83d\ude00 \\ud800"}') == {"prompt": "😀 \\ud800"}
+    message = parse(r'{"type": "generate", "prompt": "\ud83d\ude00 \\ud800"}')
+    assert isinstance(message, GenerateMessage)
+    assert message.prompt == "😀 \\ud800"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,7 @@ def test_wrong_types(fields: dict[str, Any], expected: str) -> None:
         ("generate", {"messages": "hi"}, "messages"),
         ("generate", {"messages": [{"role": "user"}]}, "messages.0.content"),
         ("generate", {"messages": [{"role": "tool", "content": ""}]}, "messages.0.role"),
+        ("generate", {"messages": [{"role": "user", "content": ""}] * 4097}, "messages"),
         ("generate", {"id": ""}, "id"),
         ("generate", {"id": "a b"}, "id"),
         ("generate", {"id": "a\n"}, "id"),
@@ -188,6 +197,6 @@ def test_attempted_id(fields: dict[str, Any], stream_id: str | None) -> None:
 def test_any_value_is_taken_or_refused_with_something_that_can_be_sent(value: object) -> None:
     for text in (str(value), json.dumps(value), json.dumps({"type": value, str(value): value})):
         try:
-            to_message(parse_object(text))
+            parse(text)
         except RequestRefused as refused:
             json.dumps(refused.info.to_event(), ensure_ascii=False).encode()

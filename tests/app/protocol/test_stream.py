@@ -223,6 +223,11 @@ def test_a_bad_generate_is_refused_under_its_id(
     assert talk.error() == (code, param, None)
 
 
+def test_half_a_surrogate_pair_is_refused_under_its_id(talk: Conversation) -> None:
+    assert talk.say(type="generate", id="a", prompt="\ud800") == []
+    assert talk.error() == ("invalid_request", "prompt", "a")
+
+
 def test_null_response_format_is_none(talk: Conversation) -> None:
     assert len(talk.generate(response_format=None)) == 1
 

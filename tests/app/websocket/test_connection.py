@@ -30,7 +30,8 @@ def log_of(engine: AsyncEngine, hand: HandSocket) -> Generation:
 
 
 def ask(hand: HandSocket, stream_id: str = "a", **fields: Any) -> None:
-    hand.say(type="generate", id=stream_id, prompt="hi", **{"max_tokens": 1000, **fields})
+    asked = {"prompt": "hi", "max_tokens": 1000, **fields}
+    hand.say(type="generate", id=stream_id, **asked)
 
 
 async def until_running(hand: HandSocket, gate: Gate, stream_id: str = "a") -> None:
@@ -293,7 +294,7 @@ async def test_one_log_followed_twice_on_one_socket() -> None:
 async def test_a_held_place_in_the_queue_is_told_when_its_time_comes() -> None:
     gate = Gate()
     backend = scripted_backend(say(LONG), gate=gate, max_num_seqs=1)
-    ticks = count(step=0.6)  # each look at the clock takes its time, so a second passes by itself
+    ticks = count(step=0.1)  # each look at the clock takes its time, so a second passes by itself
     async with running_engine(backend, gate=gate) as engine:
         hand = HandSocket()
         serving = asyncio.create_task(run_connection(hand, engine, clock=lambda: next(ticks)))
@@ -310,6 +311,8 @@ async def test_a_held_place_in_the_queue_is_told_when_its_time_comes() -> None:
         while not hand.shown("done", "ahead"):
             gate.allow()
             await entered(gate)
+        gate.allow()  # the ending is in the log at once, the new place after the step
+        await entered(gate)
         # Nothing more happens until the gate opens, but time passes.
         await hand.until(lambda _: hand.shown("queued", "behind")[-1]["position"] == 0)
         hand.leave()
@@ -408,6 +411,27 @@ async def test_drain_closes_when_the_last_stream_has_ended() -> None:
         assert hand.close == (1001, "the server is going away")
         assert text_of(hand.frames) == "hello"
         assert_conversation(hand.frames)
+
+
+async def test_a_client_that_is_found_gone_at_the_close() -> None:
+    async with running_engine(scripted_backend(say(LONG))) as engine:
+        hand = HandSocket(takes=1, close_failure=OSError("gone"))
+        ask(hand)
+        await run_connection(hand, engine, stall_timeout_s=0.01, disconnect_grace_s=0)
+        assert hand.close is None
+
+
+async def test_refusals_of_the_engine_reach_their_stream() -> None:
+    async with running_engine(scripted_backend()) as engine:
+        hand = HandSocket()
+        serving = asyncio.create_task(run_connection(hand, engine))
+        ask(hand, "a", prompt="")
+        hand.say(type="resume", id="b", generation_id="gen_1", after=-1)
+        await hand.until(lambda frames: len(frames) == 2)
+        told = {frame["id"]: frame["error"]["code"] for frame in hand.frames}
+        assert told == {"a": "invalid_request", "b": "generation_not_found"}
+        hand.leave()
+        await serving
 
 
 async def test_drain_before_the_first_frame_closes_at_once() -> None:

@@ -1,0 +1,51 @@
+"""The end of clients that read nothing, as far as the socket itself goes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.server import Server
+from app.websocket.server_protocol import WebSocketProtocol
+from streaming.backends.scripted import say, scripted_backend
+from tests.app.conversation import text_of
+from tests.app.serving import until
+from tests.app.sockets import receive_stream, receive_until, send, stream_server
+
+
+class Impatient(WebSocketProtocol):
+    """Waits for no more than a moment."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.close_timeout = 0.05
+
+
+def be_impatient(server: Server) -> None:
+    server.config.ws = Impatient
+
+
+async def test_a_client_that_reads_nothing_loses_its_socket() -> None:
+    backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
+    async with (
+        stream_server(
+            backend, prepare=be_impatient, send_buffer_bytes=4096, stall_timeout_s=0.05
+        ) as server,
+        server.connect(max_size=None, ping_interval=None) as client,
+    ):
+        await send(client, type="generate", prompt="hi", max_tokens=10_000, logprobs=5)
+        await receive_until(client, "accepted")
+        client.transport.pause_reading()
+        await until(lambda: not server.server.server_state.connections)
+        assert len(server.app.state.services.connections) == 0
+        client.transport.abort()
+
+
+async def test_a_client_that_reads_is_left_in_peace() -> None:
+    backend = scripted_backend(say("hello"))
+    async with stream_server(backend, prepare=be_impatient) as server:
+        async with server.connect() as client:
+            for _ in range(2):
+                await send(client, type="generate", prompt="hi")
+                assert text_of(await receive_stream(client)) == "hello"
+        assert client.close_code == 1000
+        await until(lambda: not server.server.server_state.connections)
