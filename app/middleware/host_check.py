@@ -31,11 +31,8 @@ class HostCheck:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or _is_ours(Headers(scope=scope).get("host")):
             await self._app(scope, receive, send)
-        elif scope["type"] == "http":
-            await error_response(FORBIDDEN_HOST)(scope, receive, send)
         else:
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})  # before accept: a plain 403
+            await error_response(FORBIDDEN_HOST)(scope, receive, send)
 
 
 def _is_ours(host: str | None) -> bool:

@@ -52,4 +52,6 @@ async def test_handshakes_for_another_name_are_refused():
 
     scope = {"type": "websocket", "headers": [(b"host", b"rebound.test")]}
     await HostCheck(never)(scope, receive, send)
-    assert sent == [{"type": "websocket.close", "code": 1008}]
+    start, body = sent
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 403)
+    assert b"forbidden_host" in body["body"]

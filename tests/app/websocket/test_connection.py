@@ -7,7 +7,6 @@ import json
 import logging
 import threading
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from streaming.backends.scripted import ByteTokenizer, Gate, say, scripted_backe
 from tests.app.conversation import assert_conversation, text_of
 from tests.app.serving import until
 from tests.app.sockets import HandSocket, run_connection
-from tests.support import entered, finish_reason, running_engine, yield_to_loop
+from tests.support import ManualClock, entered, finish_reason, running_engine, yield_to_loop
 
 LONG = "abcdefghij" * 20
 
@@ -294,10 +293,10 @@ async def test_one_log_followed_twice_on_one_socket() -> None:
 async def test_a_held_place_in_the_queue_is_told_when_its_time_comes() -> None:
     gate = Gate()
     backend = scripted_backend(say(LONG), gate=gate, max_num_seqs=1)
-    ticks = count(step=0.1)  # each look at the clock takes its time, so a second passes by itself
+    clock = ManualClock()
     async with running_engine(backend, gate=gate) as engine:
         hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine, clock=lambda: next(ticks)))
+        serving = asyncio.create_task(run_connection(hand, engine, clock=clock))
         ask(hand, "running")
         await until_running(hand, gate, "running")
         for stream_id in ("ahead", "behind"):
@@ -306,15 +305,17 @@ async def test_a_held_place_in_the_queue_is_told_when_its_time_comes() -> None:
         while not hand.shown("queued", "behind"):
             gate.allow()
             await entered(gate)
-        assert hand.shown("queued", "behind")[0]["position"] == 1
+        clock.advance(0.99)
         hand.say(type="cancel", id="ahead")
         while not hand.shown("done", "ahead"):
             gate.allow()
             await entered(gate)
         gate.allow()  # the ending is in the log at once, the new place after the step
         await entered(gate)
-        # Nothing more happens until the gate opens, but time passes.
-        await hand.until(lambda _: hand.shown("queued", "behind")[-1]["position"] == 0)
+        assert [frame["position"] for frame in hand.shown("queued", "behind")] == [1]
+        clock.advance(0.01)  # and nothing else happens: only the writer's own timer can tell
+        await hand.until(lambda _: len(hand.shown("queued", "behind")) == 2)
+        assert hand.shown("queued", "behind")[1]["position"] == 0
         hand.leave()
         await serving
 
