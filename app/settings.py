@@ -79,6 +79,19 @@ class Settings(BaseSettings):
         description="CPU threads of the model; without it, torch's choice.",
     )
 
+    max_num_seqs: int = Field(
+        _MODEL.max_num_seqs, ge=1, description="Generations that run in one batch."
+    )
+    max_batch_tokens: int = Field(
+        _MODEL.max_batch_tokens,
+        ge=16,
+        description="Tokens in one batch, prompts and answers together.",
+    )
+    kv_cache_bytes: int | None = Field(
+        _MODEL.kv_cache_bytes,
+        ge=1,
+        description="Memory for keys and values; without it, a share of what is free.",
+    )
     max_waiting_requests: int = Field(
         _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
     )
@@ -151,6 +164,9 @@ class Settings(BaseSettings):
             cache_dir=self.cache_dir,
             max_model_len=self.max_model_len,
             num_threads=self.num_threads,
+            max_num_seqs=self.max_num_seqs,
+            max_batch_tokens=self.max_batch_tokens,
+            kv_cache_bytes=self.kv_cache_bytes,
         )
 
     def to_engine_config(self) -> EngineConfig:

@@ -19,6 +19,7 @@ from streaming.generation import (
     Token,
     TokenLogprobs,
 )
+from streaming.grammar import Grammar, GrammarKind
 from streaming.request import (
     ANYONE,
     ChatMessage,
@@ -46,6 +47,8 @@ __all__ = [
     "Finished",
     "Generation",
     "GenerationRequest",
+    "Grammar",
+    "GrammarKind",
     "Logprob",
     "ModelConfig",
     "ModelInfo",

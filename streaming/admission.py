@@ -9,6 +9,7 @@ from typing import assert_never
 
 from streaming.backend import Backend
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from streaming.grammar import Grammar, GrammarMatcher
 from streaming.request import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from streaming.sampling_params import SamplingParams
 
@@ -19,6 +20,7 @@ class Admission:
     def __init__(self, backend: Backend) -> None:
         self._info = backend.info
         self._tokenizer = backend.tokenizer
+        self._grammars = backend.grammars
 
     def check(self, request: GenerationRequest) -> None:
         """Refuse what can be refused without tokenising; cheap enough for the event loop.
@@ -46,6 +48,13 @@ class Admission:
             )
         _check_unicode(prompt.param, prompt.texts)
         _check_unicode("stop", params.stop)
+        if params.grammar is not None:
+            if self._grammars is None:
+                raise InvalidRequest(
+                    param="response_format",
+                    reason=f"{info.model_id} cannot be held to a grammar",
+                )
+            _check_unicode("response_format", (params.grammar.source,))
         self._check_ids("logit_bias", params.logit_bias)
         self._check_ids("stop_token_ids", params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
@@ -72,6 +81,15 @@ class Admission:
             raise InvalidRequest(param=prompt.param, reason="has no tokens")
         self._check_length(prompt, prompt_ids)
         return prompt_ids
+
+    def compile(self, grammar: Grammar, *, count: int) -> list[GrammarMatcher]:
+        """Return a matcher for each of `count` texts; may be slow, so run it on a worker thread.
+
+        Raises:
+            InvalidRequest: the grammar cannot be compiled, and why.
+        """
+        assert self._grammars is not None, "`check` refuses grammars that nobody compiles"
+        return self._grammars.compile(grammar, count=count)
 
     def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
         """Fill in what the request left open: a length that the context allows, and a seed."""

@@ -13,6 +13,7 @@ import queue
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, Overloaded, ShuttingDown
 from streaming.generation import Generation, Reader
+from streaming.grammar import GrammarMatcher
 from streaming.request import GenerationRequest, Prompt
 from streaming.sequence import Sequence
 from streaming.store import GenerationStore
@@ -116,7 +118,7 @@ class AsyncEngine:
     async def submit_all(self, requests: SequenceOf[GenerationRequest]) -> list[Generation]:
         """Admit all requests or none, and return their logs in the same order.
 
-        Requests that share a prompt have it tokenised once.
+        Requests that share a prompt have it tokenised once, and a grammar compiled once.
 
         Raises:
             RequestError: one of them cannot be served; none was queued.
@@ -129,15 +131,18 @@ class AsyncEngine:
         assert self._loop is not None, "the engine has not been started"
         self._num_tokenizing += len(requests)
         try:
-            prompt_ids = await self._loop.run_in_executor(
-                self._tokenizer_pool, self._tokenize, [request.prompt for request in requests]
+            prepared = await self._loop.run_in_executor(
+                self._tokenizer_pool, self._prepare, requests
             )
         finally:
             self._num_tokenizing -= len(requests)
         self._check_capacity(
-            num_requests=len(requests), num_prompt_tokens=sum(len(ids) for ids in prompt_ids)
+            num_requests=len(requests), num_prompt_tokens=sum(len(ids) for ids, _ in prepared)
         )
-        return [self._enqueue(*pair) for pair in zip(requests, prompt_ids, strict=True)]
+        return [
+            self._enqueue(request, prompt_ids, matcher)
+            for request, (prompt_ids, matcher) in zip(requests, prepared, strict=True)
+        ]
 
     def find(self, generation_id: str, *, owner: str) -> Generation:
         """Return a log that can still be read.
@@ -176,6 +181,7 @@ class AsyncEngine:
         with Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader:
             if timer := self._grace_timers.pop(generation_id, None):
                 timer.cancel()
+                self._set_detached(generation_id, is_detached=False)
             self._num_followers[generation_id] = self._num_followers.get(generation_id, 0) + 1
             try:
                 yield reader
@@ -235,7 +241,9 @@ class AsyncEngine:
                 unit="prompt tokens",
             )
 
-    def _enqueue(self, request: GenerationRequest, prompt_ids: list[int]) -> Generation:
+    def _enqueue(
+        self, request: GenerationRequest, prompt_ids: list[int], matcher: GrammarMatcher | None
+    ) -> Generation:
         now = time.monotonic()
         generation = Generation(
             generation_id=f"gen_{secrets.token_urlsafe(24)}",
@@ -253,6 +261,7 @@ class AsyncEngine:
             eos_token_ids=self.info.eos_token_ids,
             decode=self._backend.tokenizer.decode,
             deadline_at=now + self._config.request_timeout_s,
+            matcher=matcher,
         )
         self._store.add(generation)
         self._idle.clear()
@@ -274,11 +283,15 @@ class AsyncEngine:
         if generation.is_ended or self.has_failed or self._loop is None:
             return
         if grace_s:
+            self._set_detached(generation_id, is_detached=True)
             self._grace_timers[generation_id] = self._loop.call_later(
                 grace_s, self._end_grace, generation
             )
         else:
             self.cancel(generation)
+
+    def _set_detached(self, generation_id: str, *, is_detached: bool) -> None:
+        self._inbox.put(lambda: self._engine.set_detached(generation_id, is_detached=is_detached))
 
     def _end_grace(self, generation: Generation) -> None:
         del self._grace_timers[generation.generation_id]
@@ -306,14 +319,25 @@ class AsyncEngine:
 
     # On a tokenizer thread.
 
-    def _tokenize(self, prompts: SequenceOf[Prompt]) -> list[list[int]]:
+    def _prepare(
+        self, requests: SequenceOf[GenerationRequest]
+    ) -> list[tuple[list[int], GrammarMatcher | None]]:
         prompt_ids: dict[Prompt, list[int]] = {}
-        for prompt in prompts:
+        for request in requests:
             if self.is_shutting_down:
                 raise self._shutting_down()
-            if prompt not in prompt_ids:
-                prompt_ids[prompt] = self._admission.tokenize(prompt)
-        return [prompt_ids[prompt] for prompt in prompts]
+            if request.prompt not in prompt_ids:
+                prompt_ids[request.prompt] = self._admission.tokenize(request.prompt)
+        grammars = [request.params.grammar for request in requests]
+        matchers = {
+            grammar: iter(self._admission.compile(grammar, count=count))
+            for grammar, count in Counter(grammars).items()
+            if grammar is not None
+        }
+        return [
+            (prompt_ids[request.prompt], None if grammar is None else next(matchers[grammar]))
+            for request, grammar in zip(requests, grammars, strict=True)
+        ]
 
     # On the engine's thread.
 

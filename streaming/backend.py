@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from streaming.generation import TokenLogprobs
+from streaming.grammar import Grammar, GrammarMatcher
 from streaming.request import ChatMessage
 from streaming.sequence import Sequence
 
@@ -57,6 +58,17 @@ class Tokenizer(Protocol):
         """Return how one token is written when it is listed by itself, special ones included."""
 
 
+class GrammarCompiler(Protocol):
+    """Makes grammars ready for one tokenizer. May be called from several threads at once."""
+
+    def compile(self, grammar: Grammar, *, count: int = 1) -> list[GrammarMatcher]:
+        """Return `count` matchers, each at the beginning of a text; may take a second.
+
+        Raises:
+            InvalidRequest: the grammar cannot be compiled, and why.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens `start` to `start + num_tokens` (half-open) of a sequence, to be run in this step.
@@ -69,19 +81,56 @@ class Chunk:
     num_tokens: int
 
     @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
     def yields_token(self) -> bool:
-        return self.start + self.num_tokens == self.sequence.num_tokens
+        return self.end == self.sequence.num_tokens
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is the one newest token."""
+        return self.num_tokens == 1 and self.yields_token
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.sequence.token_ids[self.start : self.end]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     chunks: tuple[Chunk, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
     token_id: int
     logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRow:
+    """The model failed on one sequence of the batch; the others are fine."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGeometry:
+    """A runner's cache: `num_blocks` blocks of `block_size` tokens, filled step by step.
+
+    Attributes:
+        max_batch_tokens: most tokens in one step.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_batch_tokens: int
 
 
 class ModelRunner(Protocol):
@@ -91,7 +140,11 @@ class ModelRunner(Protocol):
     def max_num_seqs(self) -> int:
         """Most sequences in one batch."""
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    @property
+    def cache(self) -> CacheGeometry | None:
+        """The cache whose blocks the engine hands out; None for a runner that has its own way."""
+
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         """Run one step; return one token for each chunk that yields one, in the batch's order.
 
         Any exception fails the sequences of the batch, and only them.
@@ -106,6 +159,13 @@ class ModelRunner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
+    """What an engine is built on.
+
+    Attributes:
+        grammars: None where texts cannot be held to a grammar.
+    """
+
     info: ModelInfo
     tokenizer: Tokenizer
     runner: ModelRunner
+    grammars: GrammarCompiler | None = None

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 
 class BackendName(StrEnum):
+    BATCHED = "batched"
     GENERATE = "generate"
     SCRIPTED = "scripted"
 
@@ -26,10 +27,13 @@ class ModelConfig:
         cache_dir: where converted models are kept; None is the user's cache directory.
         max_model_len: context size in tokens; None is the model's own.
         num_threads: CPU threads of the model; None leaves torch's choice.
+        max_num_seqs: most sequences in one batch.
+        max_batch_tokens: most tokens in one batch, prompts and answers together.
+        kv_cache_bytes: memory for keys and values; None takes a share of what is free.
     """
 
     model: str | None = None
-    backend: BackendName = BackendName.GENERATE
+    backend: BackendName = BackendName.BATCHED
     dtype: str = "auto"
     device: str = "auto"
     revision: str | None = None
@@ -38,6 +42,9 @@ class ModelConfig:
     cache_dir: str | None = None
     max_model_len: int | None = None
     num_threads: int | None = None
+    max_num_seqs: int = 64
+    max_batch_tokens: int = 512
+    kv_cache_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

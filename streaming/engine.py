@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from streaming.backend import Batch, ModelRunner
+from streaming.backend import Batch, FailedRow, ModelRunner
 from streaming.errors import DeadlineExceeded, EngineFailure, StreamingError
 from streaming.generation import Generation, Queued
+from streaming.kv_cache import KVCache
 from streaming.scheduler import Scheduler
 from streaming.sequence import Sequence
+from streaming.step_pacer import StepPacer
 from streaming.wait_estimator import WaitEstimator
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Engine:
         self._runner = runner
         self._request_timeout_s = request_timeout_s
         self._clock = clock
-        self._scheduler = Scheduler(max_num_seqs=runner.max_num_seqs)
+        self._scheduler = _make_scheduler(runner)
         self._sequences: dict[str, Sequence] = {}
         self._estimator = WaitEstimator()
         self._touched: dict[str, Generation] = {}
@@ -69,6 +71,17 @@ class Engine:
         if sequence := self._sequences.get(generation_id):
             sequence.fail(error, at=self._clock())
             self._retire(sequence)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence lost its place and had to be computed again."""
+        return self._scheduler.num_preemptions
+
+    def set_detached(self, generation_id: str, *, is_detached: bool) -> None:
+        """Take that nobody follows a log, or that somebody does again: it yields its place."""
+        if sequence := self._sequences.get(generation_id):
+            sequence.is_detached = is_detached
+            self._queue_changed = True
 
     def fail_all(self, error: StreamingError, *, waiting_only: bool = False) -> None:
         sequences = self._scheduler.waiting if waiting_only else tuple(self._scheduler)
@@ -114,16 +127,21 @@ class Engine:
                 self.fail(chunk.sequence.generation_id, EngineFailure())
             return
         now = self._clock()
-        yielding = [chunk for chunk in batch.chunks if chunk.yields_token]
-        for chunk in batch.chunks:
-            chunk.sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-        for chunk, token in zip(yielding, sampled, strict=True):
-            sequence = chunk.sequence
+        yielding = [chunk.sequence for chunk in batch.chunks if chunk.yields_token]
+        tokens = list(zip(yielding, sampled, strict=True))
+        duration_s = now - started_at
+        self._scheduler.advance(batch, duration_s=duration_s)
+        for sequence, token in tokens:
+            if isinstance(token, FailedRow):
+                logger.error("%s failed: %s", sequence.generation_id, token.reason)
+                self._scheduler.forget(sequence)
+                self.fail(sequence.generation_id, EngineFailure())
+                continue
             sequence.append(token.token_id, at=now, logprobs=token.logprobs)
             self._touched[sequence.generation_id] = sequence.generation
             if sequence.is_ended:
                 self._retire(sequence)
-        self._estimator.observe_step(num_tokens=len(sampled), duration_s=now - started_at)
+        self._estimator.observe_step(num_tokens=len(sampled), duration_s=duration_s)
 
     def _end_overdue(self) -> None:
         now = self._clock()
@@ -154,7 +172,8 @@ class Engine:
         for position, (sequence, wait_s) in enumerate(zip(waiting, waits_s, strict=True)):
             generation = sequence.generation
             queued = Queued(position, wait_s)
-            if queued != generation.queued:
+            # One that lost its place has begun all the same: its readers wait for no turn.
+            if generation.started is None and queued != generation.queued:
                 generation.queued = queued
                 self._touched[generation.generation_id] = generation
 
@@ -162,7 +181,18 @@ class Engine:
         """Assert that the parts agree on what is alive."""
         live = set(self._scheduler)
         assert live == set(self._sequences.values())
+        self._scheduler.check_integrity()
         assert not any(sequence.is_ended for sequence in live)
+
+
+def _make_scheduler(runner: ModelRunner) -> Scheduler:
+    if runner.cache is None:
+        return Scheduler(max_num_seqs=runner.max_num_seqs)
+    return Scheduler(
+        max_num_seqs=runner.max_num_seqs,
+        cache=KVCache(num_blocks=runner.cache.num_blocks, block_size=runner.cache.block_size),
+        pacer=StepPacer(max_batch_tokens=runner.cache.max_batch_tokens),
+    )
 
 
 class _Summary:

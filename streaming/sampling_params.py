@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from streaming.errors import InvalidRequest
+from streaming.grammar import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
@@ -38,6 +39,9 @@ class SamplingParams:
         logprobs: number of alternatives to report for each token; 0 reports the chosen one only,
             None reports nothing. Taken from the model's own distribution, before any of the above.
         ignore_eos: the model's end tokens do not end the text.
+        grammar: the language of the whole text; None is any text. It goes before all of the above:
+            a text that is complete ends, whatever `min_tokens` and `ignore_eos` say, and one that
+            is not gets no end token. Stop strings, stop tokens and `max_tokens` still cut it.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names the field.
@@ -58,6 +62,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     logprobs: int | None = None
     ignore_eos: bool = False
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:

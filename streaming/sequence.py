@@ -17,6 +17,8 @@ from streaming.generation import (
     Token,
     TokenLogprobs,
 )
+from streaming.grammar import GrammarMatcher
+from streaming.kv_cache import BlockTable
 from streaming.sampling_params import SamplingParams
 from streaming.stop_checker import StopChecker
 
@@ -48,6 +50,8 @@ class Sequence:
         eos_token_ids: the model's own end tokens.
         decode: token ids to text, special tokens left out.
         deadline_at: monotonic seconds.
+        priority: higher ones are served first.
+        matcher: follows the text through its grammar, where it has one.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class Sequence:
         eos_token_ids: frozenset[int],
         decode: Callable[[SequenceOf[int]], str],
         deadline_at: float,
+        priority: int = 0,
+        matcher: GrammarMatcher | None = None,
     ) -> None:
         assert prompt_ids
         assert params.max_tokens is not None
@@ -68,12 +74,20 @@ class Sequence:
         self.max_tokens = params.max_tokens
         self.deadline_at = deadline_at
         self.output_ids: list[int] = []
+        self.token_ids = list(prompt_ids)
+        """Prompt and output."""
         self.num_computed_tokens = 0
+        self.block_table = BlockTable()
+        self.priority = priority
+        self.matcher = matcher
+        self.is_detached = False
+        """Nobody follows the log; its client may still come back."""
         self.state = SequenceState.WAITING
         self.barred_token_ids = params.stop_token_ids | eos_token_ids
         """Tokens that may not be chosen before `min_tokens`."""
         self._end_token_ids = params.stop_token_ids | (
-            frozenset() if params.ignore_eos else eos_token_ids
+            # A grammar lets them come where the text is complete, and then it is.
+            frozenset() if params.ignore_eos and matcher is None else eos_token_ids
         )
         self._detokenizer = Detokenizer(decode, self.prompt_ids)
         self._stop_checker = StopChecker(params.stop)
@@ -83,12 +97,21 @@ class Sequence:
         return self.generation.generation_id
 
     @property
+    def owner(self) -> str:
+        return self.generation.owner
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prompt_ids) + len(self.output_ids)
+        return len(self.token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that the model has not seen."""
+        return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def num_tokens_left(self) -> int:
@@ -112,17 +135,25 @@ class Sequence:
     def append(self, token_id: int, *, at: float, logprobs: TokenLogprobs | None = None) -> None:
         """Take the next token into the log, and end the log where this token ends it.
 
-        An end token that falls on the last place allowed by `max_tokens` is a stop, not a length.
+        A text that is complete by its grammar ends, also without an end token. An ending that falls
+        on the last place allowed by `max_tokens` is a stop, not a length.
         """
         may_stop = not self.must_not_end
+        is_complete = False
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
+            is_complete = self.matcher.is_done
         self.output_ids.append(token_id)
+        self.token_ids.append(token_id)
         reason: FinishReason | None = None
-        if token_id in self._end_token_ids and may_stop:
+        if token_id in self._end_token_ids and (may_stop or is_complete):
             text, reason = self._flush(), FinishReason.STOP
         else:
             text = self._check_stop(self._detokenizer.feed(token_id), may_stop=may_stop)
             if self._stop_checker.is_stopped:
                 reason = FinishReason.STOP
+            elif is_complete:
+                text, reason = text + self._flush(), FinishReason.STOP
             elif not self.num_tokens_left:
                 text += self._flush()
                 reason = FinishReason.STOP if self._stop_checker.is_stopped else FinishReason.LENGTH

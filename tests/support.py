@@ -26,7 +26,9 @@ from streaming import (
     TextPrompt,
 )
 from streaming.backends.scripted import EOS, ByteTokenizer
+from streaming.errors import InvalidRequest
 from streaming.generation import Token
+from streaming.grammar import Grammar, GrammarMatcher
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 20.0
@@ -93,10 +95,13 @@ def make_sequence(
     max_tokens: int = 100,
     deadline_at: float = 1e9,
     submitted_at: float = 0.0,
+    owner: str = "anyone",
+    priority: int = 0,
+    matcher: GrammarMatcher | None = None,
 ) -> EngineSequence:
     """Return a sequence over the byte tokenizer; `params`, where given, has its own max_tokens."""
     prompt_ids = ByteTokenizer().encode(prompt)
-    generation = make_generation(generation_id, prompt_tokens=len(prompt_ids))
+    generation = make_generation(generation_id, owner=owner, prompt_tokens=len(prompt_ids))
     generation.submitted_at = submitted_at
     return EngineSequence(
         generation=generation,
@@ -105,7 +110,48 @@ def make_sequence(
         eos_token_ids=frozenset({EOS}),
         decode=ByteTokenizer().decode,
         deadline_at=deadline_at,
+        priority=priority,
+        matcher=matcher,
     )
+
+
+class WordMatcher:
+    """Takes one word of the byte tokenizer; `is_open` lets an end token end it, and no byte."""
+
+    def __init__(self, word: str, *, is_open: bool = False) -> None:
+        self._left = list(word.encode())
+        self._is_open = is_open
+        self._is_ended = False
+
+    @property
+    def is_done(self) -> bool:
+        return self._is_ended or not (self._left or self._is_open)
+
+    def mask(self) -> bytes:
+        bits = bytearray(EOS // 8 + 1)
+        token_id = self._left[0] if self._left else EOS
+        bits[token_id // 8] |= 1 << token_id % 8
+        return bytes(bits)
+
+    def accept(self, token_id: int) -> None:
+        if self._left:
+            assert token_id == self._left.pop(0)
+        else:
+            assert token_id == EOS
+            self._is_ended = True
+
+
+class WordCompiler:
+    """Takes every source for the one word of its language, except "(", and counts its work."""
+
+    def __init__(self) -> None:
+        self.compiled: list[tuple[str, int]] = []
+
+    def compile(self, grammar: Grammar, *, count: int = 1) -> list[GrammarMatcher]:
+        if grammar.source == "(":
+            raise InvalidRequest(param="response_format", reason="unclosed group")
+        self.compiled.append((grammar.source, count))
+        return [WordMatcher(grammar.source) for _ in range(count)]
 
 
 def ask(text: str = "ask", **params: object) -> GenerationRequest:

@@ -22,11 +22,12 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("app", "streaming") for path in (ROOT / package).rglob("*.py"))
 
 STREAMING_RANKS = (
-    {"errors", "config", "detokenizer", "stop_checker"},
+    {"errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_pacer"},
+    {"grammar"},
     {"generation", "sampling_params"},
     {"request"},
     {"sequence"},
-    {"backend"},
+    {"backend", "fair_queue"},
     {"scheduler", "wait_estimator", "backends"},
     {"engine", "admission", "store"},
     {"async_engine"},
@@ -53,7 +54,9 @@ APP_FOUNDATIONS: dict[str, set[str]] = {
 }
 """All of `app` that its lower parts may import, besides themselves."""
 
-MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "gguf", "accelerate"}
+MODEL_LIBRARIES = {
+    *("torch", "transformers", "safetensors", "tokenizers", "gguf", "accelerate", "llguidance"),
+}
 WEB_LIBRARIES = {"fastapi", "starlette", "pydantic", "pydantic_settings", "uvicorn", "websockets"}
 IO_LIBRARIES = {"fastapi", "starlette", "uvicorn", "websockets", "asyncio", "threading", "socket"}
 
@@ -211,6 +214,7 @@ def test_a_module_is_named_for_its_noun(path: Path):
         ("streaming/engine.py", "from . import scheduler\nfrom .admission import Admission", [2]),
         ("streaming/engine.py", "from streaming.newcomer import x", [1]),
         ("streaming/engine.py", "import transformers.utils\nimport threading", [1]),
+        ("streaming/grammar.py", "import llguidance\nfrom streaming import errors", [1]),
         ("streaming/generation.py", "import streaming.sequence\nimport streaming.errors", [1]),
         ("streaming/backends/x.py", "import torch, json\nimport streaming.scheduler", [2]),
         ("streaming/backends/x.py", "from . import scripted\nfrom ..engine import Engine", [2]),

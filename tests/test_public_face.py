@@ -31,7 +31,8 @@ def test_import_is_cheap_and_does_nothing(module: str):
     """No model library is loaded, no thread started, no logging set up."""
     code = f"""
 import sys, threading, logging, {module}
-heavy = {{"torch", "transformers", "tokenizers", "safetensors", "gguf"}} & set(sys.modules)
+libraries = {{"torch", "transformers", "tokenizers", "safetensors", "gguf", "llguidance"}}
+heavy = libraries & set(sys.modules)
 assert not heavy, heavy
 assert threading.active_count() == 1, threading.enumerate()
 assert not logging.getLogger().handlers

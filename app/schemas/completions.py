@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from app.schemas.sampling import SamplingFields, WireModel
+from app.schemas.sampling import SamplingFields
 from app.schemas.stream import DEFAULT_MAX_TOKENS
+from app.schemas.wire_model import WireModel
 from streaming import GenerationRequest, TextPrompt, TokenPrompt
 from streaming.errors import InvalidRequest
 

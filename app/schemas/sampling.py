@@ -6,31 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from app.schemas.response_format import ResponseFormat
+from app.schemas.wire_model import WireModel
 from streaming import SamplingParams
 from streaming.errors import InvalidRequest
 
 _DEFAULTS = SamplingParams()
-_MAX_FIELDS = 64
-
-
-class WireModel(BaseModel):
-    """A JSON object from a client: unknown fields and wrong types are errors.
-
-    Checks end at the first of many errors: collecting them takes seconds where a client sends a
-    list of a hundred thousand wrong entries, and no other request is served meanwhile.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_num_fields(cls, fields: Any) -> Any:
-        if isinstance(fields, dict) and len(fields) > _MAX_FIELDS:
-            raise PydanticCustomError("too_many_fields", f"more than {_MAX_FIELDS} fields")
-        return fields
 
 
 def _check_biases(value: Any) -> Any:
@@ -86,6 +70,12 @@ class SamplingFields(WireModel):
     ignore_eos: bool | None = Field(
         _DEFAULTS.ignore_eos, description="The model's end tokens do not end the text."
     )
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="What the text has to be. One that ends with `stop` is all of that, unless a "
+        "stop string or stop token of the request cut it; one that ends with `length` is its "
+        "beginning.",
+    )
 
     def to_sampling_params(
         self, *, default_max_tokens: int | None = None, logprobs: int | None = None
@@ -107,6 +97,8 @@ class SamplingFields(WireModel):
             given["stop_token_ids"] = frozenset(self.stop_token_ids or ())
         if "logit_bias" in given:
             given["logit_bias"] = _to_logit_bias(self.logit_bias or {})
+        if (response_format := given.pop("response_format", None)) is not None:
+            given["grammar"] = response_format.to_grammar()
         return SamplingParams(**given, logprobs=logprobs)
 
 

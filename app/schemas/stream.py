@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter
 from pydantic_core import PydanticCustomError
 
-from app.schemas.sampling import SamplingFields, WireModel
+from app.schemas.sampling import SamplingFields
+from app.schemas.wire_model import WireModel
 from streaming import ChatMessage, ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from streaming.errors import InvalidRequest
 
@@ -60,7 +61,6 @@ class GenerateMessage(SamplingFields):
         None, description="Alternatives to report with each token; 0 reports the chosen one only."
     )
     return_token_ids: bool = False
-    response_format: Any = None
     metadata: _Metadata | None = None
 
     def to_request(self, *, owner: str) -> GenerationRequest:
@@ -69,8 +69,6 @@ class GenerateMessage(SamplingFields):
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
         """
-        if self.response_format is not None:
-            raise InvalidRequest(param="response_format", reason="is not supported yet")
         return GenerationRequest(
             prompt=self._to_prompt(),
             params=self.to_sampling_params(

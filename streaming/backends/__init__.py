@@ -40,6 +40,10 @@ def load_backend(config: ModelConfig, *, on_progress: OnProgress = lambda *_: No
             from streaming.backends.scripted import scripted_backend
 
             return scripted_backend()
+        case BackendName.BATCHED:
+            from streaming.backends.batched import load_batched_backend
+
+            return load_batched_backend(config, on_progress=on_progress)
         case BackendName.GENERATE:
             from streaming.backends.generate import load_generate_backend
 

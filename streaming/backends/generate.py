@@ -7,7 +7,6 @@ decides when a text ends, so `generate` knows of no end token; it is stopped by 
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from typing import Any
@@ -15,20 +14,24 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer
 
-from streaming.backend import Backend, Batch, Chunk, ModelInfo, SampledToken
+from streaming.backend import Backend, Batch, FailedRow, SampledToken
 from streaming.backends import OnProgress
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import load_model
-from streaming.backends.logits_processors import LogitBias, MinTokens, Penalties, RawDistribution
+from streaming.backends.logits_processors import (
+    GrammarMask,
+    LogitBias,
+    MinTokens,
+    Penalties,
+    RawDistribution,
+)
+from streaming.backends.warm_up import warm_up
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
-from streaming.generation import Generation
-from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 
 _MIN_TEMPERATURE = 1e-4
 """Lower ones choose the same tokens and overflow float32."""
-_WARM_UP_PROMPT_TOKENS = 32
 
 
 class GenerateFailed(RuntimeError):
@@ -113,6 +116,7 @@ class GenerateRunner:
     """
 
     max_num_seqs = 1
+    cache = None
 
     def __init__(self, model: Any) -> None:
         model.generation_config = GenerationConfig()
@@ -123,7 +127,7 @@ class GenerateRunner:
         # One thread for all: torch keeps a pool of compute threads for each thread that calls it.
         self._thread: threading.Thread | None = None
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         (chunk,) = batch.chunks
         if self._job is None:
             self._job = _Job(chunk.sequence)
@@ -146,21 +150,6 @@ class GenerateRunner:
             self._thread.join()
             self._thread = None
         self._model = None
-
-    def warm_up(self, info: ModelInfo) -> None:
-        """Run a prompt and one more step, so that the first request does not pay for what is lazy.
-
-        Raises:
-            GenerateFailed: the model does not work.
-        """
-        room = max(1, info.max_model_len - 2)
-        sequence = _warm_up_sequence(min(_WARM_UP_PROMPT_TOKENS, room, info.vocab_size))
-        try:
-            for start, num_tokens in ((0, sequence.num_tokens), (sequence.num_tokens, 1)):
-                (token,) = self.run(Batch((Chunk(sequence, start, num_tokens),)))
-                sequence.output_ids.append(token.token_id)
-        finally:
-            self.release(sequence)
 
     def _start_job(self, job: _Job) -> None:
         if self._thread is None:
@@ -201,7 +190,9 @@ class GenerateRunner:
             processors.append(Penalties(sequence))
         if sequence.params.logit_bias:
             processors.append(LogitBias(sequence, self._device))
-        if sequence.params.min_tokens and sequence.barred_token_ids:
+        if sequence.matcher is not None:
+            processors.append(GrammarMask(sequence))
+        elif sequence.params.min_tokens and sequence.barred_token_ids:
             processors.append(MinTokens(sequence, self._device))
         self._model.generate(
             torch.tensor([token_ids], device=self._device),
@@ -209,25 +200,6 @@ class GenerateRunner:
             logits_processor=LogitsProcessorList(processors),
             streamer=job.streamer,
         )
-
-
-def _warm_up_sequence(num_prompt_tokens: int) -> Sequence:
-    generation = Generation(
-        generation_id="warm-up",
-        owner="",
-        model="",
-        created_at=0.0,
-        submitted_at=0.0,
-        prompt_tokens=num_prompt_tokens,
-    )
-    return Sequence(
-        generation=generation,
-        prompt_ids=range(num_prompt_tokens),
-        params=SamplingParams(max_tokens=2, seed=0, top_p=0.9, logprobs=1),
-        eos_token_ids=frozenset(),
-        decode=lambda _: "",
-        deadline_at=math.inf,
-    )
 
 
 def _generation_config(sequence: Sequence) -> GenerationConfig:
@@ -255,8 +227,10 @@ def load_generate_backend(config: ModelConfig, *, on_progress: OnProgress) -> Ba
     runner = GenerateRunner(loaded.model)
     try:
         with failing_as(f"{loaded.info.model_id} cannot generate"):
-            runner.warm_up(loaded.info)
+            warm_up(runner, loaded.info)
     except ModelLoadError:
         runner.close()
         raise
-    return Backend(info=loaded.info, tokenizer=loaded.tokenizer, runner=runner)
+    return Backend(
+        info=loaded.info, tokenizer=loaded.tokenizer, runner=runner, grammars=loaded.grammars
+    )

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from streaming.backend import ModelInfo, Tokenizer
+from streaming.backend import GrammarCompiler, ModelInfo, Tokenizer
 from streaming.backends import OnProgress
 from streaming.backends.checkpoint import Checkpoint, open_checkpoint
+from streaming.backends.grammar_compiler import LlguidanceCompiler
 from streaming.backends.load_failure import failing_as
 from streaming.backends.model_source import find_model
 from streaming.backends.progress import progress_bar, quiet_transformers
-from streaming.backends.tokenizer import has_chat_template, wrap_tokenizer
+from streaming.backends.tokenizer import has_chat_template, rust_core, wrap_tokenizer
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +39,7 @@ class LoadedModel:
     model: Any
     tokenizer: Tokenizer
     info: ModelInfo
+    grammars: GrammarCompiler | None
 
 
 def load_model(config: ModelConfig, *, on_progress: OnProgress) -> LoadedModel:
@@ -67,6 +72,8 @@ def load_model(config: ModelConfig, *, on_progress: OnProgress) -> LoadedModel:
         ).to(device)
         vocab_size = _vocab_size(model)
         tokenizer = wrap_tokenizer(hf_tokenizer, vocab_size=vocab_size)
+        eos_token_ids = _eos_token_ids(model, hf_tokenizer, vocab_size)
+        grammars = _load_grammars(hf_tokenizer, eos_token_ids, vocab_size)
     info = ModelInfo(
         model_id=folder.model_id,
         backend=config.backend.value,
@@ -74,10 +81,10 @@ def load_model(config: ModelConfig, *, on_progress: OnProgress) -> LoadedModel:
         device=str(device),
         max_model_len=max_model_len,
         vocab_size=vocab_size,
-        eos_token_ids=_eos_token_ids(model, hf_tokenizer, vocab_size),
+        eos_token_ids=eos_token_ids,
         has_chat_template=has_chat_template(hf_tokenizer),
     )
-    return LoadedModel(model=model, tokenizer=tokenizer, info=info)
+    return LoadedModel(model=model, tokenizer=tokenizer, info=info, grammars=grammars)
 
 
 def choose_device(name: str) -> torch.device:
@@ -193,6 +200,19 @@ def _load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=trust_remote_code, local_files_only=True
         )
+
+
+def _load_grammars(
+    tokenizer: Any, eos_token_ids: frozenset[int], vocab_size: int
+) -> GrammarCompiler | None:
+    if (rust := rust_core(tokenizer)) is None:
+        logger.warning("response_format is not available: the tokenizer has no fast form")
+        return None
+    try:
+        return LlguidanceCompiler(rust, eos_token_ids=eos_token_ids, vocab_size=vocab_size)
+    except ValueError as error:
+        logger.warning("response_format is not available: %s", error)
+        return None
 
 
 def _load_weights(

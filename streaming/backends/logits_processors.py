@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import LogitsProcessor
 
+from streaming.backends.token_mask import token_mask
 from streaming.generation import Logprob, TokenLogprobs
 from streaming.sequence import Sequence
 
@@ -21,6 +22,13 @@ class InvalidLogits(ArithmeticError):
 
     def __str__(self) -> str:
         return "the model's logits are not finite numbers"
+
+
+class NoTokenAllowed(ArithmeticError):
+    """The grammar leaves nothing to choose from."""
+
+    def __str__(self) -> str:
+        return "the grammar allows no token"
 
 
 class RawDistribution(LogitsProcessor):  # type: ignore[misc]
@@ -116,3 +124,18 @@ class MinTokens(LogitsProcessor):  # type: ignore[misc]
         if not self._sequence.must_not_end:
             return scores
         return scores.index_fill(1, self._token_ids, float("-inf"))
+
+
+class GrammarMask(LogitsProcessor):  # type: ignore[misc]
+    """Last in line: leaves the tokens that the grammar allows, by `min_tokens` where it can."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        allowed = token_mask(self._sequence, scores.shape[1])
+        assert allowed is not None
+        scores = scores.masked_fill(~allowed.to(scores.device), float("-inf"))
+        if not bool(torch.isfinite(scores.max())):
+            raise NoTokenAllowed
+        return scores

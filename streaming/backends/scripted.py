@@ -9,7 +9,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
 
-from streaming.backend import Backend, Batch, ModelInfo, SampledToken
+from streaming.backend import (
+    Backend,
+    Batch,
+    CacheGeometry,
+    FailedRow,
+    ModelInfo,
+    SampledToken,
+)
 from streaming.generation import Logprob, TokenLogprobs
 from streaming.request import ChatMessage
 from streaming.sequence import Sequence
@@ -69,18 +76,27 @@ class ScriptedRunner:
     Args:
         script: what each sequence says.
         max_num_seqs: most sequences in one step.
+        cache: a cache for the engine to hand out; nothing is ever written to it.
         gate: waited for before each step.
     """
 
-    def __init__(self, script: Script, *, max_num_seqs: int = 8, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        script: Script,
+        *,
+        max_num_seqs: int = 8,
+        cache: CacheGeometry | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self._script = script
         self._gate = gate
         self._lines: dict[str, Iterator[int | Exception]] = {}
         self.max_num_seqs = max_num_seqs
+        self.cache = cache
         self.released: list[str] = []
         self.is_closed = False
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         if self._gate is not None:
             self._gate.wait()
         return [self._next(chunk.sequence) for chunk in batch.chunks if chunk.yields_token]

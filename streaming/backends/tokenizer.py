@@ -31,9 +31,15 @@ def wrap_tokenizer(tokenizer: Any, *, vocab_size: int) -> Tokenizer:
     Args:
         vocab_size: ids that the model knows are below it.
     """
-    if isinstance(getattr(tokenizer, "backend_tokenizer", None), RustTokenizer):
+    if rust_core(tokenizer) is not None:
         return FastTokenizer(tokenizer, vocab_size=vocab_size)
     return SlowTokenizer(tokenizer, vocab_size=vocab_size)
+
+
+def rust_core(tokenizer: Any) -> RustTokenizer | None:
+    """Return what a fast transformers tokenizer is made of; None for a slow one."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    return core if isinstance(core, RustTokenizer) else None
 
 
 def has_chat_template(tokenizer: Any) -> bool:

@@ -15,8 +15,8 @@ from tests.e2e.tcp_proxy import TcpProxy
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """The real default model, served once for the whole run."""
-    process = ServerProcess()
+    """The real default model, served once for the whole run, one at a time so that others wait."""
+    process = ServerProcess("--max-num-seqs", "1")
     yield process
     assert process.stop() == 0, process.log
 

@@ -25,7 +25,7 @@ async def _wait_draining(url: str) -> httpx.Response:
 
 
 async def test_first_signal_refuses_new_work_and_lets_the_running_finish(start_server) -> None:
-    server = start_server()
+    server = start_server("--max-num-seqs", "1")
     async with connect(server.ws_url) as running, connect(server.ws_url) as other:
         await send(running, **LONG, max_tokens=60)
         await receive_until(running, "delta")

@@ -136,3 +136,39 @@ async def test_clients_that_vanish_leave_nothing_behind(start_server) -> None:
         health = (await client.get("/health")).json()
     assert (health["active"], health["queued"]) == (0, 0)
     assert "Traceback" not in server.log
+
+
+async def test_a_crowd_gets_what_each_would_get_alone(start_server) -> None:
+    server = start_server()
+    prompts = [f"{word} is" for word in ("Paris", "Water", "The sun", "A dog", "Music", "Time")]
+
+    async def ask(prompt: str) -> tuple[str, int]:
+        async with connect(server.ws_url) as socket:
+            await send(socket, type="generate", prompt=prompt, max_tokens=16, temperature=0)
+            frames = await receive_stream(socket)
+        return text_of(frames), frames[-1]["usage"]["completion_tokens"]
+
+    alone = [await ask(prompt) for prompt in prompts]
+    crowd = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+    assert crowd == alone
+    assert all(text for text, _ in crowd)
+
+
+async def test_an_answer_follows_its_schema(rest: httpx.AsyncClient) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "big": {"type": "boolean"}},
+        "required": ["city", "big"],
+        "additionalProperties": False,
+    }
+    response_format = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    body = {
+        "prompt": "The capital of France as JSON: ",
+        "max_tokens": 60,
+        "response_format": response_format,
+    }
+    [choice] = (await rest.post("/v1/completions", json=body)).json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    answer = json.loads(choice["text"])
+    assert answer["city"] in ("Paris", "Rome")
+    assert isinstance(answer["big"], bool)

@@ -10,6 +10,7 @@ import pytest
 from streaming.admission import Admission
 from streaming.backends.scripted import EOS, ByteTokenizer, scripted_backend
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from streaming.grammar import Grammar, GrammarKind
 from streaming.request import (
     ChatMessage,
     ChatPrompt,
@@ -19,6 +20,7 @@ from streaming.request import (
     TokenPrompt,
 )
 from streaming.sampling_params import SamplingParams
+from tests.support import WordCompiler
 
 LIMIT = 16
 SURROGATE = "a\ud800b"
@@ -116,6 +118,28 @@ def test_a_model_without_a_template_refuses_messages():
         admission.check(GenerationRequest(prompt=chat("hi")))
     assert caught.value.param == "messages"
     admission.check(GenerationRequest(prompt=TextPrompt("hi")))
+
+
+# Grammars.
+
+
+def with_grammar(source: str) -> GenerationRequest:
+    params = SamplingParams(grammar=Grammar(GrammarKind.REGEX, source))
+    return GenerationRequest(prompt=TextPrompt("a"), params=params)
+
+
+def test_a_backend_without_grammars_refuses_them_by_name():
+    with pytest.raises(InvalidRequest, match="scripted cannot be held to a grammar") as caught:
+        make_admission().check(with_grammar("a"))
+    assert caught.value.param == "response_format"
+
+
+def test_a_grammar_is_unicode():
+    admission = Admission(dataclasses.replace(scripted_backend(), grammars=WordCompiler()))
+    admission.check(with_grammar("日"))
+    with pytest.raises(InvalidRequest, match="lone surrogate") as caught:
+        admission.check(with_grammar(SURROGATE))
+    assert caught.value.param == "response_format"
 
 
 # Tokenising.

@@ -41,8 +41,10 @@ from streaming.errors import (
     PromptTooLong,
     ShuttingDown,
 )
+from streaming.grammar import Grammar, GrammarKind
 from streaming.sequence import Sequence
 from tests.support import (
+    WordCompiler,
     ask,
     assert_well_formed,
     collect,
@@ -202,6 +204,33 @@ async def test_a_batch_comes_back_in_order():
         for generation in generations:
             await collect(engine, generation)
     assert [generation.text for generation in generations] == ["b", "a", "b"]
+
+
+def by_word(word: str) -> GenerationRequest:
+    return ask(word, grammar=Grammar(GrammarKind.REGEX, word))
+
+
+async def test_a_grammar_is_compiled_once_for_all_choices_and_again_for_the_next_request():
+    compiler = WordCompiler()
+    backend = dataclasses.replace(scripted_backend(repeat_prompt), grammars=compiler)
+    async with running_engine(backend) as engine:
+        generations = await engine.submit_all([by_word("ab"), ask("free"), by_word("ab")])
+        generations.append(await engine.submit(by_word("ab")))
+        for generation in generations:
+            await collect(engine, generation)
+    assert compiler.compiled == [("ab", 2), ("ab", 1)]
+    assert [generation.text for generation in generations] == ["ab", "free", "ab", "ab"]
+    # The grammar's words end by themselves, the free text by an end token.
+    assert [log.usage.completion_tokens for log in generations] == [2, 5, 2, 2]
+
+
+async def test_a_grammar_that_cannot_be_compiled_is_refused_before_it_is_queued():
+    backend = dataclasses.replace(scripted_backend(), grammars=WordCompiler())
+    async with running_engine(backend) as engine:
+        with pytest.raises(InvalidRequest, match="unclosed group") as caught:
+            await engine.submit_all([ask("fine"), by_word("(")])
+        assert engine._store.num_open == engine._store.num_ended == 0
+    assert caught.value.param == "response_format"
 
 
 async def test_a_batch_is_admitted_whole_or_not_at_all():
@@ -437,6 +466,47 @@ async def test_a_follower_that_comes_back_within_the_grace_keeps_it_alive():
             assert await wait_ended(dropped) == "cancelled"  # the longer grace is over
             assert not kept.is_ended
         assert await wait_ended(kept) == "cancelled"
+
+
+async def test_a_generation_is_detached_while_its_grace_runs():
+    gate = Gate()
+    async with running_engine(endless_backend(gate=gate), gate=gate) as engine:
+        generation = await engine.submit(ask())
+        await entered(gate)
+        (sequence,) = engine._engine._sequences.values()
+        seen = []
+        with engine.follow(generation, grace_s=3600.0), engine.follow(generation, grace_s=3600.0):
+            seen.append(await _is_detached(sequence, gate))
+        seen.append(await _is_detached(sequence, gate))
+        with engine.follow(generation, grace_s=3600.0):
+            seen.append(await _is_detached(sequence, gate))
+            with engine.follow(generation, grace_s=3600.0):
+                pass
+            seen.append(await _is_detached(sequence, gate))
+        seen.append(await _is_detached(sequence, gate))
+    assert seen == [False, True, False, False, True]
+
+
+async def _is_detached(sequence: Sequence, gate: Gate) -> bool:
+    """Return what the engine thinks once it has done what it was told so far."""
+    gate.allow()
+    await entered(gate)
+    return sequence.is_detached
+
+
+async def test_whose_client_is_gone_waits_behind_the_others():
+    gate = Gate()
+    backend = scripted_backend(say("a"), gate=gate, max_num_seqs=1)
+    async with running_engine(backend, gate=gate) as engine:
+        running, gone, here = [await engine.submit(ask()) for _ in range(3)]
+        with engine.follow(gone, grace_s=3600.0):
+            await entered(gate)
+        gate.open()
+        for generation in (running, gone, here):
+            await wait_ended(generation)
+    assert gone.started is not None
+    assert here.started is not None
+    assert gone.started.at > here.started.at
 
 
 async def test_a_grace_ends_with_its_generation():

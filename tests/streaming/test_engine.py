@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.backend import Batch, SampledToken
+from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.scripted import ScriptedRunner
 from streaming.engine import Engine
 from streaming.errors import DeadlineExceeded, EngineFailure, ShuttingDown
@@ -41,7 +42,7 @@ class TimedRunner(ScriptedRunner):
     def _read_script(self, sequence: Sequence) -> Iterable[int | Exception]:
         return self.scripts[sequence.generation_id]
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         self.batches.append([chunk.sequence.generation_id for chunk in batch.chunks])
         self._clock.advance(self._step_s)
         return super().run(batch)
@@ -62,6 +63,8 @@ class Rig:
         *,
         timeout_s: float = 1e6,
         params: SamplingParams | None = None,
+        prompt: str = "ask",
+        owner: str = "anyone",
     ) -> Generation:
         generation_id = f"gen_{len(self.generations)}"
         self.runner.scripts[generation_id] = list(text.encode() if isinstance(text, str) else text)
@@ -70,6 +73,8 @@ class Rig:
             params=params,
             deadline_at=self.clock() + timeout_s,
             submitted_at=self.clock(),
+            prompt=prompt,
+            owner=owner,
         )
         self.generations.append(sequence.generation)
         self.engine.add(sequence)
@@ -340,6 +345,202 @@ def test_who_keeps_place_and_estimate_is_told_nothing():
     assert rig.step() == ["gen_0", "gen_2"]
 
 
+# With a cache.
+
+BROKEN_ROW = -1
+"""In a script: the model fails on this row alone."""
+DECODE_STEP_S = 0.1
+PREFILL_TOKEN_S = 0.001
+
+
+class CachedRunner(TimedRunner):
+    """Has a cache; a step takes as long as its decodes and the prompt tokens beside them."""
+
+    def __init__(self, clock: ManualClock, *, max_num_seqs: int, cache: CacheGeometry) -> None:
+        super().__init__(clock, max_num_seqs=max_num_seqs, step_s=0.0)
+        self.cache = cache
+        self.num_prompt_tokens: list[int] = []
+        """Of each step."""
+
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+        num_decodes = sum(chunk.is_decode for chunk in batch.chunks)
+        self.num_prompt_tokens.append(batch.num_tokens - num_decodes)
+        decode_s = DECODE_STEP_S if num_decodes else 0.0
+        self._clock.advance(decode_s + PREFILL_TOKEN_S * self.num_prompt_tokens[-1])
+        return [
+            FailedRow("not finite")
+            if isinstance(row, SampledToken) and row.token_id == BROKEN_ROW
+            else row
+            for row in super().run(batch)
+        ]
+
+
+class CachedRig(Rig):
+    """A rig whose runner has a cache, in blocks of four tokens."""
+
+    def __init__(
+        self, *, max_num_seqs: int = 8, num_blocks: int = 64, max_batch_tokens: int = 64
+    ) -> None:
+        super().__init__()
+        cache = CacheGeometry(
+            num_blocks=num_blocks, block_size=4, max_batch_tokens=max_batch_tokens
+        )
+        self.cached_runner = CachedRunner(self.clock, max_num_seqs=max_num_seqs, cache=cache)
+        self.runner = self.cached_runner
+        self.engine = Engine(self.runner, request_timeout_s=60.0, clock=self.clock)
+        self.num_blocks = num_blocks
+
+    @property
+    def num_free_blocks(self) -> int:
+        cache = self.engine._scheduler._cache
+        assert cache is not None
+        return cache.num_free_blocks
+
+    def assert_nothing_left(self) -> None:
+        super().assert_nothing_left()
+        assert self.num_free_blocks == self.num_blocks
+
+
+def test_a_broken_row_ends_its_sequence_and_no_other(caplog: pytest.LogCaptureFixture):
+    rig = CachedRig()
+    bad = rig.add([*b"ab", BROKEN_ROW, *b"cd"])
+    good = rig.add("neighbour", prompt="tell")
+    rig.finish()
+    assert [(log.text, ending(log)) for log in (bad, good)] == [
+        ("ab", "engine_error"),
+        ("neighbour", "stop"),
+    ]
+    assert "gen_0 failed: not finite" in caplog.text
+    assert "not finite" not in str(bad.outcome)
+    rig.assert_nothing_left()
+
+
+def test_what_was_computed_for_a_broken_row_is_shared_with_nobody():
+    rig = CachedRig()
+    rig.add("x", prompt="a fine prompt")
+    rig.add([BROKEN_ROW], prompt="a prompt that breaks")
+    rig.finish()
+    fine = rig.add("y", prompt="a fine prompt")
+    again = rig.add("y", prompt="a prompt that breaks")
+    rig.finish()
+    assert (fine.usage.cached_tokens, again.usage.cached_tokens) == (12, 0)
+    rig.assert_nothing_left()
+
+
+def test_a_failing_step_gives_its_blocks_back_and_the_next_request_works():
+    rig = CachedRig(num_blocks=8)
+    rig.add([*b"a", RuntimeError("out of memory")], prompt="x" * 12)
+    rig.add("b", prompt="y" * 12)
+    rig.finish()
+    assert rig.endings == ["engine_error", "engine_error"]
+    assert rig.num_free_blocks == 8
+    fine = rig.add("fine", prompt="x" * 12)
+    rig.finish()
+    assert fine.text == "fine"
+    rig.assert_nothing_left()
+
+
+def test_cancel_gives_the_blocks_back_at_once():
+    """Pains 1."""
+    rig = CachedRig(num_blocks=8)
+    rig.add("a" * 50, prompt="x" * 20)
+    rig.step()
+    assert rig.num_free_blocks == 3
+    rig.engine.cancel("gen_0")
+    assert rig.num_free_blocks == 8
+    rig.assert_nothing_left()
+
+
+def test_one_that_loses_its_place_goes_on_where_it_was():
+    rig = CachedRig(num_blocks=4)
+    logs = [rig.add("abcdefg", prompt="old!"), rig.add("ABCDEFG", prompt="yng!")]
+    with Reader(logs[1]) as reader:
+        events: list[Event] = []
+        while rig.engine.has_work:
+            rig.step()
+            events += reader.read()
+    assert rig.engine.num_preemptions == 1
+    assert [log.text for log in logs] == ["abcdefg", "ABCDEFG"]
+    assert_well_formed(events, logs[1])
+    assert logs[1].usage.cached_tokens == 0, "what it computed itself was no gift"
+    rig.assert_nothing_left()
+
+
+def test_one_that_lost_its_place_is_told_no_place_in_the_queue():
+    rig = CachedRig(num_blocks=4)
+    rig.add("a" * 9, prompt="old!")
+    young = rig.add("b" * 9, prompt="yng!")
+    while rig.engine.num_preemptions == 0:
+        rig.step()
+    third = rig.add("c", prompt="3rd!")
+    rig.step()
+    assert third.queued is not None
+    assert third.queued.position == 1, "behind the one that lost its place"
+    assert (young.is_ended, young.queued) == (False, None)
+    rig.finish()
+    rig.assert_nothing_left()
+
+
+def test_one_that_lost_its_place_may_be_cancelled():
+    rig = CachedRig(num_blocks=4)
+    rig.add("a" * 9, prompt="old!")
+    rig.add("b" * 9, prompt="yng!")
+    while rig.engine.num_preemptions == 0:
+        rig.step()
+    rig.engine.cancel("gen_1")
+    rig.finish()
+    assert rig.endings == ["stop", "cancelled"]
+    rig.assert_nothing_left()
+
+
+def test_whose_client_is_gone_yields_and_goes_on_when_it_is_back():
+    rig = CachedRig(max_num_seqs=1)
+    gone, new = rig.add("goneforawhile"), rig.add("new", prompt="n")
+    rig.step()
+    rig.engine.set_detached("gen_0", is_detached=True)
+    rig.engine.set_detached("gen_never", is_detached=True)
+    rig.step()
+    assert (gone.text, new.text) == ("g", "n")
+    rig.engine.set_detached("gen_0", is_detached=False)
+    rig.finish()
+    assert (gone.text, new.text) == ("goneforawhile", "new")
+    assert rig.engine.num_preemptions == 1
+    rig.assert_nothing_left()
+
+
+def test_a_caller_with_a_hundred_requests_does_not_starve_another_with_one():
+    rig = CachedRig(max_num_seqs=1)
+    for number in range(100):
+        rig.add("ab", prompt=f"{number:04}", owner="many")
+    for _ in range(3):
+        rig.step()
+    one = rig.add("xy", owner="one")
+    num_ended = 0
+    while not one.is_ended:
+        rig.step()
+        num_ended = rig.endings.count("stop")
+    assert num_ended <= 4
+
+
+def test_a_long_prompt_does_not_freeze_running_streams():
+    """Pains 18: no stream waits longer than four ordinary steps while a prompt is read."""
+    rig = CachedRig(num_blocks=2000, max_batch_tokens=512)
+    streams = [rig.add("a" * 200, prompt=text) for text in ("one", "two")]
+    for _ in range(10):
+        rig.step()
+    long = rig.add("x", prompt="y" * 4000)
+    while not long.tokens:
+        rig.step()
+    for stream in streams:
+        times = [token.at for token in stream.tokens]
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        assert max(gaps) <= 4 * DECODE_STEP_S
+    chunks = [size for size in rig.cached_runner.num_prompt_tokens if size]
+    assert sum(chunks) == 3 + 3 + 4000
+    assert max(chunks) <= 2 * DECODE_STEP_S / PREFILL_TOKEN_S
+    assert len(chunks) < 40, "and the prompt gets on"
+
+
 # What is logged.
 
 
@@ -414,3 +615,46 @@ def test_whatever_happens_every_log_ends_well_formed(
         assert_well_formed(events, reader.generation)
         assert len(reader.generation.tokens) <= 5
         reader.close()
+
+
+cached_steps = st.one_of(
+    st.tuples(st.just("add"), st.lists(st.sampled_from([97, 98, BROKEN_ROW, None]), max_size=9)),
+    st.tuples(st.just("say"), st.integers(1, 9)),
+    st.tuples(st.just("step"), st.none()),
+    st.tuples(st.just("step"), st.none()),
+    st.tuples(st.just("cancel"), st.integers(0, 10)),
+    st.tuples(st.just("detach"), st.integers(0, 10)),
+    st.tuples(st.just("attach"), st.integers(0, 10)),
+    st.tuples(st.just("fail_all"), st.booleans()),
+)
+
+
+@property_test
+@given(st.lists(cached_steps, max_size=40), st.integers(6, 16), st.sampled_from([3, 16]))
+def test_whatever_happens_no_block_is_lost(
+    script: list[tuple[str, object]], num_blocks: int, max_batch_tokens: int
+):
+    rig = CachedRig(max_num_seqs=3, num_blocks=num_blocks, max_batch_tokens=max_batch_tokens)
+    said: list[tuple[Generation, str]] = []
+    for number, (action, value) in enumerate(script):
+        prompt = "a shared prompt"[: 1 + number % 15]
+        match action, value:
+            case "add", list(tokens):
+                text = [RuntimeError("scripted") if t is None else t for t in tokens]
+                rig.add(text, prompt=prompt, params=SamplingParams(max_tokens=9))
+            case "say", int(size):
+                said.append((rig.add("x" * size, prompt=prompt), "x" * size))
+            case "step", _:
+                rig.step()
+            case "cancel", int(n):
+                rig.engine.cancel(f"gen_{n}")
+            case "detach" | "attach", int(n):
+                rig.engine.set_detached(f"gen_{n}", is_detached=action == "detach")
+            case "fail_all", bool(waiting_only):
+                rig.engine.fail_all(SHUTTING_DOWN, waiting_only=waiting_only)
+        rig.engine.check_integrity()
+    rig.finish()
+    rig.assert_nothing_left()
+    for log, whole in said:
+        assert whole.startswith(log.text)
+        assert log.text == whole or ending(log) != "stop"

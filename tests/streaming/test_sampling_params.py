@@ -8,6 +8,7 @@ import math
 import pytest
 
 from streaming.errors import InvalidRequest
+from streaming.grammar import Grammar, GrammarKind
 from streaming.sampling_params import (
     MAX_LOGIT_BIASES,
     MAX_LOGPROBS,
@@ -45,6 +46,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
     ),
     "logprobs": ([None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1, HUGE]),
     "ignore_eos": ([False, True], []),
+    "grammar": ([None, Grammar(GrammarKind.REGEX, "a")], []),
 }
 ACCEPTED = [(param, value) for param, (good, _) in RANGES.items() for value in good]
 REFUSED = [(param, value) for param, (_, bad) in RANGES.items() for value in bad]

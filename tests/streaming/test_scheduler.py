@@ -1,4 +1,4 @@
-"""First come, first served, up to the batch's size."""
+"""First come, first served, within the sizes of the batch, of a step, and of the cache."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.backend import Batch, Chunk
+from streaming.kv_cache import KVCache
 from streaming.scheduler import Scheduler
 from streaming.sequence import Sequence, SequenceState
+from streaming.step_pacer import StepPacer
 from tests.support import make_sequence, property_test
 
 
@@ -102,3 +104,394 @@ def test_nobody_overtakes_and_nobody_is_lost(script: list[str], max_num_seqs: in
         assert list(scheduler) == live
         assert len(scheduler) == len(live)
         assert len(scheduler.running) <= max_num_seqs
+
+
+def test_without_a_cache_nobody_is_taken_out():
+    scheduler, (a, b) = make_scheduler(2, max_num_seqs=1)
+    batch = scheduler.schedule()
+    assert batch is not None
+    scheduler.advance(batch, duration_s=0.1)
+    a.append(ord("x"), at=0.0)
+    a.is_detached = True
+    scheduler.forget(a)
+    assert run(scheduler.schedule()) == [a]
+    assert (list(scheduler.waiting), scheduler.num_preemptions) == ([b], 0)
+    scheduler.check_integrity()
+
+
+# With a cache, in blocks of four tokens.
+
+BLOCK_SIZE = 4
+
+
+class Rig:
+    """A scheduler whose batches run at once; every step checks that the parts agree."""
+
+    def __init__(
+        self, *, num_blocks: int = 64, max_num_seqs: int = 8, max_batch_tokens: int = 1000
+    ) -> None:
+        self.cache = KVCache(num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self.max_batch_tokens = max_batch_tokens
+        self.scheduler = Scheduler(
+            max_num_seqs=max_num_seqs,
+            cache=self.cache,
+            pacer=StepPacer(max_batch_tokens=max_batch_tokens),
+        )
+        self.live: list[Sequence] = []
+
+    def add(
+        self, prompt: str, *, owner: str = "anyone", priority: int = 0, max_tokens: int = 1000
+    ) -> Sequence:
+        sequence = make_sequence(
+            f"{owner} {prompt[:9]}",
+            prompt=prompt,
+            owner=owner,
+            priority=priority,
+            max_tokens=max_tokens,
+        )
+        self.scheduler.add(sequence)
+        self.live.append(sequence)
+        return sequence
+
+    def step(self, *, duration_s: float = 0.0) -> list[tuple[Sequence, int, int]]:
+        """Run one step and return sequence, start and end of each chunk."""
+        batch = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        if batch is None:
+            return []
+        chunks = [(chunk.sequence, chunk.start, chunk.end) for chunk in batch.chunks]
+        assert batch.num_tokens <= self.max_batch_tokens
+        assert len({id(sequence) for sequence, _, _ in chunks}) == len(chunks)
+        for sequence, start, end in chunks:
+            assert start == sequence.num_computed_tokens
+            assert end <= len(sequence.block_table.block_ids) * BLOCK_SIZE
+        self.scheduler.advance(batch, duration_s=duration_s)
+        for chunk, (sequence, _, _) in zip(batch.chunks, chunks, strict=True):
+            if chunk.yields_token:
+                sequence.append(ord("x"), at=0.0)
+            if sequence.is_ended:
+                self.end(sequence)
+        self.scheduler.check_integrity()
+        return chunks
+
+    def end(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        self.live.remove(sequence)
+
+    def finish(self) -> None:
+        for _ in range(5000):
+            if not self.live:
+                return
+            assert self.step(), "someone is alive and nothing runs"
+        raise AssertionError("the scheduler has work for ever")
+
+
+def test_chunks_are_sized_by_a_pacer():
+    with pytest.raises(AssertionError, match="pacer"):
+        Scheduler(max_num_seqs=1, cache=KVCache(num_blocks=1, block_size=1))
+
+
+def test_an_empty_scheduler_has_no_batch():
+    assert Rig().step() == []
+
+
+def test_a_prompt_is_read_in_chunks_that_fit_the_budget():
+    rig = Rig(max_batch_tokens=10)
+    a = rig.add("a" * 25)
+    assert [rig.step() for _ in range(4)] == [
+        [(a, 0, 10)],
+        [(a, 10, 20)],
+        [(a, 20, 25)],
+        [(a, 25, 26)],
+    ]
+
+
+def test_decodes_come_first_and_prompts_take_what_is_left():
+    rig = Rig(max_batch_tokens=10)
+    a, b = rig.add("a"), rig.add("b")
+    assert rig.step() == [(a, 0, 1), (b, 0, 1)]
+    c, d = rig.add("c" * 12), rig.add("d" * 3)
+    assert rig.step() == [(a, 1, 2), (b, 1, 2), (c, 0, 8)]
+    assert rig.step() == [(a, 2, 3), (b, 2, 3), (c, 8, 12), (d, 0, 3)]
+    assert [len(chunks) for chunks in (rig.step(), rig.step())] == [4, 4]
+
+
+def test_the_last_token_of_a_prompt_alone_is_a_decode():
+    rig = Rig(max_batch_tokens=8)
+    a = rig.add("a" * 9)
+    assert rig.step() == [(a, 0, 8)]
+    assert rig.step() == [(a, 8, 9)]
+    assert len(a.output_ids) == 1
+
+
+def test_a_batch_that_is_full_takes_nobody_in():
+    rig = Rig(max_num_seqs=2)
+    a, b, c = rig.add("a"), rig.add("b"), rig.add("c")
+    rig.step()
+    assert [chunk[0] for chunk in rig.step()] == [a, b]
+    rig.end(a)
+    assert [chunk[0] for chunk in rig.step()] == [b, c]
+
+
+def test_a_step_that_decodes_up_to_its_limit_reads_no_prompt():
+    rig = Rig(max_batch_tokens=2)
+    a, b, c = rig.add("a"), rig.add("b"), rig.add("c")
+    rig.step()
+    assert [chunk[0] for chunk in rig.step()] == [a, b]
+    rig.end(b)
+    assert [chunk[0] for chunk in rig.step()] == [a, c]
+
+
+def test_what_was_measured_sizes_the_next_chunk():
+    rig = Rig(num_blocks=128)
+    a = rig.add("ab")
+    rig.step(duration_s=0.002)  # a millisecond for each token of a prompt
+    rig.step(duration_s=0.1)
+    b = rig.add("b" * 400)
+    assert rig.step() == [(a, 3, 4), (b, 0, 192)]
+
+
+# Sharing.
+
+
+def test_a_known_prefix_is_not_computed_again():
+    rig = Rig()
+    first = rig.add("abcdefghij", max_tokens=1)
+    rig.step()
+    assert first.is_ended
+    second = rig.add("abcdefghXY")
+    assert rig.step() == [(second, 8, 10)]
+
+
+def test_who_needs_what_is_being_computed_waits_for_it():
+    rig = Rig(max_batch_tokens=8)
+    first, second = rig.add("abcdefghijklm"), rig.add("abcdefghijklm")
+    other = rig.add("other")
+    assert rig.step() == [(first, 0, 8)]
+    # The second waits for the third block, and whoever needs nothing of it goes before.
+    assert rig.step() == [(first, 8, 13), (other, 0, 3)]
+    assert rig.step() == [(first, 13, 14), (other, 3, 5), (second, 12, 13)]
+
+
+def test_many_choices_of_one_prompt_share_one_prefill():
+    rig = Rig()
+    choices = [rig.add("abcdefghi") for _ in range(4)]
+    assert rig.step() == [(choices[0], 0, 9)]
+    assert rig.step() == [
+        (choices[0], 9, 10),
+        *((choice, 8, 9) for choice in choices[1:]),
+    ]
+
+
+def test_who_waited_for_one_that_left_computes_it_itself():
+    rig = Rig(max_batch_tokens=4)
+    first, second = rig.add("abcdefghijklm"), rig.add("abcdefghijklm")
+    assert rig.step() == [(first, 0, 4)]
+    rig.end(first)
+    assert rig.step() == [(second, 4, 8)]
+
+
+def test_what_is_forgotten_is_computed_again():
+    rig = Rig()
+    broken = rig.add("abcdefghi")
+    rig.step()
+    rig.scheduler.forget(broken)
+    rig.end(broken)
+    fine = rig.add("abcdefghi")
+    assert rig.step() == [(fine, 0, 9)]
+
+
+# Room.
+
+
+def test_the_youngest_gives_way_and_is_computed_again():
+    rig = Rig(num_blocks=4)
+    old, young = rig.add("old!"), rig.add("yng!")
+    steps = [rig.step() for _ in range(6)]
+    assert steps[0] == [(old, 0, 4), (young, 0, 4)]
+    assert steps[5] == [(old, 8, 9)]
+    assert (young.state, young.num_computed_tokens) == (SequenceState.WAITING, 0)
+    assert (young.block_table.block_ids, len(young.output_ids)) == ([], 5)
+    assert (rig.scheduler.num_preemptions, rig.scheduler.waiting) == (1, (young,))
+    rig.end(old)
+    assert rig.step() == [(young, 4, 9)], "only what the old one took of it is computed again"
+
+
+def test_one_that_gave_way_goes_before_the_others_of_its_caller():
+    rig = Rig(num_blocks=4)
+    rig.add("old!")
+    young = rig.add("yng!")
+    rig.step()
+    later = rig.add("late")
+    for _ in range(5):
+        rig.step()
+    assert rig.scheduler.waiting == (young, later)
+
+
+def test_one_may_give_way_in_the_middle_of_its_prompt():
+    rig = Rig(num_blocks=5, max_batch_tokens=2)
+    old = rig.add("ab", max_tokens=9)
+    rig.step()
+    young = rig.add("cdefghijklmn", max_tokens=2)
+    while rig.scheduler.num_preemptions == 0:
+        computed = young.num_computed_tokens
+        rig.step()
+    assert 0 < computed < 12
+    assert (young.num_computed_tokens, young.output_ids) == (0, [])
+    rig.finish()
+    assert [len(sequence.output_ids) for sequence in (old, young)] == [9, 2]
+
+
+def test_nobody_comes_in_without_a_block_to_spare_for_each_that_runs():
+    rig = Rig(num_blocks=4)
+    old = rig.add("a" * 8)
+    rig.step()
+    big = rig.add("b" * 8)
+    assert rig.step() == [(old, 8, 9)]
+    assert rig.scheduler.waiting == (big,)
+    small = rig.add("c", priority=1)
+    rig.end(old)
+    assert [chunk[0] for chunk in rig.step()] == [small, big]
+
+
+def test_nobody_smaller_overtakes_one_that_waits_for_room():
+    rig = Rig(num_blocks=4)
+    old = rig.add("a" * 8)
+    rig.step()
+    big, small = rig.add("b" * 12), rig.add("c")
+    assert rig.step() == [(old, 8, 9)]
+    rig.end(old)
+    assert rig.step() == [(big, 0, 12)]
+    assert rig.scheduler.waiting == (small,)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_whatever_fits_the_cache_alone_is_served_to_its_last_place(num_blocks: int, is_known: bool):
+    """The last token is never run, so a cache of n tokens serves n + 1."""
+    size = num_blocks * BLOCK_SIZE
+    for num_prompt_tokens in range(1, size + 1):
+        rig = Rig(num_blocks=num_blocks)
+        prompt = "abcdefghijkl"[:num_prompt_tokens]
+        if is_known:
+            rig.add(prompt, max_tokens=1)
+            rig.finish()
+        sequence = rig.add(prompt, max_tokens=size + 1 - num_prompt_tokens)
+        rig.finish()
+        assert sequence.num_tokens == size + 1
+        assert (rig.scheduler.num_preemptions, rig.cache.num_free_blocks) == (0, num_blocks)
+
+
+def test_one_that_waits_may_end_after_it_gave_way():
+    rig = Rig(num_blocks=4)
+    old, young = rig.add("old!"), rig.add("yng!")
+    while rig.scheduler.num_preemptions == 0:
+        rig.step()
+    young.cancel(at=0.0)
+    rig.end(young)
+    rig.scheduler.check_integrity()
+    assert list(rig.scheduler) == [old]
+
+
+# Whose client is gone.
+
+
+def test_whose_client_is_gone_yields_its_place_when_others_wait():
+    rig = Rig(max_num_seqs=2)
+    gone, here = rig.add("gone"), rig.add("here")
+    rig.step()
+    gone.is_detached = True
+    assert [chunk[0] for chunk in rig.step()] == [gone, here], "nobody needs its place"
+    new = rig.add("new")
+    assert [chunk[0] for chunk in rig.step()] == [here, new]
+    assert rig.scheduler.waiting == (gone,)
+    gone.is_detached = False
+    rig.end(here)
+    assert [chunk[0] for chunk in rig.step()] == [new, gone]
+
+
+def test_whose_client_is_gone_yields_its_blocks_too():
+    rig = Rig(num_blocks=4)
+    gone = rig.add("g" * 12)
+    rig.step()
+    gone.is_detached = True
+    new = rig.add("n" * 8)
+    assert rig.step() == [(new, 0, 8)]
+    assert rig.scheduler.num_preemptions == 1
+
+
+def test_nobody_yields_while_there_is_room():
+    rig = Rig(num_blocks=8)
+    gone = rig.add("gone")
+    rig.step()
+    gone.is_detached = True
+    new = rig.add("new")
+    assert [chunk[0] for chunk in rig.step()] == [gone, new]
+    assert rig.scheduler.num_preemptions == 0
+
+
+def test_nobody_yields_to_another_whose_client_is_gone():
+    rig = Rig(max_num_seqs=1)
+    gone = rig.add("gone")
+    rig.step()
+    gone.is_detached = True
+    rig.add("too").is_detached = True
+    assert [chunk[0] for chunk in rig.step()] == [gone]
+
+
+def test_as_many_yield_as_are_needed_the_youngest_first():
+    rig = Rig(max_num_seqs=3, num_blocks=8)
+    first, second, third = (rig.add(text) for text in ("aaaa", "bbbb", "cccc"))
+    rig.step()
+    for sequence in (first, second, third):
+        sequence.is_detached = True
+    big = rig.add("d" * 20)
+    steps = [rig.step() for _ in range(3)]
+    assert big in [chunk[0] for chunk in steps[-1]]
+    assert first in rig.scheduler.running
+    assert set(rig.scheduler.waiting) <= {second, third}
+
+
+# Anything, in any order.
+
+actions = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 30), st.sampled_from("ABC"), st.integers(0, 1)),
+    st.tuples(st.just("step"), st.just(0), st.none(), st.none()),
+    st.tuples(st.just("remove"), st.integers(0, 9), st.none(), st.none()),
+    st.tuples(st.just("detach"), st.integers(0, 9), st.none(), st.none()),
+    st.tuples(st.just("attach"), st.integers(0, 9), st.none(), st.none()),
+)
+
+
+@property_test
+@given(
+    st.lists(actions, max_size=40),
+    st.integers(8, 20),
+    st.integers(1, 4),
+    st.sampled_from([1, 5, 64]),
+)
+def test_everybody_is_served_to_the_end_whatever_happens(
+    script: list[tuple[str, int, str | None, int | None]],
+    num_blocks: int,
+    max_num_seqs: int,
+    max_batch_tokens: int,
+):
+    """The accounts are checked after every step, and nothing is left at the end."""
+    rig = Rig(num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens)
+    for action, number, owner, priority in script:
+        target = rig.live[number % len(rig.live)] if rig.live else None
+        if action == "add" and owner is not None:
+            # Few texts, so that prefixes are shared often.
+            prompt = ("abcd" * 8)[:number] if number % 2 else f"{owner}" * number
+            max_tokens = min(9, num_blocks * BLOCK_SIZE - number)
+            rig.add(prompt, owner=owner, priority=priority or 0, max_tokens=max_tokens)
+        elif action == "step":
+            rig.step()
+        elif action == "remove" and target is not None:
+            rig.end(target)
+        elif target is not None:
+            target.is_detached = action == "detach"
+    sequences = tuple(rig.live)
+    rig.finish()
+    assert all(len(sequence.output_ids) == sequence.max_tokens for sequence in sequences)
+    assert (len(rig.scheduler), rig.cache.num_free_blocks) == (0, num_blocks)

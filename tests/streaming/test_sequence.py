@@ -19,9 +19,10 @@ from streaming.generation import (
     Token,
     TokenLogprobs,
 )
+from streaming.grammar import Grammar, GrammarKind
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import _NEXT_STATES, InvalidTransition, Sequence, SequenceState
-from tests.support import finish_reason, make_sequence, property_test
+from tests.support import WordMatcher, finish_reason, make_sequence, property_test
 
 EDGES = {
     ("waiting", "running"),
@@ -82,6 +83,29 @@ def test_a_new_sequence_waits_and_has_seen_nothing():
     assert sequence.num_computed_tokens == 0
     feed(sequence, b"ab")
     assert (sequence.num_prompt_tokens, sequence.num_tokens, sequence.num_tokens_left) == (3, 5, 3)
+
+
+def test_a_new_sequence_has_a_client_and_no_claim():
+    sequence = make_sequence(owner="alice")
+    assert (sequence.owner, sequence.priority, sequence.is_detached) == ("alice", 0, False)
+    assert sequence.block_table.block_ids == []
+    assert make_sequence(priority=3).priority == 3
+
+
+def test_what_the_model_has_not_seen_is_counted():
+    sequence = make_running()
+    assert (sequence.token_ids, sequence.num_uncomputed_tokens) == ([*b"ask"], 3)
+    sequence.num_computed_tokens = 3
+    feed(sequence, b"a")
+    assert (sequence.token_ids, sequence.num_uncomputed_tokens) == ([*b"aska"], 1)
+    sequence.num_computed_tokens = 0
+    assert sequence.num_uncomputed_tokens == 4
+
+
+def test_prompt_and_answer_are_kept_apart():
+    sequence = make_running()
+    feed(sequence, b"xy")
+    assert (sequence.prompt_ids, sequence.output_ids) == (tuple(b"ask"), [*b"xy"])
 
 
 def test_a_sequence_has_a_prompt_and_a_limit():
@@ -312,3 +336,55 @@ def test_the_log_is_the_text_up_to_what_ends_it(
         assert shown == text
     if not params.min_tokens:
         assert not any(string in shown for string in stop)
+
+
+# By a grammar.
+
+
+def make_constrained(word: str, *, is_open: bool = False, **params: object) -> Sequence:
+    rules = SamplingParams(max_tokens=5, grammar=Grammar(GrammarKind.REGEX, word), **params)  # type: ignore[arg-type]
+    sequence = make_sequence(params=rules, matcher=WordMatcher(word, is_open=is_open))
+    sequence.move_to(SequenceState.RUNNING)
+    return sequence
+
+
+@pytest.mark.parametrize(
+    ("is_open", "tokens", "expected"),
+    [
+        (False, b"word", ("word", "stop", 4)),
+        (True, [*b"word", EOS], ("word", "stop", 5)),
+        (True, b"word", ("word", None, 4)),
+        (False, b"wor", ("wor", None, 3)),
+    ],
+    ids=["nothing can follow", "ended", "open", "begun"],
+)
+@pytest.mark.parametrize("params", [{}, {"ignore_eos": True}, {"min_tokens": 5}])
+def test_a_complete_text_ends_whatever_else_was_asked(
+    is_open: bool,
+    tokens: Iterable[int],
+    expected: tuple[str, str | None, int],
+    params: dict[str, object],
+):
+    sequence = make_constrained("word", is_open=is_open, **params)
+    feed(sequence, tokens)
+    assert outcome(sequence) == expected
+
+
+def test_a_text_complete_on_the_last_place_is_a_stop_and_one_that_is_cut_a_length():
+    complete, cut = make_constrained("words"), make_constrained("longer")
+    feed(complete, b"words")
+    feed(cut, b"longer")
+    assert outcome(complete) == ("words", "stop", 5)
+    assert outcome(cut) == ("longe", "length", 5)
+
+
+def test_text_held_for_a_stop_string_is_shown_when_the_text_is_complete():
+    sequence = make_constrained("word", stop=("rds",))
+    feed(sequence, b"word")
+    assert outcome(sequence) == ("word", "stop", 4)
+
+
+def test_a_stop_string_cuts_a_constrained_text_too():
+    sequence = make_constrained("word", stop=("or",))
+    feed(sequence, b"word")
+    assert outcome(sequence) == ("w", "stop", 3)

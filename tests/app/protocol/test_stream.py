@@ -27,6 +27,8 @@ from streaming import (
     FinishReason,
     Generation,
     GenerationRequest,
+    Grammar,
+    GrammarKind,
     Queued,
     Reader,
     SamplingParams,
@@ -208,9 +210,9 @@ def test_refused_after_it_was_submitted(talk: Conversation) -> None:
         ({"prompt": "a", "logit_bias": {"x": 1}}, "invalid_request", "logit_bias"),
         ({"prompt": "a", "unknown": 1}, "invalid_request", "unknown"),
         (
-            {"prompt": "a", "response_format": {"type": "json_object"}},
+            {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {}}},
             "invalid_request",
-            "response_format",
+            "response_format.json_schema.name",
         ),
     ],
 )
@@ -221,6 +223,12 @@ def test_a_bad_generate_is_refused_under_its_id(
     assert talk.error() == (code, param, "a")
     assert talk.say(type="generate", **fields) == []
     assert talk.error() == (code, param, None)
+
+
+def test_a_response_format_becomes_the_grammar_of_the_request(talk: Conversation) -> None:
+    [command] = talk.generate(response_format={"type": "regex", "pattern": "a+"})
+    assert isinstance(command, StartGeneration)
+    assert command.request.params.grammar == Grammar(GrammarKind.REGEX, "a+")
 
 
 def test_half_a_surrogate_pair_is_refused_under_its_id(talk: Conversation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from app.routes.completions import EXAMPLES
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
-from tests.support import entered
+from tests.support import WordCompiler, entered
 
 PATH = "/v1/completions"
 NO_CACHE = {"cached_tokens": 0}
@@ -404,7 +405,24 @@ BAD_FIELDS = [
     ({"prompt": "a", "logit_bias": {"5000": 1}}, "logit_bias"),
     ({"prompt": "a", "logit_bias": [1]}, "logit_bias"),
     ({"prompt": "a", "user": 5}, "user"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format"),
+    # The scripted backend follows no grammar.
+    ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
 ]
+
+
+async def test_a_grammar_ends_the_text_and_a_bad_one_is_refused_with_the_reason():
+    backend = dataclasses.replace(scripted_backend(say("ab{", "ab{")), grammars=WordCompiler())
+    async with client_of(backend) as calling:
+        answer = await complete(
+            calling, prompt="a", n=2, response_format={"type": "regex", "pattern": "ab"}
+        )
+        refused = await calling.post(
+            PATH, json={"prompt": "a", "response_format": {"type": "regex", "pattern": "("}}
+        )
+    assert answer["choices"] == [choice(0, "ab", "stop"), choice(1, "ab", "stop")]
+    assert refused.status_code == 422
+    assert refused.json()["error"]["message"] == "response_format: unclosed group"
 
 
 @pytest.mark.parametrize(("body", "param"), BAD_FIELDS, ids=lambda value: repr(value)[:60])

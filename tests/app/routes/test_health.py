@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 
-from streaming.backend import Backend, Batch, SampledToken
+from streaming.backend import Backend, Batch, FailedRow, SampledToken
 from streaming.backends.scripted import Gate, say, scripted_backend
 from tests.app.serving import client, client_of, serving, until
 from tests.support import entered
@@ -71,8 +71,9 @@ class BrokenRunner:
     """Answers with too few tokens, which the engine cannot go on from."""
 
     max_num_seqs = 1
+    cache = None
 
-    def run(self, batch: Batch) -> list[SampledToken]:
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         return []
 
     def release(self, sequence: object) -> None:

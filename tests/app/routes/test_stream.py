@@ -239,7 +239,12 @@ ERRORS: list[tuple[Any, str, str | None]] = [
     ({**GENERATE, "max_tokens": 0}, "invalid_request", "max_tokens"),
     ({**GENERATE, "seed": 10**400}, "invalid_request", "seed"),
     ({**GENERATE, "stream": True}, "invalid_request", "stream"),
-    ({**GENERATE, "response_format": {"type": "text"}}, "invalid_request", "response_format"),
+    ({**GENERATE, "response_format": {"type": "xml"}}, "invalid_request", "response_format"),
+    (
+        {**GENERATE, "response_format": {"type": "regex", "pattern": "a"}},  # no grammars here
+        "invalid_request",
+        "response_format",
+    ),
     ({**GENERATE, "prompt": ""}, "invalid_request", "prompt"),
     ({**GENERATE, "prompt": []}, "invalid_request", "prompt"),
     ({**GENERATE, "prompt": [999]}, "invalid_request", "prompt"),

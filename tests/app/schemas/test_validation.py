@@ -7,8 +7,9 @@ import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.schemas.completions import CompletionRequest
-from app.schemas.sampling import SamplingFields, WireModel
+from app.schemas.sampling import SamplingFields
 from app.schemas.validation import to_error_info
+from app.schemas.wire_model import WireModel
 
 
 class Inner(WireModel):

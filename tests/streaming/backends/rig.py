@@ -28,6 +28,10 @@ class EngineRig:
         eos_token_ids: frozenset[int] = frozenset(),
     ) -> Sequence:
         prompt_ids = self.backend.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        matcher = None
+        if params.grammar is not None:
+            assert self.backend.grammars is not None
+            [matcher] = self.backend.grammars.compile(params.grammar)
         sequence = Sequence(
             generation=make_generation(next(self._ids), prompt_tokens=len(prompt_ids)),
             prompt_ids=prompt_ids,
@@ -35,6 +39,7 @@ class EngineRig:
             eos_token_ids=eos_token_ids,
             decode=self.backend.tokenizer.decode,
             deadline_at=float("inf"),
+            matcher=matcher,
         )
         self.engine.add(sequence)
         return sequence

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from streaming import GenerationRequest, SamplingParams, TextPrompt
-from streaming.backend import Backend, ModelInfo
+from streaming.backend import Backend, ModelInfo, ModelRunner
+from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.scripted import scripted_backend
 from streaming.backends.tokenizer import wrap_tokenizer
@@ -43,11 +44,11 @@ def _scripted_failing() -> Backend:
     return scripted_backend(lambda _: scripts.pop(0), max_num_seqs=1)
 
 
-def _generate_backend(model: Any) -> Backend:
+def _model_backend(model: Any, runner: ModelRunner) -> Backend:
     tokenizer = tiny_models.ascii_tokenizer()
     info = ModelInfo(
         model_id="tiny-llama",
-        backend="generate",
+        backend="under test",
         dtype="float32",
         device="cpu",
         max_model_len=256,
@@ -58,11 +59,19 @@ def _generate_backend(model: Any) -> Backend:
     return Backend(
         info=info,
         tokenizer=wrap_tokenizer(tokenizer, vocab_size=len(tokenizer)),
-        runner=GenerateRunner(model),
+        runner=runner,
     )
 
 
-def _generate_failing() -> Backend:
+def _generate_backend(model: Any) -> Backend:
+    return _model_backend(model, GenerateRunner(model))
+
+
+def _batched_backend(model: Any) -> Backend:
+    return _model_backend(model, BatchedRunner(model, num_blocks=64))
+
+
+def _failing_model() -> Any:
     model = tiny_models.tiny_llama()
     num_calls = iter(range(1, 1_000_000))
 
@@ -71,13 +80,20 @@ def _generate_failing() -> Backend:
             raise RuntimeError("out of memory")
 
     model.register_forward_pre_hook(fail_third)
-    return _generate_backend(model)
+    return model
 
 
 CASES = {
     "scripted": Case(scripted_backend, _scripted_failing, samples=False),
     "generate": Case(
-        lambda: _generate_backend(tiny_models.tiny_llama()), _generate_failing, samples=True
+        lambda: _generate_backend(tiny_models.tiny_llama()),
+        lambda: _generate_backend(_failing_model()),
+        samples=True,
+    ),
+    "batched": Case(
+        lambda: _batched_backend(tiny_models.tiny_llama()),
+        lambda: _batched_backend(_failing_model()),
+        samples=True,
     ),
 }
 SAMPLING_CASES = [name for name, case in CASES.items() if case.samples]

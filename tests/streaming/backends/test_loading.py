@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config
 from streaming import ModelConfig
 from streaming.backends.loading import LoadedModel, choose_device, choose_dtype, load_model
 from streaming.errors import ModelLoadError
+from streaming.grammar import Grammar, GrammarKind
 from tests.streaming.backends import tiny_models
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -56,6 +58,24 @@ def test_weights_are_cast(llama_folder: Path, name: str) -> None:
     loaded = load(llama_folder, dtype=name)
     assert {weight.dtype for weight in loaded.model.parameters()} == {getattr(torch, name)}
     assert loaded.info.dtype == name
+
+
+def test_grammars_end_with_the_models_end_tokens(llama_folder: Path) -> None:
+    grammars = load(llama_folder).grammars
+    assert grammars is not None
+    [matcher] = grammars.compile(Grammar(GrammarKind.REGEX, ""))
+    assert matcher.mask()[0] == 1 << 2
+
+
+def test_a_tokenizer_that_takes_no_grammar_serves_all_else(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit_json(folder / "tokenizer.json", decoder=None)
+    with caplog.at_level(logging.WARNING):
+        loaded = load(folder)
+    assert loaded.grammars is None
+    assert loaded.tokenizer.encode("hello") != []
+    assert "response_format is not available" in caplog.text
 
 
 def test_end_tokens_of_model_and_tokenizer_are_joined(folder: Path) -> None:

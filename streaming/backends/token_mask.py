@@ -1,0 +1,31 @@
+"""Which tokens a sequence's grammar lets it take next, as a tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from streaming.sequence import Sequence
+
+
+def token_mask(sequence: Sequence, vocab_size: int) -> torch.Tensor | None:
+    """Return which tokens may come next, (vocab_size,) bool on the CPU; None without a grammar.
+
+    Tokens that `min_tokens` bars are left out too, unless nothing else would be left: a text that
+    is complete has to end.
+
+    Args:
+        vocab_size: width of the model's logits; ids that the tokenizer lacks are not allowed.
+    """
+    if sequence.matcher is None:
+        return None
+    packed = np.frombuffer(sequence.matcher.mask(), dtype=np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")[:vocab_size]
+    allowed = np.zeros(vocab_size, dtype=bool)
+    allowed[: len(bits)] = bits
+    if sequence.must_not_end:
+        longer = allowed.copy()
+        longer[list(sequence.barred_token_ids)] = False
+        if longer.any():
+            allowed = longer
+    return torch.from_numpy(allowed)

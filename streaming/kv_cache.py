@@ -1,0 +1,180 @@
+"""Which block of the key-value cache belongs to whom. Accounting only; a backend has the tensors.
+
+The cache is a pool of blocks of `block_size` tokens. A sequence holds a table of blocks and takes
+more as it grows, so memory goes to tokens that exist and never lies unusable between them (paging:
+Kwon et al. 2023, arXiv:2309.06180).
+
+A full block is known by its tokens and by the known block before it, so a sequence that begins with
+the same tokens shares it. The tokens themselves are the key, not a hash of them: no prompt can be
+made up that is served another's cache. A block that nobody holds stays known until its place is
+needed; the one unused for longest goes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+Key = tuple[int, tuple[int, ...]]
+"""The node of the block before, and the block's own tokens."""
+
+_ROOT = 0
+"""The node before the first block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The longest known beginning of a sequence.
+
+    Attributes:
+        block_ids: blocks that hold it.
+        node: of its last block.
+        next_key: of the full block after it; None where the sequence has none.
+    """
+
+    block_ids: tuple[int, ...]
+    node: int
+    next_key: Key | None
+
+
+class BlockTable:
+    """The blocks of one sequence, in the order of its tokens."""
+
+    __slots__ = ("block_ids", "node", "num_known_blocks")
+
+    def __init__(self) -> None:
+        self.block_ids: list[int] = []
+        self.num_known_blocks = 0
+        self.node = _ROOT
+
+
+class KVCache:
+    """Hands out blocks, shares those with equal prefixes, and takes them back.
+
+    Args:
+        num_blocks: size of the pool.
+        block_size: tokens in a block.
+    """
+
+    def __init__(self, *, num_blocks: int, block_size: int) -> None:
+        assert num_blocks > 0
+        assert block_size > 0
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._num_holders = [0] * num_blocks
+        self._block_of: dict[Key, int] = {}
+        self._key_of: dict[int, Key] = {}
+        self._node_of: dict[int, int] = {}
+        self._num_nodes = 0
+        # Blocks that nobody holds, the next to be taken first: unknown ones, then known ones with
+        # the one unused for longest in front.
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that nobody holds, whether or not their tokens are still known."""
+        return len(self._free)
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that one sequence could ever hold."""
+        return self.num_blocks * self.block_size
+
+    def find_prefix(self, token_ids: Sequence[int]) -> Prefix:
+        """Return the longest known beginning of `token_ids`, leaving at least one token out.
+
+        The last token is left out because its logits are wanted, which a cache does not hold.
+        """
+        block_ids: list[int] = []
+        node = _ROOT
+        while (key := self.next_key(token_ids, len(block_ids), node)) is not None:
+            block_id = self._block_of.get(key)
+            if block_id is None:
+                break
+            block_ids.append(block_id)
+            node = self._node_of[block_id]
+        return Prefix(tuple(block_ids), node, key)
+
+    def next_key(self, token_ids: Sequence[int], num_known_blocks: int, node: int) -> Key | None:
+        """Return the key of the block after `num_known_blocks`; None where none can be shared."""
+        start = num_known_blocks * self.block_size
+        end = start + self.block_size
+        return (node, tuple(token_ids[start:end])) if end < len(token_ids) else None
+
+    def share(self, table: BlockTable, prefix: Prefix) -> None:
+        """Begin an empty table with a known prefix."""
+        assert not table.block_ids
+        for block_id in prefix.block_ids:
+            self._num_holders[block_id] += 1
+            self._free.pop(block_id, None)
+        table.block_ids = list(prefix.block_ids)
+        table.num_known_blocks = len(prefix.block_ids)
+        table.node = prefix.node
+
+    def num_taken_by(self, prefix: Prefix) -> int:
+        """Return how many free blocks `share` would take for `prefix`."""
+        return sum(block_id in self._free for block_id in prefix.block_ids)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def num_missing_blocks(self, table: BlockTable, num_tokens: int) -> int:
+        """Return how many blocks `table` lacks to hold `num_tokens` tokens."""
+        return max(0, self.num_blocks_for(num_tokens) - len(table.block_ids))
+
+    def grow(self, table: BlockTable, num_tokens: int) -> None:
+        """Give `table` room for `num_tokens` tokens; there must be enough free blocks."""
+        for _ in range(self.num_missing_blocks(table, num_tokens)):
+            block_id, _ = self._free.popitem(last=False)
+            self._forget(block_id)
+            self._num_holders[block_id] = 1
+            table.block_ids.append(block_id)
+
+    def commit(self, table: BlockTable, token_ids: Sequence[int], num_computed: int) -> None:
+        """Make known the blocks of `table` that are full now that `num_computed` tokens are in."""
+        while (table.num_known_blocks + 1) * self.block_size <= num_computed:
+            start = table.num_known_blocks * self.block_size
+            block_id = table.block_ids[table.num_known_blocks]
+            key = (table.node, tuple(token_ids[start : start + self.block_size]))
+            # Two sequences may have computed the same tokens side by side: the first one is known.
+            known_id = self._block_of.setdefault(key, block_id)
+            if known_id == block_id:
+                self._num_nodes += 1
+                self._key_of[block_id] = key
+                self._node_of[block_id] = self._num_nodes
+            table.node = self._node_of[known_id]
+            table.num_known_blocks += 1
+
+    def release(self, table: BlockTable) -> None:
+        """Take all blocks back; the end of a sequence is forgotten before its beginning."""
+        for block_id in reversed(table.block_ids):
+            self._num_holders[block_id] -= 1
+            if self._num_holders[block_id] == 0:
+                self._free[block_id] = None
+                if block_id not in self._key_of:
+                    self._free.move_to_end(block_id, last=False)
+        table.block_ids = []
+        table.num_known_blocks = 0
+        table.node = _ROOT
+
+    def forget(self, table: BlockTable) -> None:
+        """Make the blocks of `table` unknown: what was computed into them is not to be trusted."""
+        for block_id in table.block_ids:
+            self._forget(block_id)
+
+    def check_integrity(self, tables: Iterable[BlockTable]) -> None:
+        """Assert that free and held blocks make up the pool, and that every holder is counted."""
+        num_holders = [0] * self.num_blocks
+        for table in tables:
+            for block_id in table.block_ids:
+                num_holders[block_id] += 1
+        assert num_holders == self._num_holders
+        assert self._free.keys() == {i for i, count in enumerate(num_holders) if not count}
+        assert all(self._block_of[key] == block_id for block_id, key in self._key_of.items())
+        assert len(self._block_of) == len(self._key_of) == len(self._node_of)
+
+    def _forget(self, block_id: int) -> None:
+        if (key := self._key_of.pop(block_id, None)) is not None:
+            del self._block_of[key]
+            del self._node_of[block_id]

@@ -1,0 +1,50 @@
+"""How many prompt tokens a step may read while others wait for their next token.
+
+A prompt read in one go would freeze the running streams for as long as that takes. So while there
+are any, a step reads only as much of a prompt as makes it about three times as long as a step
+without; what that is, is measured.
+"""
+
+from __future__ import annotations
+
+_WEIGHT = 0.1
+"""Weight of the newest step in the running means."""
+_PREFILL_SHARE = 2.0
+"""Time for prompts in a step, in units of a step that only decodes."""
+_CHUNK_TOKENS = 16
+"""Chunks are multiples of it, so that few shapes occur; also what is read before measuring."""
+
+
+class StepPacer:
+    """Measures steps and sizes the next one.
+
+    Args:
+        max_batch_tokens: most tokens in one step.
+    """
+
+    def __init__(self, *, max_batch_tokens: int) -> None:
+        self._max_batch_tokens = max_batch_tokens
+        self._decode_step_s: float | None = None
+        self._prefill_token_s: float | None = None
+
+    def observe(self, *, num_decodes: int, num_prefill_tokens: int, duration_s: float) -> None:
+        if not num_prefill_tokens:
+            self._decode_step_s = _mix(self._decode_step_s, duration_s)
+        else:
+            decode_s = (self._decode_step_s or 0.0) if num_decodes else 0.0
+            prefill_s = max(duration_s - decode_s, 0.1 * duration_s)
+            self._prefill_token_s = _mix(self._prefill_token_s, prefill_s / num_prefill_tokens)
+
+    def prefill_budget(self, *, num_decodes: int) -> int:
+        """Return how many prompt tokens may join `num_decodes` decoding sequences."""
+        room = max(0, self._max_batch_tokens - num_decodes)
+        if not num_decodes:
+            return room
+        if self._decode_step_s is None or not self._prefill_token_s:
+            return min(room, _CHUNK_TOKENS)
+        num_tokens = int(_PREFILL_SHARE * self._decode_step_s / self._prefill_token_s)
+        return min(room, max(_CHUNK_TOKENS, num_tokens // _CHUNK_TOKENS * _CHUNK_TOKENS))
+
+
+def _mix(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + _WEIGHT * (value - mean)

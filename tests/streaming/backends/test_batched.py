@@ -1,0 +1,608 @@
+"""Continuous batching gives every request what it would get alone, token for token."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Sequence as SequenceOf
+from functools import cache
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    Qwen3Config,
+)
+
+from streaming import BackendName, ModelConfig, load_backend
+from streaming.backends.batched import BLOCK_SIZE, BatchedRunner, UnsupportedModel, probe
+from streaming.backends.generate import GenerateRunner
+from streaming.backends.loading import LoadedModel
+from streaming.engine import Engine
+from streaming.errors import ModelLoadError
+from streaming.generation import Generation
+from streaming.sampling_params import SamplingParams
+from streaming.sequence import Sequence
+from tests.streaming.backends import tiny_models
+from tests.streaming.backends.rig import EngineRig, ending, token_ids
+
+VOCAB_SIZE = 97
+MAX_TOKENS = 24
+# Weights far from each other make the best token stand out from the next: with the usual small
+# ones all logits lie within float noise of each other, and equality would be a matter of luck.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+CONFIGS: dict[str, Any] = {
+    "llama": lambda: LlamaConfig(**_SIZES),
+    "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=16),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_SIZES,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "phi3": lambda: Phi3Config(**_SIZES, sliding_window=9),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCAB_SIZE,
+        n_embd=64,
+        n_layer=3,
+        n_head=4,
+        n_positions=256,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "mixtral": lambda: MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "mistral": lambda: MistralConfig(**_SIZES, head_dim=16, sliding_window=7),
+}
+
+
+@cache
+def models(name: str) -> tuple[Any, Any]:
+    """Return the same random model twice: as it is, and for batching."""
+    made = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32).eval()
+        made.append(model)
+    return made[0], made[1]
+
+
+@cache
+def reference(name: str, prompt: tuple[int, ...]) -> list[int]:
+    """Return what `model.generate()` says, greedily, alone."""
+    model, _ = models(name)
+    ids = torch.tensor([prompt])
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=MAX_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+    )
+    return [int(token_id) for token_id in output[0, len(prompt) :]]
+
+
+def make_sequence(
+    name: str,
+    prompt: tuple[int, ...],
+    params: SamplingParams,
+    owner: str = "a",
+    eos_token_ids: frozenset[int] = frozenset(),
+) -> Sequence:
+    generation = Generation(
+        generation_id=name,
+        owner=owner,
+        model="tiny",
+        created_at=0.0,
+        submitted_at=0.0,
+        prompt_tokens=len(prompt),
+    )
+    return Sequence(
+        generation=generation,
+        prompt_ids=prompt,
+        params=params,
+        eos_token_ids=eos_token_ids,
+        decode=lambda ids: "".join(chr(33 + token_id) for token_id in ids),
+        deadline_at=float("inf"),
+    )
+
+
+def make_engine(name: str, *, num_blocks: int = 64, max_batch_tokens: int = 32) -> Engine:
+    _, model = models(name)
+    runner = BatchedRunner(
+        model,
+        num_blocks=num_blocks,
+        block_size=4,
+        max_num_seqs=6,
+        max_batch_tokens=max_batch_tokens,
+    )
+    return Engine(runner, request_timeout_s=1.0)
+
+
+def output_ids(sequence: Sequence) -> list[int]:
+    return [token.token_id for token in sequence.generation.tokens]
+
+
+def run_to_end(engine: Engine) -> None:
+    while engine.has_work:
+        engine.step()
+        engine.check_integrity()
+
+
+# Few stems and short ends, so that prefixes are shared often.
+PROMPTS = st.builds(
+    lambda stem, end: stem + end,
+    st.sampled_from([(5, 6, 7, 8, 9, 10, 11, 12, 13), (5, 6, 7, 8, 40, 41), (20,)]),
+    st.lists(st.integers(3, 96), max_size=6).map(tuple),
+)
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), PROMPTS),
+        st.tuples(st.just("step"), st.integers(1, 6)),
+        st.tuples(st.just("cancel"), st.integers(0, 11)),
+    ),
+    min_size=3,
+    max_size=24,
+)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=EVENTS, num_blocks=st.sampled_from([12, 20, 64]), budget=st.sampled_from([3, 8, 32]))
+def test_greedy_equals_generate_under_any_traffic(
+    name: str, events: list[tuple[str, Any]], num_blocks: int, budget: int
+) -> None:
+    engine = make_engine(name, num_blocks=num_blocks, max_batch_tokens=budget)
+    sequences: list[Sequence] = []
+    for kind, value in events:
+        if kind == "add" and len(sequences) < 12:
+            params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=0)
+            sequences.append(make_sequence(str(len(sequences)), value, params))
+            engine.add(sequences[-1])
+        elif kind == "cancel" and value < len(sequences):
+            engine.cancel(str(value))
+        elif kind == "step":
+            for _ in range(value):
+                engine.step()
+                engine.check_integrity()
+    run_to_end(engine)
+    for sequence in sequences:
+        expected = reference(name, sequence.prompt_ids)
+        actual = output_ids(sequence)
+        is_whole = ending(sequence.generation) == "length"
+        assert actual == (expected if is_whole else expected[: len(actual)])
+
+
+def test_small_cache_preempts_and_still_answers_right() -> None:
+    engine = make_engine("llama", num_blocks=12)
+    prompts = [(5, 6, 7, index) for index in range(10, 16)]
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=0)
+    sequences = [make_sequence(str(prompt), prompt, params) for prompt in prompts]
+    for sequence in sequences:
+        engine.add(sequence)
+    run_to_end(engine)
+    assert engine.num_preemptions > 0
+    assert [output_ids(s) for s in sequences] == [reference("llama", p) for p in prompts]
+
+
+def test_choices_of_one_prompt_share_its_prefill() -> None:
+    engine = make_engine("llama")
+    prompt = tuple(range(3, 36))
+    params = SamplingParams(temperature=0.0, max_tokens=4, seed=0)
+    sequences = [make_sequence(str(index), prompt, params) for index in range(4)]
+    for sequence in sequences:
+        engine.add(sequence)
+    run_to_end(engine)
+    cached = [sequence.generation.usage.cached_tokens for sequence in sequences]
+    assert cached == [0, 32, 32, 32]
+    assert len({tuple(output_ids(sequence)) for sequence in sequences}) == 1
+
+
+def test_second_turn_pays_for_what_is_new() -> None:
+    engine = make_engine("llama")
+    params = SamplingParams(temperature=0.0, max_tokens=8, seed=0)
+    first = make_sequence("first", tuple(range(3, 43)), params)
+    engine.add(first)
+    run_to_end(engine)
+    second = make_sequence("second", (*first.prompt_ids, *output_ids(first), 50, 51), params)
+    engine.add(second)
+    run_to_end(engine)
+    # All but the newest of the first turn's 48 tokens are in the cache, in blocks of four.
+    assert second.generation.usage.cached_tokens == 44
+
+
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, top_k=40, max_tokens=16, seed=11)
+
+
+def test_seeded_output_is_the_same_alone_and_in_a_crowd() -> None:
+    prompt = (5, 6, 7, 8, 9)
+    alone = make_sequence("alone", prompt, SAMPLED)
+    engine = make_engine("llama")
+    engine.add(alone)
+    run_to_end(engine)
+    engine = make_engine("llama", num_blocks=24)
+    for index in range(5):
+        other = SamplingParams(temperature=1.5, max_tokens=20, seed=index, min_p=0.01)
+        engine.add(make_sequence(f"other {index}", (20 + index, 3), other))
+    for _ in range(3):
+        engine.step()
+    crowded = make_sequence("crowded", prompt, SAMPLED)
+    engine.add(crowded)
+    run_to_end(engine)
+    assert output_ids(crowded) == output_ids(alone)
+
+
+def test_broken_logits_end_their_sequence_only() -> None:
+    engine = make_engine("gpt2")
+    _, model = models("gpt2")
+    params = SamplingParams(temperature=0.0, max_tokens=6, seed=0)
+    good, bad = make_sequence("good", (5, 6, 7), params), make_sequence("bad", (5, 6, 8), params)
+    engine.add(good)
+    engine.step()
+    engine.add(bad)
+
+    def break_last_row(_: Any, __: Any, output: Any) -> Any:
+        output[..., -1, :] = float("nan")
+        return output
+
+    hook = model.lm_head.register_forward_hook(break_last_row)
+    engine.step()
+    hook.remove()
+    run_to_end(engine)
+    assert ending(bad.generation) == "engine_error"
+    assert output_ids(good) == reference("gpt2", (5, 6, 7))[:6]
+
+
+def test_failing_step_ends_its_sequences_and_the_next_request_works() -> None:
+    engine = make_engine("qwen3")
+    _, model = models("qwen3")
+    params = SamplingParams(temperature=0.0, max_tokens=6, seed=0)
+    failing = make_sequence("failing", (5, 6, 7), params)
+    engine.add(failing)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    hook = model.register_forward_pre_hook(fail)
+    engine.step()
+    hook.remove()
+    engine.check_integrity()
+    assert ending(failing.generation) == "engine_error"
+    fine = make_sequence("fine", (5, 6, 7), params)
+    engine.add(fine)
+    run_to_end(engine)
+    assert output_ids(fine) == reference("qwen3", (5, 6, 7))[:6]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_logits_stay_close_to_a_single_run(name: str) -> None:
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.bfloat16).eval()
+    # The probe is that comparison: it raises where a logit is off by more than 2% of their spread.
+    bytes_per_token = probe(model)
+    assert bytes_per_token > 0
+    assert bytes_per_token % 2 == 0
+
+
+def test_models_with_a_state_instead_of_a_cache_are_told_apart() -> None:
+    with pytest.raises(UnsupportedModel):
+        probe(tiny_models.random_model(tiny_models.mamba_config(97)))
+
+
+# Every request its own.
+
+MIXED = {
+    "greedy": SamplingParams(temperature=0.0, max_tokens=20, seed=0),
+    "sampled": SamplingParams(temperature=1.3, max_tokens=20, seed=1),
+    "nucleus": SamplingParams(temperature=1.0, top_p=0.8, max_tokens=20, seed=2),
+    "top-k": SamplingParams(temperature=1.0, top_k=4, max_tokens=20, seed=3, logprobs=3),
+    "min-p": SamplingParams(temperature=1.5, min_p=0.1, max_tokens=20, seed=4),
+    "penalties": SamplingParams(
+        temperature=0.7,
+        presence_penalty=1.0,
+        frequency_penalty=0.5,
+        repetition_penalty=1.3,
+        max_tokens=20,
+        seed=5,
+    ),
+    "bias": SamplingParams(temperature=0.0, logit_bias={9: 3.0}, max_tokens=20, seed=6),
+    "min_tokens": SamplingParams(temperature=2.0, min_tokens=12, max_tokens=20, seed=7),
+    "ignore_eos": SamplingParams(temperature=2.0, ignore_eos=True, max_tokens=20, seed=8),
+    "stop": SamplingParams(temperature=2.0, stop=("A", "qu", "~~"), max_tokens=20, seed=9),
+    "stop ids": SamplingParams(
+        temperature=2.0, stop_token_ids=frozenset(range(40, 50)), max_tokens=20, seed=10
+    ),
+}
+ENDS = frozenset(range(60, 75))
+
+
+def answers(
+    requests: SequenceOf[str], *, num_blocks: int = 64, stagger: int = 0
+) -> dict[str, tuple[str, str, list[int]]]:
+    """Return text, ending and ids of each of these requests, run together."""
+    engine = make_engine("llama", num_blocks=num_blocks)
+    sequences = {}
+    for index, name in enumerate(requests):
+        prompt = (5, 6, 7, 8, 9, 10 + list(MIXED).index(name))
+        sequences[name] = make_sequence(name, prompt, MIXED[name], eos_token_ids=ENDS)
+        engine.add(sequences[name])
+        for _ in range(stagger * (index % 3)):
+            engine.step()
+    run_to_end(engine)
+    return {
+        name: (sequence.generation.text, ending(sequence.generation), output_ids(sequence))
+        for name, sequence in sequences.items()
+    }
+
+
+@pytest.mark.parametrize(("num_blocks", "stagger"), [(64, 0), (64, 2), (14, 1)])
+def test_every_request_is_its_own_in_a_mixed_batch(num_blocks: int, stagger: int) -> None:
+    """Pains 14: nothing of one request touches another, whoever else is in the batch."""
+    alone = {name: answers([name])[name] for name in MIXED}
+    together = answers(list(MIXED), num_blocks=num_blocks, stagger=stagger)
+    assert together == alone
+    backwards = answers(list(reversed(MIXED)), num_blocks=num_blocks, stagger=stagger)
+    assert backwards == alone
+    assert {reason for _, reason, _ in alone.values()} == {"stop", "length"}
+    assert len(alone["min_tokens"][2]) > 12
+    assert not ENDS & set(alone["min_tokens"][2][:12])
+    assert ENDS & set(alone["ignore_eos"][2][:-1])
+
+
+def test_choices_with_seeds_of_their_own_differ() -> None:
+    engine = make_engine("llama")
+    prompt = tuple(range(3, 20))
+    sequences = [
+        make_sequence(str(seed), prompt, SamplingParams(temperature=1.5, max_tokens=12, seed=seed))
+        for seed in range(5)
+    ]
+    for sequence in sequences:
+        engine.add(sequence)
+    run_to_end(engine)
+    assert len({tuple(output_ids(sequence)) for sequence in sequences}) == 5
+    assert [s.generation.usage.cached_tokens for s in sequences] == [0, 16, 16, 16, 16]
+
+
+def step_with_broken_rows(engine: Engine, model: Any, num_rows: int) -> None:
+    """Run a step whose first rows are NaN from the first layer on."""
+
+    def break_rows(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        output[:, :num_rows] = nan
+        return output
+
+    hook = model.get_input_embeddings().register_forward_hook(break_rows)
+    engine.step()
+    hook.remove()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_what_a_broken_request_leaves_in_the_cache_hurts_nobody(name: str) -> None:
+    """Its blocks hold NaN, and others get them next; a masked NaN still spoils a sum."""
+    engine = make_engine(name, num_blocks=14)
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=0)
+    bad = make_sequence("bad", tuple(range(3, 33)), params)
+    engine.add(bad)
+    step_with_broken_rows(engine, models(name)[1], 30)
+    assert ending(bad.generation) == "engine_error"
+    prompts = [(20,), tuple(range(3, 12)), (5, 6, 7, 8, 40, 41), (30, 31, 32)]
+    sequences = [make_sequence(str(p), p, params) for p in prompts]
+    for sequence in sequences:
+        engine.add(sequence)
+    run_to_end(engine)
+    assert [output_ids(s) for s in sequences] == [reference(name, p) for p in prompts]
+
+
+def test_a_broken_request_hurts_nobody_that_runs_beside_it() -> None:
+    """Its block is the first one, and shorter sequences are padded to the length of longer ones."""
+    engine = make_engine("llama")
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=0)
+    prompts = [(5, 6, 7), (20,), tuple(range(3, 12))]
+    bad, *others = [make_sequence(str(p), p, params) for p in prompts]
+    for sequence in (bad, *others):
+        engine.add(sequence)
+    engine.step()
+    assert bad.block_table.block_ids == [0]
+    step_with_broken_rows(engine, models("llama")[1], 1)
+    assert ending(bad.generation) == "engine_error"
+    run_to_end(engine)
+    assert [output_ids(s) for s in others] == [reference("llama", p) for p in prompts[1:]]
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [1, 7, 8, 15, 16])
+def test_a_sequence_may_fill_the_cache_to_its_end(num_prompt_tokens: int) -> None:
+    engine = make_engine("llama", num_blocks=4)
+    prompt = tuple(range(3, 3 + num_prompt_tokens))
+    num_tokens = 16 + 1 - num_prompt_tokens  # the last one is never run
+    params = SamplingParams(temperature=0.0, max_tokens=num_tokens, seed=0)
+    sequence = make_sequence("full", prompt, params)
+    engine.add(sequence)
+    run_to_end(engine)
+    assert output_ids(sequence) == reference("llama", prompt)[:num_tokens]
+    assert engine.num_preemptions == 0
+
+
+# Loading.
+
+
+def load(folder: Path, **options: Any) -> Any:
+    config = ModelConfig(model=str(folder), device="cpu", dtype="float32", **options)
+    return load_backend(config, on_progress=lambda *_: None)
+
+
+def test_load_backend_batches_a_folder(llama_folder: Path) -> None:
+    backend = load(llama_folder)
+    info = backend.info
+    assert (info.backend, info.max_model_len) == (BackendName.BATCHED, 256)
+    assert isinstance(backend.runner, BatchedRunner)
+    assert backend.runner.cache.num_blocks == 64 * 256 // BLOCK_SIZE, "no more than is of use"
+    params = SamplingParams(temperature=0.0, max_tokens=9)
+    answer = EngineRig(backend).token_ids(params)
+    backend.runner.close()
+    plain = load(llama_folder, backend=BackendName.GENERATE)
+    assert EngineRig(plain).token_ids(params) == answer
+    plain.runner.close()
+
+
+def test_limits_of_the_batch_come_from_the_config(llama_folder: Path) -> None:
+    runner = load(llama_folder, max_num_seqs=3, max_batch_tokens=40).runner
+    assert (runner.max_num_seqs, runner.cache.max_batch_tokens) == (3, 40)
+    runner.close()
+
+
+def bytes_for(num_blocks: int) -> int:
+    """Return what blocks of the tiny llama take: 2 layers, keys and values of 2 heads of 8."""
+    return num_blocks * BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
+
+
+def test_the_cache_bounds_what_one_request_may_ask_for(llama_folder: Path) -> None:
+    backend = load(llama_folder, kv_cache_bytes=bytes_for(3) + 1)
+    assert (backend.info.max_model_len, backend.runner.cache.num_blocks) == (48, 3)
+    rig = EngineRig(backend)
+    generation = rig.run(SamplingParams(temperature=0.0, max_tokens=40), prompt=[5] * 8)
+    assert (ending(generation), len(token_ids(generation))) == ("length", 40)
+    tensors = (*backend.runner._cache.keys.values(), *backend.runner._cache.values.values())
+    assert sum(tensor.nbytes for tensor in tensors) == bytes_for(3)
+    backend.runner.close()
+
+
+@pytest.mark.parametrize("kv_cache_bytes", [0, 1, bytes_for(1) - 1])
+def test_a_cache_too_small_for_one_block_is_refused(
+    llama_folder: Path, kv_cache_bytes: int
+) -> None:
+    with pytest.raises(ModelLoadError, match=f"kv_cache_bytes is {kv_cache_bytes}, but") as caught:
+        load(llama_folder, kv_cache_bytes=kv_cache_bytes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def mamba_folder(tmp_path: Path) -> Path:
+    tokenizer = tiny_models.ascii_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = tiny_models.mamba_config(len(tokenizer))
+    tiny_models.random_model(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_model_that_cannot_be_batched_runs_on_generate(
+    mamba_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="streaming")
+    backend = load(mamba_folder)
+    lines = [r.getMessage() for r in caplog.records if r.name == "streaming.backends.batched"]
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{mamba_folder.name} runs one request at a time, on the generate backend"
+    ]
+    assert "\n" not in lines[0]
+    assert backend.info.backend == "generate"
+    assert isinstance(backend.runner, GenerateRunner)
+    params = SamplingParams(temperature=0.0, max_tokens=9)
+    answer = EngineRig(backend).token_ids(params)
+    backend.runner.close()
+    plain = load(mamba_folder, backend=BackendName.GENERATE)
+    assert EngineRig(plain).token_ids(params) == answer
+    plain.runner.close()
+
+
+def test_a_probe_that_fails_leaves_the_model_as_it_was() -> None:
+    model = tiny_models.random_model(CONFIGS["llama"]())
+    ids = torch.tensor([[5, 6, 7]])
+    own, expected = model.config._attn_implementation, model(ids).logits
+    hook = model.lm_head.register_forward_hook(
+        lambda *args: args[2] * (1.0 if args[2].shape[1] > 1 else 3.0)
+    )
+    with pytest.raises(UnsupportedModel, match="answers differently"):
+        probe(model)
+    hook.remove()
+    assert model.config._attn_implementation == own
+    assert torch.equal(model(ids).logits, expected)
+
+
+def test_close_lets_go_of_model_and_cache() -> None:
+    model = tiny_models.random_model(CONFIGS["llama"]())
+    runner = BatchedRunner(model, num_blocks=8, block_size=4)
+    engine = Engine(runner, request_timeout_s=1.0)
+    engine.add(make_sequence("one", (5, 6, 7), SamplingParams(max_tokens=3, seed=0)))
+    run_to_end(engine)
+    seen = [weakref.ref(model), *map(weakref.ref, runner._cache.keys.values())]
+    assert len(seen) == 4
+    del model
+    runner.close()
+    runner.close()
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * 4
+
+
+def test_an_ended_sequence_is_not_kept() -> None:
+    engine = make_engine("llama")
+    sequence = make_sequence("one", (5, 6, 7), SamplingParams(max_tokens=3, seed=0))
+    engine.add(sequence)
+    run_to_end(engine)
+    seen = weakref.ref(sequence)
+    del sequence
+    gc.collect()
+    assert seen() is None
+
+
+PROMPTS_OF_PEOPLE = (
+    "The capital of France is",
+    "Once upon a time there was a small",
+    "def fibonacci(n):",
+    "Once upon a time there was a small robot who wanted to learn how to",
+)
+
+
+@pytest.mark.model
+@pytest.mark.timeout(400)
+def test_default_model_equals_generate(default_model: LoadedModel) -> None:
+    model, tokenizer = default_model.model, default_model.tokenizer
+    prompts = [tokenizer.encode(text) for text in PROMPTS_OF_PEOPLE]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        expected.append(output[0, len(prompt) :].tolist())
+    own_attention = model.config._attn_implementation
+    runner = BatchedRunner(model, num_blocks=40, max_batch_tokens=20)
+    engine = Engine(runner, request_timeout_s=1.0)
+    params = SamplingParams(temperature=0.0, max_tokens=24, seed=0)
+    sequences = [make_sequence(str(n), tuple(p), params) for n, p in enumerate(prompts)]
+    for sequence in sequences:
+        engine.add(sequence)
+        engine.step()
+    run_to_end(engine)
+    runner.close()
+    model.set_attn_implementation(own_attention)
+    assert [output_ids(sequence) for sequence in sequences] == expected

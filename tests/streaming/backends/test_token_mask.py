@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streaming.backend import FailedRow, SampledToken
+from streaming.backends.logits_processors import GrammarMask, NoTokenAllowed
+from streaming.backends.sampler import sample
+from streaming.backends.scripted import EOS
+from streaming.backends.token_mask import token_mask
+from streaming.sampling_params import SamplingParams
+from streaming.sequence import Sequence
+from tests.support import WordMatcher, make_sequence
+
+A, B, X = b"abx"
+VOCAB_SIZE = 257
+
+
+class AnyOf:
+    """Allows the same tokens for ever."""
+
+    is_done = False
+
+    def __init__(self, *token_ids: int) -> None:
+        bits = torch.zeros(264, dtype=torch.uint8)
+        bits[list(token_ids)] = 1
+        powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128])
+        self._mask = bytes((bits.view(-1, 8) * powers).sum(dim=-1).tolist())
+
+    def mask(self) -> bytes:
+        return self._mask
+
+    def accept(self, token_id: int) -> None:
+        """Nothing changes."""
+
+
+def constrained(*token_ids: int, **params: object) -> Sequence:
+    rules = SamplingParams(max_tokens=9, seed=0, **params)  # type: ignore[arg-type]
+    return make_sequence(params=rules, matcher=AnyOf(*token_ids))
+
+
+def free(**params: object) -> Sequence:
+    return make_sequence(params=SamplingParams(max_tokens=9, seed=0, **params))  # type: ignore[arg-type]
+
+
+def allowed(sequence: Sequence, vocab_size: int = VOCAB_SIZE) -> list[int]:
+    mask = token_mask(sequence, vocab_size)
+    assert mask is not None
+    assert mask.shape == (vocab_size,)
+    ids: list[int] = mask.nonzero().flatten().tolist()
+    return ids
+
+
+def sampled_ids(logits: torch.Tensor, *sequences: Sequence) -> list[int | None]:
+    tokens = sample(logits, sequences)
+    return [token.token_id if isinstance(token, SampledToken) else None for token in tokens]
+
+
+def test_without_a_grammar_there_is_no_mask():
+    assert token_mask(free(), VOCAB_SIZE) is None
+
+
+@pytest.mark.parametrize("vocab_size", [B, B + 1, VOCAB_SIZE, 300])
+def test_ids_that_tokenizer_or_model_lack_are_not_allowed(vocab_size: int):
+    expected = [token_id for token_id in (A, B, EOS) if token_id < vocab_size]
+    assert allowed(constrained(A, B, EOS), vocab_size) == expected
+
+
+def test_min_tokens_bars_end_tokens_where_the_text_can_go_on():
+    rules = {"min_tokens": 2, "stop_token_ids": frozenset({B})}
+    assert allowed(constrained(A, B, EOS, **rules)) == [A]
+    assert allowed(constrained(B, EOS, **rules)) == [B, EOS]
+
+
+# In the batch.
+
+
+def test_greedy_takes_the_best_that_is_allowed():
+    logits = torch.zeros(2, VOCAB_SIZE)
+    logits[:, X] = 9.0
+    logits[:, B] = 5.0
+    assert sampled_ids(logits, constrained(A, B, temperature=0.0), free(temperature=0.0)) == [B, X]
+
+
+def test_the_mask_wins_over_bias_and_minimum():
+    logits = torch.zeros(1, VOCAB_SIZE)
+    bias = {X: 100.0, EOS: -100.0}
+    sequence = constrained(EOS, temperature=0.0, logit_bias=bias, min_tokens=3)
+    assert sampled_ids(logits, sequence) == [EOS]
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.9}])
+def test_only_allowed_tokens_are_drawn(params: dict[str, float]):
+    for seed in range(30):
+        logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 5
+        rules = SamplingParams(temperature=2.0, max_tokens=9, seed=seed, **params)  # type: ignore[arg-type]
+        sequence = make_sequence(params=rules, matcher=AnyOf(A, B))
+        assert sampled_ids(logits, sequence)[0] in (A, B)
+
+
+def test_a_free_row_is_as_it_is_alone():
+    logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
+    alone = sample(logits[1:].clone(), [free(temperature=1.5, logprobs=3)])
+    together = sample(logits, [constrained(A), free(temperature=1.5, logprobs=3)])
+    assert together[1:] == alone
+
+
+def test_logprobs_are_the_models_own():
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, X] = 9.0
+    (token,) = sample(logits, [constrained(A, logprobs=1)])
+    assert isinstance(token, SampledToken)
+    assert token.logprobs is not None
+    assert token.logprobs.top[0].token_id == X
+    assert token.logprobs.chosen.token_id == A
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
+def test_a_row_without_an_allowed_token_fails_alone(params: dict[str, float]):
+    tokens = sample(torch.zeros(2, VOCAB_SIZE), [constrained(**params), constrained(A, **params)])
+    assert tokens == [FailedRow("the grammar allows no token"), SampledToken(A)]
+
+
+def test_a_token_that_the_model_itself_forbids_is_no_choice():
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, A] = -torch.inf
+    assert sample(logits, [constrained(A)]) == [FailedRow("the grammar allows no token")]
+
+
+def test_broken_logits_are_said_to_be_broken():
+    logits = torch.full((1, VOCAB_SIZE), torch.nan)
+    (row,) = sample(logits, [constrained(A)])
+    assert row == FailedRow("the model's logits are not finite numbers")
+
+
+# For `model.generate()`.
+
+
+def test_the_processor_leaves_what_is_allowed():
+    sequence = make_sequence(matcher=WordMatcher("ab"))
+    scores = GrammarMask(sequence)(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
+    assert (scores[0] == 0).nonzero().flatten().tolist() == [A]
+    assert bool((scores[0, [B, EOS]] == -torch.inf).all())
+
+
+def test_the_processor_refuses_to_choose_from_nothing():
+    with pytest.raises(NoTokenAllowed, match="allows no token"):
+        GrammarMask(constrained())(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))

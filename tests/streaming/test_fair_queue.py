@@ -1,0 +1,184 @@
+"""A fair share for each caller, and one's own order within it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.fair_queue import FairQueue
+from streaming.sequence import Sequence
+from tests.support import make_sequence, property_test
+
+
+def enter(queue: FairQueue, owner: str, *names: str, prompt: str = "ask") -> list[Sequence]:
+    sequences = [make_sequence(name, owner=owner, prompt=prompt) for name in names]
+    for sequence in sequences:
+        queue.enter(sequence)
+    return sequences
+
+
+def order(queue: Iterable[Sequence]) -> list[str]:
+    return [sequence.generation_id for sequence in queue]
+
+
+def serve(queue: FairQueue, num_tokens: int = 10) -> Sequence:
+    """Run the next one to its end."""
+    sequence = next(iter(queue))
+    queue.remove(sequence)
+    queue.charge(sequence, num_tokens=num_tokens)
+    queue.leave(sequence)
+    return sequence
+
+
+def test_an_empty_queue():
+    queue = FairQueue()
+    assert (len(queue), order(queue)) == (0, [])
+    queue.check_integrity([])
+
+
+def test_first_come_first_served_within_a_caller():
+    queue = FairQueue()
+    enter(queue, "alice", *"abcd")
+    assert order(queue) == ["a", "b", "c", "d"]
+    assert len(queue) == 4
+
+
+def test_a_hundred_requests_of_one_do_not_starve_one_of_another():
+    queue = FairQueue()
+    enter(queue, "many", *(f"m{n}" for n in range(100)))
+    for _ in range(5):
+        serve(queue)
+    (one,) = enter(queue, "one", "o")
+    assert order(queue).index("o") <= 1
+    served = [serve(queue) for _ in range(2)]
+    assert one in served
+    assert len(queue) == 94
+
+
+def test_callers_alternate_by_tokens_not_by_requests():
+    queue = FairQueue()
+    enter(queue, "long", "L1", "L2", "L3", prompt="x" * 30)
+    enter(queue, "short", "s1", "s2", "s3", "s4", "s5", prompt="x" * 10)
+    assert order(queue) == ["L1", "s1", "s2", "s3", "L2", "s4", "s5", "L3"]
+
+
+def test_who_was_served_more_is_served_later():
+    queue = FairQueue()
+    a = enter(queue, "alice", "a1", "a2", prompt="x" * 10)
+    enter(queue, "bob", "b1", prompt="x" * 10)
+    queue.remove(a[0])
+    queue.charge(a[0], num_tokens=25)
+    assert order(queue) == ["b1", "a2"]
+    queue.check_integrity([a[0]])
+
+
+def test_who_comes_back_from_being_idle_starts_level():
+    """Neither with a claim on the time it was away, nor with a debt from long ago."""
+    queue = FairQueue()
+    (a,) = enter(queue, "alice", "a")
+    enter(queue, "bob", "b1", "b2", "b3")
+    queue.remove(a)
+    queue.leave(a)
+    for _ in range(2):
+        serve(queue, num_tokens=1000)
+    enter(queue, "alice", "a1", "a2", "a3", prompt="x" * 10)
+    assert order(queue) == ["b3", "a1", "a2", "a3"]
+    serve(queue, num_tokens=1000)
+    enter(queue, "bob", "b4")
+    assert order(queue) == ["a1", "b4", "a2", "a3"]
+
+
+def test_a_higher_priority_goes_before_all_shares():
+    queue = FairQueue()
+    enter(queue, "alice", "a1", "a2")
+    urgent = make_sequence("urgent", owner="alice", priority=1)
+    later = make_sequence("later", owner="bob", priority=-1)
+    for sequence in (later, urgent):
+        queue.enter(sequence)
+    queue.charge(urgent, num_tokens=1000)
+    assert order(queue) == ["urgent", "a1", "a2", "later"]
+
+
+def test_a_low_priority_in_front_costs_its_caller_no_share():
+    """What is served later is not counted before what is served now."""
+    queue = FairQueue()
+    queue.enter(make_sequence("a low", owner="alice", prompt="x" * 99))
+    queue.enter(make_sequence("a high", owner="alice", priority=1))
+    enter(queue, "bob", "b low")
+    queue.enter(make_sequence("b high", owner="bob", priority=1))
+    queue.enter(make_sequence("b high 2", owner="bob", priority=1))
+    assert order(queue)[:3] == ["a high", "b high", "b high 2"]
+
+
+def test_whose_client_is_gone_goes_last_until_it_is_back():
+    queue = FairQueue()
+    a1, a2, _ = enter(queue, "alice", "a1", "a2", "a3")
+    enter(queue, "bob", "b1")
+    a1.is_detached = True
+    a1.priority = 9
+    assert order(queue) == ["a2", "b1", "a3", "a1"]
+    a1.is_detached = False
+    assert order(queue)[0] == "a1"
+    assert a2.is_detached is False
+
+
+def test_one_that_is_put_back_goes_before_the_others_of_its_caller():
+    queue = FairQueue()
+    a1, a2, _ = enter(queue, "alice", "a1", "a2", "a3")
+    for sequence in (a1, a2):
+        queue.remove(sequence)
+    queue.check_integrity([a1, a2])
+    for sequence in (a2, a1):  # the youngest is taken out first
+        queue.put_back(sequence)
+    assert order(queue) == ["a1", "a2", "a3"]
+    queue.check_integrity([])
+
+
+def test_callers_are_forgotten_with_their_last_request():
+    """Names cost nothing once they are gone, however many there were."""
+    queue = FairQueue()
+    for number in range(1000):
+        enter(queue, f"caller {number}", f"r{number}")
+        serve(queue)
+    assert queue._callers == {}
+
+
+def test_a_caller_is_kept_while_something_of_it_runs():
+    queue = FairQueue()
+    (running,) = enter(queue, "alice", "a")
+    queue.remove(running)
+    queue.charge(running, num_tokens=50)
+    enter(queue, "bob", "b")
+    enter(queue, "alice", "a2")
+    queue.charge(running, num_tokens=1)
+    queue.leave(running)
+    assert order(queue) == ["b", "a2"], "what it was served still counts"
+
+
+def test_a_sequence_that_nobody_counts_is_noticed():
+    queue = FairQueue()
+    (a,) = enter(queue, "alice", "a")
+    queue.remove(a)
+    with pytest.raises(AssertionError):
+        queue.check_integrity([])
+
+
+@property_test
+@given(st.lists(st.tuples(st.sampled_from("ABC"), st.integers(1, 30)), max_size=40))
+def test_busy_callers_are_served_alike(requests: list[tuple[str, int]]):
+    """While two callers both wait, neither is ahead by more than one request of its own."""
+    queue = FairQueue()
+    for number, (owner, size) in enumerate(requests):
+        enter(queue, owner, f"{owner}{number}", prompt="x" * size)
+    served = dict.fromkeys("ABC", 0)
+    waiting = {owner: [s for s in queue if s.owner == owner] for owner in "ABC"}
+    largest = max((size for _, size in requests), default=0)
+    while all(waiting.values()):
+        sequence = serve(queue, num_tokens=len(waiting[next(iter(queue)).owner][0].prompt_ids))
+        assert waiting[sequence.owner].pop(0) is sequence
+        served[sequence.owner] += sequence.num_prompt_tokens
+        assert max(served.values()) - min(served.values()) <= largest
+        queue.check_integrity([])
