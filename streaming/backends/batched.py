@@ -120,13 +120,13 @@ class BatchedRunner:
             for chunk in (*decodes, *prefills)
             for slot in self._slots(chunk, chunk.start, chunk.end)
         ]
-        lengths = [chunk.start + 1 for chunk in decodes]
-        num_blocks = -(-max(lengths, default=0) // self._cache.block_size)
+        # Only blocks that have been begun: what lies in others may be anything.
         tables = [
-            (table := chunk.sequence.block_table.block_ids[:num_blocks])
-            + table[:1] * (num_blocks - len(table))
+            chunk.sequence.block_table.block_ids[: -(-chunk.end // self._cache.block_size)]
             for chunk in decodes
         ]
+        num_blocks = max(map(len, tables), default=0)
+        padded = [table + table[:1] * (num_blocks - len(table)) for table in tables]
         rows, start = [], len(decodes)
         for chunk in prefills:
             end = start + chunk.num_tokens
@@ -136,8 +136,8 @@ class BatchedRunner:
         return BatchLayout(
             slots=self._tensor(slots),
             num_decodes=len(decodes),
-            decode_blocks=self._tensor(tables),
-            decode_lengths=self._tensor(lengths),
+            decode_blocks=self._tensor(padded),
+            decode_lengths=self._tensor([chunk.end for chunk in decodes]),
             prefills=tuple(rows),
             fresh_blocks=self._tensor(self._fresh_blocks((*decodes, *prefills))),
         )

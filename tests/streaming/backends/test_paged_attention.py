@@ -109,8 +109,8 @@ class Rig:
             if end % self.block_size and last * self.block_size >= start:
                 fresh.append(row.block_ids[last])
         tables = []
-        for i, _, _ in decodes:
-            table = self.rows[i].block_ids[:num_blocks]
+        for i, _, end in decodes:
+            table = self.rows[i].block_ids[: -(-end // self.block_size)]
             tables.append(table + table[:1] * (num_blocks - len(table)))
         layout = BatchLayout(
             slots=torch.tensor(slots),
