@@ -122,9 +122,10 @@ def hot(grammar: Grammar | None, seed: int, **params: Any) -> SamplingParams:
 
 def is_valid(text: str, source: Any) -> bool:
     value = json.loads(text)
-    return jsonschema.Draft202012Validator(
+    validator = jsonschema.Draft202012Validator(
         source, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER
-    ).is_valid(value)
+    )
+    return bool(validator.is_valid(value))
 
 
 @pytest.mark.parametrize("source", SCHEMAS, ids=range(len(SCHEMAS)))
