@@ -90,7 +90,7 @@ async def test_server_answers_health_and_tells_a_second_client_its_place(
     async with connect(server.ws_url) as first, connect(server.ws_url) as second:
         await send(first, type="generate", id="long", prompt=PROMPT, ignore_eos=True, max_tokens=99)
         await receive_until(first, "delta")
-        await send(second, type="generate", prompt=PROMPT, max_tokens=4)
+        await send(second, type="generate", prompt=PROMPT, max_tokens=4, ignore_eos=True)
         frames = await receive_until(second, "queued")
         assert frames[-1]["position"] == 0
         health = (await rest.get("/health")).json()
