@@ -60,7 +60,7 @@ def add_sequence(
 
 def measure_throughput(backend: Backend, *, concurrency: int, num_tokens: int) -> float:
     """Return tokens per second over the whole batch."""
-    engine = Engine(backend.runner, request_timeout_s=math.inf)
+    engine = Engine(backend.runner)
     prompts = [random_prompt(backend, NUM_PROMPT_TOKENS) for _ in range(concurrency)]
     started_at = time.perf_counter()
     for prompt_ids in prompts:
@@ -72,7 +72,7 @@ def measure_throughput(backend: Backend, *, concurrency: int, num_tokens: int) -
 
 def measure_second_turn(backend: Backend, *, num_shared: int) -> float:
     """Return the time to first token behind a shared prefix, as a share of the cold one."""
-    engine = Engine(backend.runner, request_timeout_s=math.inf)
+    engine = Engine(backend.runner)
     shared = random_prompt(backend, num_shared)
     times = []
     for _ in range(2):
@@ -89,7 +89,7 @@ def measure_second_turn(backend: Backend, *, num_shared: int) -> float:
 
 def measure_interference(backend: Backend, *, num_streams: int, num_prompt_tokens: int) -> float:
     """Return the longest wait for a token while a long prompt is read, in ordinary steps."""
-    engine = Engine(backend.runner, request_timeout_s=math.inf)
+    engine = Engine(backend.runner)
     streams = [
         add_sequence(engine, backend, random_prompt(backend, 20), num_tokens=10_000)
         for _ in range(num_streams)

@@ -3,6 +3,7 @@
 from streaming.async_engine import AsyncEngine, EngineStats
 from streaming.backend import Backend, ModelInfo
 from streaming.backends import list_cached_models, load_backend
+from streaming.chat import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
 from streaming.config import BackendName, EngineConfig, ModelConfig
 from streaming.generation import (
     Delta,
@@ -20,9 +21,20 @@ from streaming.generation import (
     TokenLogprobs,
 )
 from streaming.grammar import Grammar, GrammarKind
+from streaming.output_parser import (
+    AnswerText,
+    OutputFormat,
+    OutputParser,
+    Piece,
+    ReasoningSyntax,
+    ReasoningText,
+    ToolArguments,
+    ToolCallEnded,
+    ToolCallStarted,
+    ToolSyntax,
+)
 from streaming.request import (
     ANYONE,
-    ChatMessage,
     ChatPrompt,
     GenerationRequest,
     TextPrompt,
@@ -32,6 +44,7 @@ from streaming.sampling_params import SamplingParams
 
 __all__ = [
     "ANYONE",
+    "AnswerText",
     "AsyncEngine",
     "Backend",
     "BackendName",
@@ -52,14 +65,27 @@ __all__ = [
     "Logprob",
     "ModelConfig",
     "ModelInfo",
+    "OutputFormat",
+    "OutputParser",
+    "Piece",
     "Queued",
     "Reader",
+    "ReasoningSyntax",
+    "ReasoningText",
     "SamplingParams",
     "Started",
     "TextPrompt",
     "Token",
     "TokenLogprobs",
     "TokenPrompt",
+    "Tool",
+    "ToolArguments",
+    "ToolCall",
+    "ToolCallEnded",
+    "ToolCallStarted",
+    "ToolChoice",
+    "ToolMode",
+    "ToolSyntax",
     "list_cached_models",
     "load_backend",
 ]

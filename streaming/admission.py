@@ -73,8 +73,8 @@ class Admission:
                 prompt_ids = self._tokenizer.encode(text)
             case TokenPrompt(token_ids):
                 prompt_ids = list(token_ids)
-            case ChatPrompt(messages):
-                prompt_ids = self._tokenizer.encode_chat(messages)
+            case ChatPrompt():
+                prompt_ids = self._tokenizer.encode_chat(prompt)
             case _:
                 assert_never(prompt)
         if not prompt_ids:
@@ -122,8 +122,8 @@ def _is_empty(prompt: Prompt) -> bool:
             return not text
         case TokenPrompt(token_ids):
             return not token_ids
-        case ChatPrompt(messages):
-            return not messages
+        case ChatPrompt():
+            return not prompt.messages
 
 
 def _check_unicode(param: str, texts: Iterable[str]) -> None:

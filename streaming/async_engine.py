@@ -57,7 +57,7 @@ class AsyncEngine:
         self._backend = backend
         self._config = config or EngineConfig()
         self._admission = Admission(backend)
-        self._engine = Engine(backend.runner, request_timeout_s=self._config.request_timeout_s)
+        self._engine = Engine(backend.runner)
         self._store = GenerationStore(
             retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
         )
@@ -245,6 +245,9 @@ class AsyncEngine:
         self, request: GenerationRequest, prompt_ids: list[int], matcher: GrammarMatcher | None
     ) -> Generation:
         now = time.monotonic()
+        timeout_s = self._config.request_timeout_s
+        if request.timeout_s is not None:
+            timeout_s = min(timeout_s, request.timeout_s)
         generation = Generation(
             generation_id=f"gen_{secrets.token_urlsafe(24)}",
             owner=request.owner,
@@ -260,7 +263,8 @@ class AsyncEngine:
             params=self._admission.resolve(request.params, num_prompt_tokens=len(prompt_ids)),
             eos_token_ids=self.info.eos_token_ids,
             decode=self._backend.tokenizer.decode,
-            deadline_at=now + self._config.request_timeout_s,
+            deadline_at=now + timeout_s,
+            priority=request.priority,
             matcher=matcher,
         )
         self._store.add(generation)

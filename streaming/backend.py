@@ -8,7 +8,7 @@ from typing import Protocol
 
 from streaming.generation import TokenLogprobs
 from streaming.grammar import Grammar, GrammarMatcher
-from streaming.request import ChatMessage
+from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 
 
@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of a raw prompt, with the model's start token where it has one."""
 
-    def encode_chat(self, messages: SequenceOf[ChatMessage]) -> list[int]:
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         """Return the ids of a conversation, up to where the assistant's answer begins.
 
         Raises:

@@ -26,7 +26,6 @@ class Engine:
 
     Args:
         runner: turns batches into tokens.
-        request_timeout_s: named in the error of a sequence that missed its deadline.
         clock: monotonic seconds.
     """
 
@@ -34,11 +33,9 @@ class Engine:
         self,
         runner: ModelRunner,
         *,
-        request_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
-        self._request_timeout_s = request_timeout_s
         self._clock = clock
         self._scheduler = _make_scheduler(runner)
         self._sequences: dict[str, Sequence] = {}
@@ -147,7 +144,8 @@ class Engine:
         now = self._clock()
         for sequence in tuple(self._sequences.values()):
             if sequence.deadline_at <= now:
-                error = DeadlineExceeded(timeout_s=self._request_timeout_s)
+                allowed_s = sequence.deadline_at - sequence.generation.submitted_at
+                error = DeadlineExceeded(timeout_s=round(allowed_s, 3))
                 self.fail(sequence.generation_id, error)
 
     def _retire(self, sequence: Sequence) -> None:

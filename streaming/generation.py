@@ -22,6 +22,7 @@ from enum import StrEnum
 from typing import Self
 
 from streaming.errors import CursorLost, StreamingError
+from streaming.output_parser import PLAIN, OutputFormat
 
 _LOG_BYTES = 900
 """Cost of a log without its records and labels: itself, its id, its list and its marks."""
@@ -169,6 +170,7 @@ class Generation:
         submitted_at: monotonic seconds, for timings.
         metadata: the client's own labels, given back as they came.
         prompt_tokens: size of the prompt, known at admission.
+        output_format: what an `OutputParser` is to look for in the text.
         num_bytes: about what the log takes in memory, rather too much than too little.
     """
 
@@ -178,6 +180,7 @@ class Generation:
     created_at: float
     submitted_at: float
     prompt_tokens: int
+    output_format: OutputFormat = PLAIN
     metadata: Mapping[str, str] = field(default_factory=dict)
     queued: Queued | None = None
     started: Started | None = None

@@ -6,16 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from streaming.chat import ANY_TOOL, ChatMessage, Tool, ToolChoice
 from streaming.sampling_params import SamplingParams
 
 ANYONE = "anyone"
 """The caller when no API keys are set."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    role: str
-    content: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +36,31 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation, to be written with the model's own template."""
+    """A conversation, to be written with the model's own template.
+
+    Attributes:
+        tools: what the answer may call.
+        parallel_tool_calls: the answer may call several.
+        template_kwargs: more variables for the template, a JSON object as text; "" is none.
+        add_generation_prompt: the text ends where the assistant's turn begins.
+        continue_final_message: the text ends inside the last message, which the answer continues.
+    """
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ANY_TOOL
+    parallel_tool_calls: bool = True
+    template_kwargs: str = ""
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
     param: ClassVar = "messages"
 
     @property
     def texts(self) -> tuple[str, ...]:
-        return tuple(text for message in self.messages for text in (message.role, message.content))
+        tools = (
+            text for tool in self.tools for text in (tool.name, tool.description, tool.parameters)
+        )
+        return (*(text for message in self.messages for text in message.texts), *tools)
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
@@ -62,6 +74,9 @@ class GenerationRequest:
     Attributes:
         owner: the caller; only it may read, resume and cancel the generation.
         model: the model that the caller wants; None takes what is served.
+        priority: higher ones go before all lower ones; of the same caller or not.
+        timeout_s: ends the generation with an error; None, or more than the server's own limit,
+            leaves that limit.
         metadata: the caller's own labels, given back as they came.
     """
 
@@ -69,4 +84,6 @@ class GenerationRequest:
     params: SamplingParams = field(default_factory=SamplingParams)
     owner: str = ANYONE
     model: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from streaming.generation import (
 )
 from streaming.grammar import GrammarMatcher
 from streaming.kv_cache import BlockTable
+from streaming.output_parser import OutputParser
 from streaming.sampling_params import SamplingParams
 from streaming.stop_checker import StopChecker
 
@@ -157,6 +158,8 @@ class Sequence:
             elif not self.num_tokens_left:
                 text += self._flush()
                 reason = FinishReason.STOP if self._stop_checker.is_stopped else FinishReason.LENGTH
+        if reason is FinishReason.STOP:
+            reason = self._reason_to_stop(text)
         self.generation.append(Token(token_id, text, at, logprobs))
         if reason is not None:
             self._end(Finished(reason, at))
@@ -179,6 +182,19 @@ class Sequence:
     def _let_go(self, at: float) -> None:
         if text := self._flush():
             self.generation.append(Tail(text, at))
+
+    def _reason_to_stop(self, text: str) -> FinishReason:
+        """Return `stop`, or `tool_calls` for an answer that ends with calls.
+
+        Args:
+            text: what the last token sets free; it is not in the log yet.
+        """
+        output_format = self.generation.output_format
+        if output_format.tools is None:
+            return FinishReason.STOP
+        parser = OutputParser(output_format)
+        parser.feed(self.generation.text + text)
+        return FinishReason.TOOL_CALLS if parser.num_complete_calls else FinishReason.STOP
 
     def _end(self, record: Finished | Failed) -> None:
         self.move_to(SequenceState.ENDED)

@@ -22,8 +22,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("app", "streaming") for path in (ROOT / package).rglob("*.py"))
 
 STREAMING_RANKS = (
-    {"errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_pacer"},
-    {"grammar"},
+    {"errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_pacer", "output_parser"},
+    {"grammar", "chat"},
     {"generation", "sampling_params"},
     {"request"},
     {"sequence"},

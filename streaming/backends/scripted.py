@@ -18,7 +18,7 @@ from streaming.backend import (
     SampledToken,
 )
 from streaming.generation import Logprob, TokenLogprobs
-from streaming.request import ChatMessage
+from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 
 EOS = 256
@@ -36,8 +36,8 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: SequenceOf[ChatMessage]) -> list[int]:
-        lines = [f"{message.role}: {message.content}\n" for message in messages]
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        lines = [f"{message.role}: {message.content}\n" for message in prompt.messages]
         return self.encode("".join((*lines, "assistant: ")))
 
     def decode(self, token_ids: SequenceOf[int]) -> str:

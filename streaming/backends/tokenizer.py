@@ -21,8 +21,9 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from streaming.backend import Tokenizer
 from streaming.backends.token_width import LOOSE_MAX_CHARS_PER_TOKEN, max_chars_per_token
+from streaming.chat import ChatMessage
 from streaming.errors import InvalidRequest
-from streaming.request import ChatMessage
+from streaming.request import ChatPrompt
 
 
 def wrap_tokenizer(tokenizer: Any, *, vocab_size: int) -> Tokenizer:
@@ -80,9 +81,9 @@ class FastTokenizer:
     def encode(self, text: str) -> list[int]:
         return self._checked("prompt", self._encode(text, with_specials=True))
 
-    def encode_chat(self, messages: SequenceOf[ChatMessage]) -> list[int]:
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         hidden = _HiddenSpecials(self._special_pattern)
-        text = _render(self._hf, [hidden.hide(message) for message in messages])
+        text = _render(self._hf, [hidden.hide(message) for message in prompt.messages])
         token_ids: list[int] = []
         for piece, is_plain in hidden.split(text):
             core = self._plain_rust if is_plain else self._rust
@@ -129,8 +130,8 @@ class SlowTokenizer:
         with self._lock:
             return _checked("prompt", self._hf.encode(text), self._vocab_size)
 
-    def encode_chat(self, messages: SequenceOf[ChatMessage]) -> list[int]:
-        text = _render(self._hf, messages)
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        text = _render(self._hf, prompt.messages)
         with self._lock:
             token_ids = self._hf.encode(text, add_special_tokens=False)
         return _checked("messages", token_ids, self._vocab_size)

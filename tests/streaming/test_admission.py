@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import pytest
 
 from streaming.admission import Admission
 from streaming.backends.scripted import EOS, ByteTokenizer, scripted_backend
+from streaming.chat import ChatMessage
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from streaming.grammar import Grammar, GrammarKind
 from streaming.request import (
-    ChatMessage,
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -178,7 +177,7 @@ class SilentTokenizer(ByteTokenizer):
     def encode(self, text: str) -> list[int]:
         return []
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         return []
 
 

@@ -54,7 +54,7 @@ class Rig:
     def __init__(self, *, max_num_seqs: int = 2, step_s: float = STEP_S) -> None:
         self.clock = ManualClock()
         self.runner = TimedRunner(self.clock, max_num_seqs=max_num_seqs, step_s=step_s)
-        self.engine = Engine(self.runner, request_timeout_s=60.0, clock=self.clock)
+        self.engine = Engine(self.runner, clock=self.clock)
         self.generations: list[Generation] = []
 
     def add(
@@ -239,7 +239,7 @@ def test_a_deadline_ends_the_running_and_the_waiting():
     assert [outcome.at for outcome in outcomes if outcome] == [2.0, 1.0]
     error = outcomes[0].error if isinstance(outcomes[0], Failed) else None
     assert isinstance(error, DeadlineExceeded)
-    assert error.timeout_s == 60.0
+    assert error.timeout_s == 2.0
     assert [len(log.text) for log in rig.generations] == [4, 0, 1]
     rig.assert_nothing_left()
 
@@ -280,7 +280,7 @@ class StickyRunner(TimedRunner):
 def test_abandon_ends_the_others_after_a_release_that_failed():
     rig = Rig(max_num_seqs=2)
     rig.runner = StickyRunner(rig.clock, max_num_seqs=2)
-    rig.engine = Engine(rig.runner, request_timeout_s=60.0, clock=rig.clock)
+    rig.engine = Engine(rig.runner, clock=rig.clock)
     rig.add("")
     rig.add("bbb")
     with pytest.raises(RuntimeError, match="stuck"):
@@ -387,7 +387,7 @@ class CachedRig(Rig):
         )
         self.cached_runner = CachedRunner(self.clock, max_num_seqs=max_num_seqs, cache=cache)
         self.runner = self.cached_runner
-        self.engine = Engine(self.runner, request_timeout_s=60.0, clock=self.clock)
+        self.engine = Engine(self.runner, clock=self.clock)
         self.num_blocks = num_blocks
 
     @property

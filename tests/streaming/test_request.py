@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from streaming.chat import ChatMessage, Tool, ToolCall
 from streaming.request import (
     ANYONE,
-    ChatMessage,
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -25,6 +25,14 @@ from streaming.sampling_params import SamplingParams
             ChatPrompt((ChatMessage("system", "be kind"), ChatMessage("user", "hi"))),
             "messages",
             ("system", "be kind", "user", "hi"),
+        ),
+        (
+            ChatPrompt(
+                (ChatMessage("assistant", "", (ToolCall("call_1", "add", "{}"),)),),
+                tools=(Tool("add", "Adds.", '{"type": "object"}'),),
+            ),
+            "messages",
+            ("assistant", "", "add", "{}", "add", "Adds.", '{"type": "object"}'),
         ),
     ],
 )

@@ -17,7 +17,7 @@ class EngineRig:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.engine = Engine(backend.runner, request_timeout_s=60.0)
+        self.engine = Engine(backend.runner)
         self._ids = (f"gen_{number}" for number in count())
 
     def add(

@@ -141,7 +141,7 @@ def make_engine(name: str, *, num_blocks: int = 64, max_batch_tokens: int = 32) 
         max_num_seqs=6,
         max_batch_tokens=max_batch_tokens,
     )
-    return Engine(runner, request_timeout_s=1.0)
+    return Engine(runner)
 
 
 def output_ids(sequence: Sequence) -> list[int]:
@@ -547,7 +547,7 @@ def test_a_probe_that_fails_leaves_the_model_as_it_was() -> None:
 def test_close_lets_go_of_model_and_cache() -> None:
     model = tiny_models.random_model(CONFIGS["llama"]())
     runner = BatchedRunner(model, num_blocks=8, block_size=4)
-    engine = Engine(runner, request_timeout_s=1.0)
+    engine = Engine(runner)
     engine.add(make_sequence("one", (5, 6, 7), SamplingParams(max_tokens=3, seed=0)))
     run_to_end(engine)
     seen = [weakref.ref(model), *map(weakref.ref, runner._cache.keys.values())]
@@ -596,7 +596,7 @@ def test_default_model_equals_generate(default_model: LoadedModel) -> None:
         expected.append(output[0, len(prompt) :].tolist())
     own_attention = model.config._attn_implementation
     runner = BatchedRunner(model, num_blocks=40, max_batch_tokens=20)
-    engine = Engine(runner, request_timeout_s=1.0)
+    engine = Engine(runner)
     params = SamplingParams(temperature=0.0, max_tokens=24, seed=0)
     sequences = [make_sequence(str(n), tuple(p), params) for n, p in enumerate(prompts)]
     for sequence in sequences:

@@ -16,7 +16,8 @@ from streaming.backends.generate import GenerateFailed, GenerateRunner
 from streaming.backends.loading import LoadedModel
 from streaming.backends.logits_processors import InvalidLogits
 from streaming.backends.scripted import scripted_backend
-from streaming.request import ChatMessage
+from streaming.chat import ChatMessage
+from streaming.request import ChatPrompt
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending, token_ids
 from tests.support import make_sequence, tokenwire_threads
@@ -249,7 +250,7 @@ def test_default_model_knows_the_capital_of_france(
     default_model: LoadedModel, default_rig: EngineRig
 ) -> None:
     prompt_ids = default_model.tokenizer.encode_chat(
-        [ChatMessage("user", "What is the capital of France?")]
+        ChatPrompt((ChatMessage("user", "What is the capital of France?"),))
     )
     generation = default_rig.run(SamplingParams(temperature=0.0, max_tokens=24), prompt=prompt_ids)
     expected = default_model.model.generate(

@@ -18,9 +18,10 @@ from streaming.backends.generate import GenerateRunner
 from streaming.backends.grammar_compiler import LlguidanceCompiler
 from streaming.backends.loading import LoadedModel
 from streaming.backends.tokenizer import FastTokenizer
+from streaming.chat import ChatMessage
 from streaming.generation import Generation
 from streaming.grammar import Grammar, GrammarKind
-from streaming.request import ChatMessage
+from streaming.request import ChatPrompt
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
@@ -303,7 +304,7 @@ def test_generate_fails_a_grammar_that_allows_nothing_and_goes_on(generate: Engi
 
 
 def answer(rig: EngineRig, question: str, grammar: Grammar) -> Generation:
-    prompt_ids = rig.backend.tokenizer.encode_chat([ChatMessage("user", question)])
+    prompt_ids = rig.backend.tokenizer.encode_chat(ChatPrompt((ChatMessage("user", question),)))
     params = SamplingParams(temperature=0.0, max_tokens=120, seed=0, grammar=grammar)
     return rig.run(params, prompt=prompt_ids, eos_token_ids=rig.backend.info.eos_token_ids)
 
