@@ -55,11 +55,11 @@ class Admission:
                     reason=f"{info.model_id} cannot be held to a grammar",
                 )
             _check_unicode("response_format", (params.grammar.source,))
-        self._check_ids("logit_bias", params.logit_bias)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self.check_token_ids("logit_bias", params.logit_bias)
+        self.check_token_ids("stop_token_ids", params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
             self._check_length(prompt, prompt.token_ids)
-            self._check_ids(prompt.param, prompt.token_ids)
+            self.check_token_ids(prompt.param, prompt.token_ids)
 
     def tokenize(self, prompt: Prompt) -> list[int]:
         """Return the prompt's ids; slow on long prompts, so run it on a worker thread.
@@ -68,19 +68,27 @@ class Admission:
             PromptTooLong: there is no room for one token of an answer.
             InvalidRequest: the chat template refuses the messages.
         """
-        match prompt:
-            case TextPrompt(text):
-                prompt_ids = self._tokenizer.encode(text)
-            case TokenPrompt(token_ids):
-                prompt_ids = list(token_ids)
-            case ChatPrompt():
-                prompt_ids = self._tokenizer.encode_chat(prompt)
-            case _:
-                assert_never(prompt)
+        prompt_ids = self.encode(prompt)
         if not prompt_ids:
             raise InvalidRequest(param=prompt.param, reason="has no tokens")
         self._check_length(prompt, prompt_ids)
         return prompt_ids
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the prompt's ids, whether or not the context has room for them; slow, too.
+
+        Raises:
+            InvalidRequest: the chat template refuses the messages.
+        """
+        match prompt:
+            case TextPrompt(text):
+                return self._tokenizer.encode(text)
+            case TokenPrompt(token_ids):
+                return list(token_ids)
+            case ChatPrompt():
+                return self._tokenizer.encode_chat(prompt)
+            case _:
+                assert_never(prompt)
 
     def compile(self, grammar: Grammar, *, count: int) -> list[GrammarMatcher]:
         """Return a matcher for each of `count` texts; may be slow, so run it on a worker thread.
@@ -102,18 +110,23 @@ class Admission:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
 
-    def _check_length(self, prompt: Prompt, prompt_ids: Sequence[int]) -> None:
-        limit = self._info.max_model_len - 1
-        if len(prompt_ids) > limit:
-            raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
+    def check_token_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        """Refuse ids that the model does not have.
 
-    def _check_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        Raises:
+            InvalidRequest: there is one.
+        """
         vocab_size = self._info.vocab_size
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:
                 raise InvalidRequest(
                     param=param, reason=f"token id {token_id} is not in 0..{vocab_size - 1}"
                 )
+
+    def _check_length(self, prompt: Prompt, prompt_ids: Sequence[int]) -> None:
+        limit = self._info.max_model_len - 1
+        if len(prompt_ids) > limit:
+            raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
 
 
 def _is_empty(prompt: Prompt) -> bool:

@@ -109,8 +109,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
+    """The next token of a sequence.
+
+    Attributes:
+        prompt_logprobs: of all tokens of the prompt but the first, with the first token of a
+            sequence that wants them.
+    """
+
     token_id: int
     logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,11 @@ class OutputParser:
             self._state = _State.ANSWER
         self._skips_blanks = self._state is not _State.ANSWER
 
+    @property
+    def is_in_reasoning(self) -> bool:
+        """Whether the text so far ends inside of reasoning."""
+        return self._state is _State.REASONING
+
     def feed(self, text: str) -> list[Piece]:
         """Return what `text` makes certain."""
         self._held += text
