@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from streaming.admission import Admission
-from streaming.backend import Backend, ModelInfo, Tokenizer
+from streaming.backend import Backend, EncodedPrompt, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, Overloaded, ShuttingDown
@@ -132,11 +132,12 @@ class AsyncEngine:
             self._admission.check(request)
         prepared = await self._work(lambda: self._prepare(requests), num_requests=len(requests))
         self._check_capacity(
-            num_requests=len(requests), num_prompt_tokens=sum(len(ids) for ids, _ in prepared)
+            num_requests=len(requests),
+            num_prompt_tokens=sum(len(encoded.token_ids) for encoded, _ in prepared),
         )
         return [
-            self._enqueue(request, prompt_ids, matcher)
-            for request, (prompt_ids, matcher) in zip(requests, prepared, strict=True)
+            self._enqueue(request, encoded, matcher)
+            for request, (encoded, matcher) in zip(requests, prepared, strict=True)
         ]
 
     async def tokenize(self, request: GenerationRequest) -> list[int]:
@@ -148,7 +149,8 @@ class AsyncEngine:
             EngineFailure: the engine is dead.
         """
         self._admission.check(request)
-        return await self._work(lambda: self._admission.encode(request.prompt))
+        encoded = await self._work(lambda: self._admission.encode_unbounded(request.prompt))
+        return encoded.token_ids
 
     async def detokenize(self, token_ids: SequenceOf[int], *, param: str) -> str:
         """Return the text of tokens, special ones left out.
@@ -271,8 +273,9 @@ class AsyncEngine:
             )
 
     def _enqueue(
-        self, request: GenerationRequest, prompt_ids: list[int], matcher: GrammarMatcher | None
+        self, request: GenerationRequest, encoded: EncodedPrompt, matcher: GrammarMatcher | None
     ) -> Generation:
+        prompt_ids = encoded.token_ids
         now = time.monotonic()
         timeout_s = self._config.request_timeout_s
         if request.timeout_s is not None:
@@ -284,6 +287,7 @@ class AsyncEngine:
             created_at=time.time(),
             submitted_at=now,
             prompt_tokens=len(prompt_ids),
+            output_format=encoded.output_format,
             metadata=request.metadata,
         )
         sequence = Sequence(
@@ -354,22 +358,24 @@ class AsyncEngine:
 
     def _prepare(
         self, requests: SequenceOf[GenerationRequest]
-    ) -> list[tuple[list[int], GrammarMatcher | None]]:
-        prompt_ids: dict[Prompt, list[int]] = {}
+    ) -> list[tuple[EncodedPrompt, GrammarMatcher | None]]:
+        encoded: dict[Prompt, EncodedPrompt] = {}
         for request in requests:
             if self.is_shutting_down:
                 raise self._shutting_down()
-            if request.prompt not in prompt_ids:
-                prompt_ids[request.prompt] = self._admission.tokenize(request.prompt)
-        grammars = [request.params.grammar for request in requests]
+            if request.prompt not in encoded:
+                encoded[request.prompt] = self._admission.encode(request.prompt)
+        languages = [
+            self._admission.language(request, encoded[request.prompt]) for request in requests
+        ]
         matchers = {
-            grammar: iter(self._admission.compile(grammar, count=count))
-            for grammar, count in Counter(grammars).items()
-            if grammar is not None
+            language: iter(self._admission.compile(language, count=count))
+            for language, count in Counter(languages).items()
+            if language is not None
         }
         return [
-            (prompt_ids[request.prompt], None if grammar is None else next(matchers[grammar]))
-            for request, grammar in zip(requests, grammars, strict=True)
+            (encoded[request.prompt], None if language is None else next(matchers[language]))
+            for request, language in zip(requests, languages, strict=True)
         ]
 
     def _decode(self, param: str, token_ids: SequenceOf[int]) -> str:

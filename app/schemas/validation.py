@@ -7,9 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.errors import ErrorInfo
+from app.schemas.unsupported import HINTS
 
 _MAX_MESSAGE_CHARS = 400
 _MAX_PARAM_CHARS = 100
+_UNSUPPORTED = {"extra_forbidden", "literal_error", "none_required"}
+"""How pydantic names the refusals of what is right elsewhere."""
 _UNION_TAG = re.compile(r"str|int|float|bool|[a-z-]+\[.*\]")
 """What pydantic puts into a location to tell which type of a union it tried."""
 
@@ -35,6 +38,9 @@ def to_error_info(
         return ErrorInfo(code="invalid_json", message="The body is not valid JSON.")
     param = printable(_join(location)) or None
     reason = "unknown field" if error["type"] == "extra_forbidden" else str(error["msg"])
+    if param in HINTS and error["type"] in _UNSUPPORTED:
+        what = "is not supported" if error["type"] == "extra_forbidden" else reason
+        reason = f"{what}: {HINTS[param]}"
     message = f"{param}: {reason}" if param else reason
     return ErrorInfo(code="invalid_request", message=message[:_MAX_MESSAGE_CHARS], param=param)
 
