@@ -35,7 +35,6 @@ from streaming.output_parser import (
 )
 from streaming.request import (
     ANYONE,
-    MAX_PRIORITY,
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -65,7 +64,6 @@ __all__ = [
     "Grammar",
     "GrammarKind",
     "Logprob",
-    "MAX_PRIORITY",
     "ModelConfig",
     "ModelInfo",
     "OutputFormat",
