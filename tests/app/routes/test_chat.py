@@ -848,6 +848,7 @@ async def test_slow_client_gets_larger_chunks():
         calling = Call(app, PATH, {"messages": ask(), "stream": True}, takes=0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(calling())
+            await entered(gate)
             gate.open()
             await until(lambda: not engine._store.num_open)
             calling.read_on()
