@@ -22,9 +22,10 @@ def get_asyncapi(request: Request) -> JSONResponse:
         protocol="wss" if request.url.scheme == "https" else "ws",
         pathname=request.scope.get("root_path", ""),
     )
-    return JSONResponse({**_document(request.app.version), "servers": servers})
+    return JSONResponse({**build(request.app.version), "servers": servers})
 
 
 @cache
-def _document(version: str) -> dict[str, Any]:
+def build(version: str) -> dict[str, Any]:
+    """Return the document without its servers."""
     return build_document([stream_channel()], version=version)
