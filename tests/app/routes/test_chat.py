@@ -855,3 +855,21 @@ async def test_slow_client_gets_larger_chunks():
     parts = chunks(calling.body.decode())
     check_chunks(parts)
     assert [part["choices"][0]["delta"].get("content") for part in parts] == ["", "abcdef", None]
+
+
+async def test_what_piled_up_comes_in_parts():
+    gate = Gate()
+    backend = scripted_backend(say("x" * 600), gate=gate)
+    async with serving(backend, gate=gate) as (app, engine):
+        body = {"messages": ask(), "logprobs": True, "stream": True}
+        calling = Call(app, PATH, body, takes=0)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(calling())
+            await entered(gate)
+            gate.open()
+            await until(lambda: not engine._store.num_open)
+            calling.read_on()
+    parts = chunks(calling.body.decode())
+    check_chunks(parts)
+    logprobs = [part["choices"][0]["logprobs"] or {"content": []} for part in parts]
+    assert [len(each["content"]) for each in logprobs] == [0, 256, 256, 89, 0]
