@@ -801,6 +801,42 @@ async def test_a_response_format_holds_the_answer():
     assert only(answer)["content"] == "ab"
 
 
+async def test_requests_of_one_batch_keep_their_own_rules():
+    gate = Gate()
+    seen: dict[bytes, Sequence] = {}
+
+    def script(sequence: Sequence) -> bytes:
+        seen[bytes(sequence.prompt_ids)] = sequence
+        return b"one STOP two"
+
+    rules: list[dict[str, Any]] = [
+        {"temperature": 0, "seed": 1, "stop": "STOP"},
+        {"temperature": 2, "top_p": 0.5, "seed": 2, "max_tokens": 3},
+        {},
+    ]
+    async with serving(scripted_backend(script, gate=gate), gate=gate) as (app, engine):
+        async with client(app) as calling, asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(chat(calling, messages=ask("first")))
+            await entered(gate)
+            answers = [
+                tasks.create_task(chat(calling, messages=ask(str(place)), **fields))
+                for place, fields in enumerate(rules)
+            ]
+            await until(lambda: engine.stats.num_waiting == len(rules))
+            gate.open()
+    assert contents(first.result()) == ["one STOP two"]
+    assert [contents(answer.result()) for answer in answers] == [
+        ["one "],
+        ["one"],
+        ["one STOP two"],
+    ]
+    for place, fields in enumerate(rules):
+        params = seen[f"user: {place}\nassistant: ".encode()].params
+        expected = {"temperature": 1.0, "top_p": 1.0, **fields}
+        assert (params.temperature, params.top_p) == (expected["temperature"], expected["top_p"])
+        assert params.seed == fields.get("seed", params.seed)
+
+
 # Load, and clients that leave.
 
 
