@@ -815,7 +815,8 @@ async def test_requests_of_one_batch_keep_their_own_rules():
         {},
     ]
     async with serving(scripted_backend(script, gate=gate), gate=gate) as (app, engine):
-        async with client(app) as calling, asyncio.TaskGroup() as tasks:
+        calling = client(app)
+        async with asyncio.TaskGroup() as tasks:
             first = tasks.create_task(chat(calling, messages=ask("first")))
             await entered(gate)
             answers = [
