@@ -288,7 +288,11 @@ WEATHER = Tool(
     "get_weather",
     "Tells the current weather in a city.",
     json.dumps(
-        {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Name of the city."}},
+            "required": ["city"],
+        }
     ),
 )
 ADD = Tool(
@@ -297,7 +301,7 @@ ADD = Tool(
     json.dumps(
         {
             "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
             "required": ["a", "b"],
         }
     ),
