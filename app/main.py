@@ -17,7 +17,7 @@ from app.connections import ConnectionRegistry
 from app.dependencies import Services
 from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
-from app.routes import completions, health, models, stream
+from app.routes import asyncapi, completions, health, models, stream
 from app.routes.page import add_pages
 from app.settings import Settings
 from streaming import AsyncEngine, load_backend
@@ -77,6 +77,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         completions.router,
         models.router,
         health.router,
+        asyncapi.router,
         stream.router,
         stream.fallback_router,
     ):
