@@ -127,6 +127,7 @@ class ResponseService:
                 key=key,
                 echo=body.echo(),
                 token_text=self._engine.tokenizer.token_text,
+                token_bytes=self._engine.tokenizer.token_bytes,
                 is_background=bool(body.background),
                 is_warm_up=not body.generates,
                 reports_logprobs=body.includes_logprobs,
