@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import ErrorInfo, RequestRefused
 from app.schemas.chat import ReasoningEffort
@@ -298,6 +298,13 @@ class ResponseRequest(SamplingFields):
             return ""
         disabled = {"enable_thinking": False} if effort == "none" else {}
         return json.dumps({"reasoning_effort": effort, **disabled})
+
+
+class InputTokens(BaseModel):
+    """The size of a prompt."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
 
 
 def _refused(param: str, reason: str) -> RequestRefused:
