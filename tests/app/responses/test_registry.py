@@ -90,9 +90,9 @@ def test_removed_responses_are_gone_and_take_nothing():
     response = make_response("a", is_ended=False)
     registry.add(response)
     [ended] = settled(registry, "b")
-    registry.remove(response)
-    registry.remove(ended)
-    registry.remove(ended)
+    assert registry.remove(response)
+    assert not registry.remove(ended)
+    assert not registry.remove(ended)
     finish(response.generation, FinishReason.STOP)
     registry.settle(response)
     assert found(registry, "a", "b") == [False, False]
