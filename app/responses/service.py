@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.errors import RequestRefused
+from app.responses.compaction import to_compacted, to_summary_request
 from app.responses.conversation import to_messages
 from app.responses.dialect import in_this_dialect
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
@@ -19,10 +20,11 @@ from app.responses.store import ResponseStore, StoreUnavailable, encode
 from app.responses.truncation import shorten
 from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
-from app.schemas.responses import ResponseRequest
+from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
 from streaming import (
     AsyncEngine,
+    Failed,
     Finished,
     FinishReason,
     Generation,
@@ -207,6 +209,23 @@ class ResponseService:
         _, _, request = await self._prepare(body, key=key, caller=caller, parent=None)
         with in_this_dialect():
             return len(await self._engine.tokenize(request))
+
+    async def compact(self, body: CompactRequest, *, caller: str) -> EventFields:
+        """Return what stands for a conversation from now on; nothing is kept.
+
+        Raises:
+            StreamingError: the request cannot be served, or not now, or failed.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        context, _, request = await self._prepare(
+            body.to_response_request(), key=secrets.token_hex(16), caller=caller, parent=None
+        )
+        generation = await self._submit(to_summary_request(request), truncates=False)
+        with self._engine.follow(generation) as reader:
+            outcome = await reader.wait_ended()
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return to_compacted(context, generation)
 
     # Following.
 

@@ -6,6 +6,7 @@ import pytest
 
 from app.responses.conversation import to_context, to_messages
 from app.schemas.responses import ResponseRequest
+from app.schemas.summary import seal
 from streaming import ChatMessage, FinishReason, ToolCall
 from streaming.errors import InvalidRequest
 from tests.app.responses.logs import REASONING, TOOLS, call, make_log, write
@@ -157,3 +158,22 @@ def test_a_call_that_was_cut_is_no_context():
     output = write(log)[-1]["response"]["output"]
     assert [item["type"] for item in output] == ["function_call"]
     assert to_context(output) == ()
+
+
+def test_a_summary_stands_for_what_came_before_it():
+    items = [
+        {"role": "system", "content": "be nice"},
+        user("hi"),
+        CALL,
+        {"type": "compaction", "encrypted_content": seal("They said hi.")},
+        user("and?"),
+    ]
+    assert messages_of(items, instructions="short") == (
+        ChatMessage(
+            "system",
+            "short\n\nbe nice\n\nWhat the conversation was about so far:\nThey said hi.",
+        ),
+        ChatMessage("user", "and?"),
+    )
+    with pytest.raises(InvalidRequest, match="no call 'c1'"):
+        messages_of([*items, RESULT])
