@@ -8,6 +8,7 @@ and the log is taken record by record, however much of it has come at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -36,6 +37,8 @@ from streaming import (
 EventFields = dict[str, Any]
 """One event, ready for JSON."""
 
+_HEAD_BYTES = 4000
+"""Cost of a response without its texts."""
 _ERROR_CODES = {"overloaded": "rate_limit_exceeded", "rate_limited": "rate_limit_exceeded"}
 """The dialect has few codes for a response that fails; all others are `server_error`."""
 
@@ -72,6 +75,11 @@ class ResponseHead:
     @property
     def response_id(self) -> str:
         return f"resp_{self.key}"
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory."""
+        return _HEAD_BYTES + 2 * len(json.dumps(self.echo))
 
 
 class ResponseWriter:

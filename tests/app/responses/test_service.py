@@ -33,6 +33,7 @@ async def serving_responses(
     retention_s: float = 100.0,
     retention_bytes: int = 2**26,
     max_disk_bytes: int = 2**26,
+    max_unwritten: int = 1000,
 ) -> AsyncIterator[tuple[ResponseService, AsyncEngine]]:
     async with running_engine(backend, gate=gate) as engine:
         store = (
@@ -41,7 +42,11 @@ async def serving_responses(
             else ResponseStore(directory, ttl_s=1000.0, max_bytes=max_disk_bytes)
         )
         service = ResponseService(
-            engine, store, retention_s=retention_s, retention_bytes=retention_bytes
+            engine,
+            store,
+            retention_s=retention_s,
+            retention_bytes=retention_bytes,
+            max_unwritten=max_unwritten,
         )
         await service.start()
         try:
@@ -150,8 +155,8 @@ async def test_a_response_goes_on_from_an_earlier_one(tmp_path: Path):
         assert await text_of(service, second) == (
             "user: one\nassistant: system: be nice\nuser: one\nassistant: \nuser: two\nassistant: "
         )
-        assert [item["role"] for item in second.context] == ["user", "assistant", "user"]
-        assert [item["content"][0]["text"] for item in second.input_items] == ["two"]
+        assert [item["role"] for item in second.context.items] == ["user", "assistant", "user"]
+        assert [item["content"][0]["text"] for item in second.context.own] == ["two"]
 
 
 async def test_a_given_parent_is_taken_as_it_is():
@@ -160,7 +165,7 @@ async def test_a_given_parent_is_taken_as_it_is():
         fields = {"text": "two", "previous_response_id": first.response_id}
         assert await refusal(complete(service, **fields)) == "previous_response_not_found"
         second = await complete(service, **fields, parent=first)
-        assert len(second.context) == 3
+        assert len(second.context.items) == 3
 
 
 async def test_an_open_response_cannot_be_gone_on_from():
@@ -180,7 +185,7 @@ async def test_deleting_the_first_does_not_break_the_second(tmp_path: Path):
         second = await complete(service, text="two", previous_response_id=first.response_id)
         await service.delete(first.response_id, caller="me")
         third = await complete(service, text="three", previous_response_id=second.response_id)
-        assert len(third.context) == 5
+        assert len(third.context.items) == 5
 
 
 async def test_a_warm_up_generates_nothing_and_can_be_gone_on_from():
@@ -191,7 +196,7 @@ async def test_a_warm_up_generates_nothing_and_can_be_gone_on_from():
         assert engine.stats.num_running == 0
         second = await complete(service, previous_response_id=first.response_id)
         assert await text_of(service, second) == "user: hi\nassistant: "
-        with pytest.raises(InvalidRequest, match="model"):
+        with pytest.raises(ModelNotFound):
             await service.create(body(generate=False, model="other"), caller="me")
 
 
@@ -245,7 +250,7 @@ async def test_what_does_not_fit_is_refused_or_left_out():
             await text_of(service, response)
             == (f"system: be nice\nuser: {'3' * 30}\nassistant: "[:36])
         )
-        assert len(response.context) == 4, "what is kept is whole"
+        assert len(response.context.items) == 4, "what is kept is whole"
         turns[-1]["content"] = "3" * 100
         with pytest.raises(PromptTooLong):
             await complete(service, **fields)
@@ -301,7 +306,7 @@ async def test_a_response_outlives_the_server(tmp_path: Path):
         found = await service.find(response.response_id, caller="me")
         assert not isinstance(found, LiveResponse)
         assert await service.snapshot(found) == snapshot
-        assert found.input_items == response.input_items
+        assert found.context == response.context
         assert await service.cancel(response.response_id, caller="me") == found
         second = await complete(service, previous_response_id=response.response_id)
         assert await text_of(service, second) == (
@@ -403,6 +408,25 @@ async def test_a_response_that_cannot_be_written_is_in_memory_only(
             response = await complete(service)
         assert await text_of(service, response) == "hello"
         assert f"{response.response_id} is in memory only" in caplog.text
+
+
+async def test_only_so_many_responses_wait_for_a_slow_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    async with serving_responses(scripted_backend(), directory=tmp_path, max_unwritten=2) as (
+        service,
+        _,
+    ):
+        assert service._store is not None
+        async with service._store._writing:  # as if another write took long
+            slow = [await service.create(body(background=True), caller="me") for _ in range(2)]
+            await until(lambda: service._num_unwritten == 2)
+            response = await complete(service)
+        await until(lambda: not service._keepers)
+        found = [await service._store.find(each.response_id, owner="me") for each in slow]
+        assert all(found)
+        assert await service._store.find(response.response_id, owner="me") is None
+    assert f"{response.response_id} is in memory only: 2 others wait" in caplog.text
 
 
 async def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path):
