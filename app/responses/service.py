@@ -7,6 +7,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from app.errors import RequestRefused
 from app.responses.admission import submit, warm_up
@@ -14,6 +15,7 @@ from app.responses.compaction import to_compacted, to_summary_request
 from app.responses.context import Context
 from app.responses.conversation import to_messages
 from app.responses.dialect import in_this_dialect
+from app.responses.references import resolve
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
 from app.responses.registry import ResponseRegistry
 from app.responses.response import AnyResponse, LiveResponse, StoredResponse
@@ -144,12 +146,15 @@ class ResponseService:
         body.check()
         if parent is None and body.previous_response_id is not None:
             parent = await self._find_parent(body.previous_response_id, caller)
-        if parent is None:
-            context = Context.of((), body.to_items(key))
-        elif parent.is_ended:
-            context = await asyncio.to_thread(_go_on, parent, body.to_items(key))
-        else:
+        if parent is not None and not parent.is_ended:
             raise InvalidRequest(param="previous_response_id", reason="has not ended yet")
+        own = await resolve(
+            body.to_items(key), parent=parent, find=partial(self.find, caller=caller)
+        )
+        if parent is None:
+            context = Context.of((), own)
+        else:
+            context = await asyncio.to_thread(_go_on, parent, own)
         messages = to_messages(context, instructions=body.instructions)
         if body.generates and not messages:
             raise InvalidRequest(param="input", reason="give an input")

@@ -176,6 +176,35 @@ async def test_an_open_response_cannot_be_gone_on_from():
             await service.create(body(previous_response_id=first.response_id), caller="me")
 
 
+async def test_items_are_named_instead_of_sent(tmp_path: Path):
+    async with serving_responses(scripted_backend(repeat_prompt), directory=tmp_path) as (
+        service,
+        _,
+    ):
+        mine = {"role": "user", "content": "mine", "id": "my-own"}
+        first = await complete(service, text=[mine, {"role": "user", "content": "two"}])
+        names = [item["id"] for item in first.settle().conversation()][1:]
+        items = [{"type": "item_reference", "id": name} for name in names]
+        second = await complete(service, text=items)
+        assert second.context.items == first.settle().conversation()[1:]
+        by_my_own = [{"type": "item_reference", "id": "my-own"}]
+        third = await complete(service, text=by_my_own, previous_response_id=first.response_id)
+        assert third.context.items[-1] == third.context.items[0]
+        for caller, item in (("me", by_my_own[0]), ("you", items[0])):
+            with pytest.raises(InvalidRequest, match="no item") as refused:
+                await service.create(body([item]), caller=caller)
+            assert refused.value.param == "input[0].id"
+
+
+async def test_items_of_an_open_response_cannot_be_named():
+    gate = Gate()
+    async with serving_responses(scripted_backend(gate=gate), gate=gate) as (service, _):
+        first = await service.create(body(background=True), caller="me")
+        item = {"type": "item_reference", "id": first.context.items[0]["id"]}
+        with pytest.raises(InvalidRequest, match="no item"):
+            await service.create(body([item]), caller="me")
+
+
 async def test_deleting_the_first_does_not_break_the_second(tmp_path: Path):
     async with serving_responses(scripted_backend(repeat_prompt), directory=tmp_path) as (
         service,
@@ -434,6 +463,8 @@ async def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_pat
         assert service._store is not None
         await service._store.aclose()
         assert await refusal(service.find("resp_a", caller="me")) == "store_unavailable"
+        item = {"type": "item_reference", "id": f"msg_{'0' * 32}_0"}
+        assert await refusal(service.create(body([item]), caller="me")) == "store_unavailable"
         response = await complete(service)
         assert await refusal(service.delete(response.response_id, caller="me")) == (
             "store_unavailable"
