@@ -55,8 +55,12 @@ class LiveResponse:
     generation: Generation
     context: Context
     is_stored: bool
+    _num_head_bytes: int = 0
     _writer: ResponseWriter | None = None
     _stored: StoredResponse | None = None
+
+    def __post_init__(self) -> None:
+        self._num_head_bytes = self.head.num_bytes
 
     @property
     def response_id(self) -> str:
@@ -77,8 +81,7 @@ class LiveResponse:
         Its text counts thrice: it is in the log, in the last snapshot, and there with what
         surrounds it.
         """
-        head_bytes = self.head.num_bytes
-        return head_bytes + 2 * self.context.num_bytes + 3 * self.generation.num_bytes
+        return self._num_head_bytes + 2 * self.context.num_bytes + 3 * self.generation.num_bytes
 
     def writer(self, *, after: int = -1) -> ResponseWriter:
         """Return a writer for one reader, whose last event was `after`."""

@@ -116,7 +116,7 @@ class ResponseService:
         generation = (
             await submit(self._engine, request, truncates=body.truncation == "auto")
             if body.generates
-            else warm_up(self._engine, request)
+            else await warm_up(self._engine, request)
         )
         response = LiveResponse(
             head=ResponseHead(

@@ -217,16 +217,43 @@ async def test_deleting_the_first_does_not_break_the_second(tmp_path: Path):
         assert len(third.context.items) == 5
 
 
-async def test_a_warm_up_generates_nothing_and_can_be_gone_on_from():
-    async with serving_responses(scripted_backend(repeat_prompt)) as (service, engine):
-        first = await complete(service, text=None, instructions="be nice", generate=False)
+async def test_a_warm_up_writes_nothing_and_can_be_gone_on_from():
+    prompts: list[str] = []
+
+    def script(sequence: Any) -> list[int]:
+        prompts.append(bytes(sequence.prompt_ids).decode())
+        return [ord("x")] * 3
+
+    async with serving_responses(scripted_backend(script)) as (service, _):
+        fields: dict[str, Any] = {"text": None, "instructions": "be nice", "generate": False}
+        first = await complete(service, **fields, max_output_tokens=20)
         response = check_events(list(first.writer().events()))
         assert (response["status"], response["output"]) == ("completed", [])
-        assert engine.stats.num_running == 0
-        second = await complete(service, previous_response_id=first.response_id)
-        assert await text_of(service, second) == "user: hi\nassistant: "
+        assert response["max_output_tokens"] == 20
+        second = await complete(service, text="well", generate=False)
+        third = await complete(service, previous_response_id=second.response_id)
+        with pytest.raises(PromptTooLong):
+            await service.create(body("x" * 5000, generate=False), caller="me")
+    assert prompts == [
+        "system: be nice\n",
+        "user: well\n",
+        "user: well\nuser: hi\nassistant: ",
+    ]
+    assert [each.generation.usage.completion_tokens for each in (first, second, third)] == [1, 1, 4]
+
+
+@pytest.mark.parametrize("has_chat_template", [True, False])
+async def test_a_warm_up_with_nothing_to_read_is_complete_at_once(has_chat_template: bool):
+    """Without a template the prompt is refused, as a template that wants a user would do."""
+    backend = scripted_backend(has_chat_template=has_chat_template)
+    async with serving_responses(backend) as (service, engine):
+        text = None if has_chat_template else "hi"
+        response = await service.create(body(text, generate=False), caller="me")
+        assert response.is_ended
+        assert check_events(list(response.writer().events()))["status"] == "completed"
+        assert engine.stats.num_running == engine.stats.num_waiting == 0
         with pytest.raises(ModelNotFound):
-            await service.create(body(generate=False, model="other"), caller="me")
+            await service.create(body(None, generate=False, model="other"), caller="me")
 
 
 # What is refused.
