@@ -29,7 +29,6 @@ from app.protocol.commands import (
     StartGeneration,
 )
 from app.protocol.frames import (
-    Frame,
     TokenText,
     accepted_frame,
     delta_frames,
@@ -42,6 +41,7 @@ from app.protocol.open_stream import OpenStream, StreamState
 from app.protocol.parsing import attempted_id, to_message
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
+from app.schemas.stream_frames import ServerFrame
 from streaming import Delta, Ended, Event, Generation, Queued, Started
 from streaming.errors import StreamingError
 
@@ -76,7 +76,7 @@ class StreamProtocol:
         self._ended_ids: OrderedDict[str, None] = OrderedDict()
         self._num_made_ids = 0
         self._commands: list[Command] = []
-        self._outbox: deque[Frame | tuple[OpenStream, Delta]] = deque()
+        self._outbox: deque[ServerFrame | tuple[OpenStream, Delta]] = deque()
         self._is_draining = False
         self._is_closed = False
 
@@ -100,7 +100,7 @@ class StreamProtocol:
         except StreamingError as error:
             self._refuse(ErrorInfo.of(error), attempted_id(fields))
 
-    def receive_bytes(self, *, now: float) -> None:
+    def receive_bytes(self, _: bytes, *, now: float) -> None:
         """Take one binary frame, whatever is in it."""
         if self._is_closed:
             return
@@ -165,7 +165,7 @@ class StreamProtocol:
         commands, self._commands = self._commands, []
         return commands
 
-    def frames_to_send(self) -> Iterator[Frame]:
+    def frames_to_send(self) -> Iterator[ServerFrame]:
         """Yield the frames to be sent, each once, in order, and each made when it is asked for."""
         while self._outbox:
             entry = self._outbox.popleft()

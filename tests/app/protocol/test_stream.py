@@ -17,7 +17,6 @@ from app.protocol.commands import (
     ResumeGeneration,
     StartGeneration,
 )
-from app.protocol.frames import Frame
 from app.protocol.stream import MAX_ENDED_IDS, StreamProtocol
 from streaming import (
     ChatMessage,
@@ -38,7 +37,7 @@ from streaming import (
 )
 from streaming.errors import EngineFailure, PromptTooLong
 from streaming.generation import Tail
-from tests.app.conversation import assert_conversation, text_of
+from tests.app.conversation import Frame, assert_conversation, text_of
 from tests.support import make_generation, property_test, words
 
 
@@ -79,7 +78,7 @@ class Conversation:
 
     def heard(self) -> list[Frame]:
         """Return the new frames."""
-        frames = list(self.core.frames_to_send())
+        frames: list[Frame] = [{**frame} for frame in self.core.frames_to_send()]
         self.frames += frames
         return frames
 
@@ -108,11 +107,19 @@ def test_generate_becomes_a_command(talk: Conversation) -> None:
         temperature=0,
         stop="END",
         logprobs=2,
+        priority=-3,
+        timeout_s=7.5,
         metadata={"page": "7"},
     )
     params = SamplingParams(max_tokens=5, temperature=0, stop=("END",), logprobs=2)
     request = GenerationRequest(
-        prompt=TextPrompt("hi"), params=params, owner="me", model="m", metadata={"page": "7"}
+        prompt=TextPrompt("hi"),
+        params=params,
+        owner="me",
+        model="m",
+        priority=-3,
+        timeout_s=7.5,
+        metadata={"page": "7"},
     )
     assert commands == [StartGeneration("a", request, every_token=True)]
     assert talk.heard() == []
@@ -250,7 +257,7 @@ def test_null_response_format_is_none(talk: Conversation) -> None:
 def test_frames_that_are_no_message(talk: Conversation) -> None:
     for text in ("", "[]", '{"type": "x"}', '{"type": "generate", "temperature": NaN}'):
         talk.core.receive_text(text, now=0.0)
-    talk.core.receive_bytes(now=0.0)
+    talk.core.receive_bytes(b"{}", now=0.0)
     frames = talk.heard()
     assert [frame["error"]["code"] for frame in frames] == [
         "invalid_json",
@@ -433,7 +440,7 @@ def test_too_many_messages() -> None:
     assert (frame["error"]["code"], frame["id"]) == ("rate_limited", "a")
     assert frame["error"]["retryable"] is True
     assert frame["error"]["retry_after_s"] == 0.5
-    talk.core.receive_bytes(now=0.0)
+    talk.core.receive_bytes(b"{}", now=0.0)
     assert talk.error() == ("rate_limited", None, None)
     talk.core.receive_text("{", now=0.0)
     assert talk.error() == ("rate_limited", None, None)
@@ -513,7 +520,7 @@ def test_nothing_is_heard_after_the_close(talk: Conversation) -> None:
     talk.core.receive_drain()
     talk.core.commands()
     assert talk.generate() == []
-    talk.core.receive_bytes(now=0.0)
+    talk.core.receive_bytes(b"{}", now=0.0)
     assert talk.heard() == []
 
 
