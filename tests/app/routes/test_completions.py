@@ -387,6 +387,16 @@ async def test_streamed_echo_with_logprobs_joins_to_the_whole():
         assert joined == each["logprobs"]
 
 
+async def test_a_long_prompt_is_echoed_with_logprobs_in_parts():
+    body = {"prompt": "x" * 600, "echo": True, "logprobs": 0, "max_tokens": 1, "stream": True}
+    async with client_of(scripted_backend()) as calling:
+        parts = chunks((await calling.post(PATH, json=body)).text)
+    pieces = [part["choices"][0] for part in parts]
+    assert [len(piece["text"]) for piece in pieces] == [256, 256, 88, 1]
+    offsets = [offset for piece in pieces for offset in piece["logprobs"]["text_offset"]]
+    assert offsets == list(range(601))
+
+
 async def test_failure_before_the_prompt_was_scored_shows_none_of_it():
     def script(_):
         return [RuntimeError("no")]
