@@ -1,0 +1,346 @@
+"""Responses from the first to the last: made, found, followed, cancelled, kept and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from app.errors import RequestRefused
+from app.responses.admission import submit, warm_up
+from app.responses.compaction import to_compacted, to_summary_request
+from app.responses.context import Context
+from app.responses.conversation import to_messages
+from app.responses.dialect import in_this_dialect
+from app.responses.references import resolve
+from app.responses.refusals import not_found, previous_not_found, store_unavailable
+from app.responses.registry import ResponseRegistry
+from app.responses.response import AnyResponse, LiveResponse, StoredResponse
+from app.responses.store import ResponseStore, StoreUnavailable, encode
+from app.responses.writer import EventFields, ResponseHead
+from app.schemas.response_items import Item
+from app.schemas.responses import CompactRequest, ResponseRequest
+from app.settings import ReasoningDialect
+from streaming import AsyncEngine, Failed, GenerationRequest, Reader
+from streaming.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+MAX_UNWRITTEN_RESPONSES = 256
+"""Ended responses that wait to be written to a slow disk."""
+MAX_ENDED_RESPONSES = 4096
+"""Ended responses that are kept in memory, where their size allows so many."""
+
+
+class ResponseService:
+    """Owns all responses, and the tasks that follow each to its end.
+
+    Args:
+        engine: generates.
+        store: keeps what has ended; None keeps it in memory only.
+        retention_s: how long an ended response stays in memory.
+        retention_bytes: how much memory ended responses may take.
+        max_unwritten: ended responses that may wait to be written to the store.
+        reasoning_dialect: how the events of reasoning are called.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        store: ResponseStore | None,
+        *,
+        retention_s: float,
+        retention_bytes: int,
+        max_unwritten: int = MAX_UNWRITTEN_RESPONSES,
+        reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._reasoning_dialect = reasoning_dialect
+        self.registry = ResponseRegistry(
+            retention_s=retention_s,
+            max_ended=MAX_ENDED_RESPONSES,
+            retention_bytes=retention_bytes,
+        )
+        self._keepers: set[asyncio.Task[None]] = set()
+        self._max_unwritten = max_unwritten
+        self._num_unwritten = 0
+        self._deleted: set[str] = set()
+        """Ids of responses that are deleted, while their keepers may still write them."""
+
+    async def start(self) -> None:
+        """Open the store; without it, say so and go on: responses are in memory only then."""
+        if self._store is None:
+            return
+        try:
+            await self._store.open()
+        except StoreUnavailable as error:
+            logger.warning("responses are kept in memory only: %s", error)
+            self._store = None
+
+    async def aclose(self) -> None:
+        """Wait until all is written, and close the store; the engine has ended every log."""
+        try:
+            await asyncio.gather(*self._keepers)
+        finally:
+            if self._store is not None:
+                await self._store.aclose()
+
+    # Making.
+
+    async def create(
+        self, body: ResponseRequest, *, caller: str, parent: AnyResponse | None = None
+    ) -> LiveResponse:
+        """Admit a request and return its response; the engine writes its log from now on.
+
+        Nothing generates for a caller that is gone: unless it is a background one, `follow` it
+        before anything is awaited.
+
+        Args:
+            parent: what `body.previous_response_id` stands for, where that is known already.
+
+        Raises:
+            StreamingError: the request cannot be served, or not now.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        key = secrets.token_hex(16)
+        context, request = await self._prepare(body, key=key, caller=caller, parent=parent)
+        generation = (
+            await submit(self._engine, request, truncates=body.truncation == "auto")
+            if body.generates
+            else await warm_up(self._engine, request)
+        )
+        response = LiveResponse(
+            head=ResponseHead(
+                key=key,
+                echo=body.echo(),
+                token_text=self._engine.tokenizer.token_text,
+                token_bytes=self._engine.tokenizer.token_bytes,
+                is_background=bool(body.background),
+                is_warm_up=not body.generates,
+                reports_logprobs=body.includes_logprobs,
+                reasoning_dialect=self._reasoning_dialect,
+            ),
+            owner=caller,
+            generation=generation,
+            context=context,
+            is_stored=body.is_stored,
+        )
+        self.registry.add(response)
+        keeper = asyncio.create_task(self._keep(response))
+        self._keepers.add(keeper)
+        keeper.add_done_callback(self._keepers.discard)
+        return response
+
+    async def _prepare(
+        self, body: ResponseRequest, *, key: str, caller: str, parent: AnyResponse | None
+    ) -> tuple[Context, GenerationRequest]:
+        """Return the whole context, and what to generate."""
+        body.check()
+        if parent is None and body.previous_response_id is not None:
+            parent = await self._find_parent(body.previous_response_id, caller)
+        if parent is not None and not parent.is_ended:
+            raise InvalidRequest(param="previous_response_id", reason="has not ended yet")
+        own = await resolve(
+            body.to_items(key), parent=parent, find=partial(self.find, caller=caller)
+        )
+        if parent is None:
+            context = Context.of((), own)
+        else:
+            context = await asyncio.to_thread(_go_on, parent, own)
+        messages = to_messages(context, instructions=body.instructions)
+        if body.generates and not messages:
+            raise InvalidRequest(param="input", reason="give an input")
+        with in_this_dialect():
+            request = body.to_request(messages, owner=caller)
+        return context, request
+
+    async def _find_parent(self, response_id: str, caller: str) -> AnyResponse:
+        try:
+            return await self.find(response_id, caller=caller)
+        except RequestRefused as error:
+            if error.info.code != "response_not_found":
+                raise
+            raise previous_not_found(response_id) from error
+
+    async def count_input_tokens(self, body: ResponseRequest, *, caller: str) -> int:
+        """Return the size of a request's prompt, which may be longer than the context.
+
+        Raises:
+            StreamingError: the request could not be served.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        key = secrets.token_hex(16)
+        _, request = await self._prepare(body, key=key, caller=caller, parent=None)
+        with in_this_dialect():
+            return len(await self._engine.tokenize(request))
+
+    async def compact(self, body: CompactRequest, *, caller: str) -> EventFields:
+        """Return what stands for a conversation from now on; nothing is kept.
+
+        Raises:
+            StreamingError: the request cannot be served, or not now, or failed.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        context, request = await self._prepare(
+            body.to_response_request(), key=secrets.token_hex(16), caller=caller, parent=None
+        )
+        generation = await submit(self._engine, to_summary_request(request))
+        with self._engine.follow(generation) as reader:
+            outcome = await reader.wait_ended()
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return to_compacted(context.items, generation)
+
+    # Following.
+
+    @contextmanager
+    def follow(
+        self, response: LiveResponse, *, on_wake: Callable[[], None], grace_s: float = 0.0
+    ) -> Iterator[None]:
+        """Be told of news, as a client that the response lives for.
+
+        When the last follower leaves a response that is not a background one, it is cancelled after
+        `grace_s` seconds. Read with a `writer` of the response.
+        """
+        if response.is_ended:
+            yield
+        elif response.is_background:
+            with self.watch(response, on_wake=on_wake):
+                yield
+        else:
+            with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
+                yield
+
+    @contextmanager
+    def watch(self, response: LiveResponse, *, on_wake: Callable[[], None]) -> Iterator[None]:
+        """Be told of news, as one that the response does not live for."""
+        with Reader(response.generation, on_wake=on_wake):
+            yield
+
+    async def wait_ended(self, response: LiveResponse) -> None:
+        """Wait for the end, as one that the response does not live for."""
+        with Reader(response.generation) as reader:
+            await reader.wait_ended()
+
+    async def snapshot(self, response: AnyResponse) -> EventFields:
+        """Return the response as it stands."""
+        if isinstance(response, LiveResponse) and response.is_ended:
+            return (await asyncio.to_thread(response.settle)).last_snapshot
+        return response.snapshot()
+
+    # Finding.
+
+    async def find(self, response_id: str, *, caller: str) -> AnyResponse:
+        """Return a stored response, from memory or from the store.
+
+        Raises:
+            RequestRefused: it never was, has expired, was not to be stored, or is someone else's;
+                or the store cannot be read now.
+        """
+        live = self.registry.find(response_id, owner=caller)
+        if live is not None and live.is_stored:
+            return live
+        stored = None
+        if self._store is not None and live is None and response_id not in self._deleted:
+            try:
+                stored = await self._store.find(response_id, owner=caller)
+            except StoreUnavailable as error:
+                logger.error("the store of responses failed: %s", error)
+                raise store_unavailable() from error
+        if stored is None:
+            raise not_found(response_id)
+        return stored
+
+    def find_live(self, response_id: str, *, caller: str) -> LiveResponse | None:
+        """Return a response whose log is in memory, stored or not: for resuming only."""
+        return self.registry.find(response_id, owner=caller)
+
+    # Ending.
+
+    def stop(self, response: LiveResponse) -> None:
+        """End a response at the engine's next step; nothing happens if it has ended."""
+        self._engine.cancel(response.generation)
+
+    async def cancel(self, response_id: str, *, caller: str) -> AnyResponse:
+        """End a background response and return it; one that has ended is returned as it is.
+
+        Raises:
+            RequestRefused: as `find` says.
+            InvalidRequest: it is open, and lives for the one that is following it.
+        """
+        response = await self.find(response_id, caller=caller)
+        if isinstance(response, LiveResponse) and not response.is_ended:
+            if not response.is_background:
+                raise InvalidRequest(
+                    param="response_id",
+                    reason="is not a background response; close its connection to end it",
+                )
+            self.stop(response)
+            await self.wait_ended(response)
+        return response
+
+    async def delete(self, response_id: str, *, caller: str) -> None:
+        """Forget a response, and end it if it is open.
+
+        Raises:
+            RequestRefused: as `find` says; or the store cannot be written now.
+        """
+        response = await self.find(response_id, caller=caller)
+        if isinstance(response, LiveResponse):
+            if self.registry.remove(response):
+                self._deleted.add(response_id)
+            self.stop(response)
+        if self._store is not None:
+            try:
+                await self._store.delete(response_id, owner=caller)
+            except StoreUnavailable as error:
+                logger.error("the store of responses failed: %s", error)
+                raise store_unavailable() from error
+
+    async def _keep(self, response: LiveResponse) -> None:
+        """Follow a response to its end, and store it."""
+        ended = asyncio.Event()
+
+        def check_ended() -> None:
+            if response.is_ended:
+                ended.set()
+
+        follow = self._engine.follow if response.is_background else Reader
+        with follow(response.generation, on_wake=check_ended):
+            check_ended()
+            await ended.wait()
+        try:
+            if response.is_stored:
+                await self._write(response)
+        finally:
+            self._deleted.discard(response.response_id)
+            self.registry.settle(response)
+
+    async def _write(self, response: LiveResponse) -> None:
+        if self._store is None or response.response_id in self._deleted:
+            return
+        self._num_unwritten += 1
+        try:
+            if self._num_unwritten > self._max_unwritten:
+                raise StoreUnavailable(f"{self._max_unwritten} others wait to be written")
+            stored, body = await asyncio.to_thread(_write_out, response)
+            await self._store.put(stored, body)
+            if response.response_id in self._deleted:  # meanwhile
+                await self._store.delete(response.response_id, owner=response.owner)
+        except StoreUnavailable as error:
+            logger.warning("%s is in memory only: %s", response.response_id, error)
+        finally:
+            self._num_unwritten -= 1
+
+
+def _go_on(parent: AnyResponse, own: tuple[Item, ...]) -> Context:
+    return Context.of(parent.conversation(), own)
+
+
+def _write_out(response: LiveResponse) -> tuple[StoredResponse, str]:
+    stored = response.settle()
+    return stored, encode(stored)
