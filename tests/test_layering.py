@@ -44,6 +44,7 @@ APP_IMPORTERS = {
     "app.websocket": {"app.main", "app.routes", "app.server"},
     "app.middleware": {"app.main", "app.routes"},
     "app.protocol": {"app.main", "app.routes", "app.websocket"},
+    "app.responses": {"app.main", "app.dependencies", "app.routes", "app.websocket"},
 }
 """Who may import the upper parts of `app`, besides themselves."""
 
@@ -52,6 +53,7 @@ APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.settings": {"app.errors"},
     "app.schemas": {"app.errors"},
     "app.protocol": {"app.errors", "app.schemas"},
+    "app.responses": {"app.errors", "app.schemas", "app.settings"},
 }
 """All of `app` that its lower parts may import, besides themselves."""
 
