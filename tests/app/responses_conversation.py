@@ -36,7 +36,8 @@ def assert_responses_conversation(
     response_ids: dict[str | None, str] = {}
     for frame in frames:
         kind, lane = frame["type"], frame.get("stream_id")
-        assert "stream_id" not in frame or re.fullmatch(r"[A-Za-z0-9_.-]{1,256}", lane), frame
+        if "stream_id" in frame:
+            assert re.fullmatch(r"[A-Za-z0-9_.-]{1,256}", frame["stream_id"]), frame
         if kind == "error":
             _assert_error(frame)
             code = frame["error"]["code"]

@@ -36,10 +36,6 @@ class Lanes(Generic[ResponseT]):
     def running(self, lane: str | None) -> Turn[ResponseT] | None:
         return self._running.get(lane)
 
-    @property
-    def has_room(self) -> bool:
-        return len(self) < self._max_turns
-
     def open(self, lane: str | None) -> None:
         """Use a lane, from now on.
 
@@ -62,7 +58,7 @@ class Lanes(Generic[ResponseT]):
             RequestRefused: there are too many turns, or their frames are too large together.
         """
         num_waiting_chars = sum(turn.num_chars for turn in self._waiting)
-        if not self.has_room:
+        if len(self) >= self._max_turns:
             text = f"This connection has {self._max_turns} unfinished responses, the most it may."
         elif num_waiting_chars and num_waiting_chars + num_chars > MAX_WAITING_CHARS:
             text = f"The requests that wait on this connection have {num_waiting_chars} characters."

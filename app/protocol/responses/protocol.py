@@ -260,10 +260,10 @@ class ResponsesProtocol(Generic[ResponseT]):
         Raises:
             RequestRefused: there are too many turns or lanes, or the connection is too old.
         """
+        self._lanes.check_room(num_chars)
         if not isinstance(wish, Refusal):
             if self._is_expired:
                 raise RequestRefused(_LIMIT_REACHED)
-            self._lanes.check_room(num_chars)
             self._lanes.open(lane)
         self._num_turns += 1
         turn: Turn[ResponseT] = Turn(
@@ -307,13 +307,17 @@ class ResponsesProtocol(Generic[ResponseT]):
             self._cache.evict(turn.parent_id)
 
     def _refuse(self, info: ErrorInfo, fields: dict[str, Any]) -> None:
+        lane = attempted_lane(fields)
         if not is_turn(fields):
             # With the name of a lane it would end what runs there.
             self._outbox.append(error_event(info, None))
-        elif info.code in _AT_ONCE or not self._lanes.has_room:
-            self._outbox.append(error_event(info, attempted_lane(fields)))
+        elif info.code in _AT_ONCE:
+            self._outbox.append(error_event(info, lane))
         else:
-            self._begin(Refusal(info, attempted_parent(fields)), attempted_lane(fields))
+            try:
+                self._begin(Refusal(info, attempted_parent(fields)), lane)
+            except RequestRefused as no_room:
+                self._outbox.append(error_event(no_room.info, lane))
 
     def _cancel(self, message: CancelResponseMessage) -> None:
         turn = self._lanes.running(message.stream_id)
