@@ -20,7 +20,16 @@ from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
-from app.routes import completions, health, models, responses, responses_socket, stream
+from app.routes import (
+    chat,
+    completions,
+    health,
+    models,
+    responses,
+    responses_socket,
+    stream,
+    tokenize,
+)
 from app.routes.page import add_pages
 from app.settings import Settings
 from streaming import AsyncEngine, load_backend
@@ -101,9 +110,11 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     add_exception_handlers(app)
     add_middleware(app, settings)
     for router in (
+        chat.router,
         completions.router,
         responses.router,
         models.router,
+        tokenize.router,
         health.router,
         stream.router,
         responses_socket.router,

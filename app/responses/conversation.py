@@ -61,7 +61,7 @@ def to_messages(
 def _text(content: str | list[Item]) -> str:
     if isinstance(content, str):
         return content
-    return "".join(part["refusal"] if "refusal" in part else part["text"] for part in content)
+    return "\n".join(part["refusal"] if "refusal" in part else part["text"] for part in content)
 
 
 class _Turns:

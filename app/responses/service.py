@@ -8,22 +8,21 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
-from app.errors import ErrorInfo, RequestRefused
+from app.errors import RequestRefused
 from app.responses.conversation import to_messages
+from app.responses.dialect import in_this_dialect
+from app.responses.refusals import not_found, previous_not_found, store_unavailable
 from app.responses.registry import ResponseRegistry
 from app.responses.response import AnyResponse, LiveResponse, StoredResponse
 from app.responses.store import ResponseStore, StoreUnavailable, encode
-from app.responses.truncation import drop_oldest
+from app.responses.truncation import shorten
 from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
 from app.schemas.responses import ResponseRequest
 from app.settings import ReasoningDialect
 from streaming import (
     AsyncEngine,
-    ChatMessage,
-    ChatPrompt,
     Finished,
     FinishReason,
     Generation,
@@ -36,16 +35,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ENDED_RESPONSES = 4096
 """Ended responses that are kept in memory, where their size allows so many."""
-
-_PARAMS = {
-    "messages": "input",
-    "prompt": "input",
-    "max_tokens": "max_output_tokens",
-    "logprobs": "top_logprobs",
-    "response_format": "text.format",
-    "chat_template_kwargs": "reasoning.effort",
-}
-"""The engine's names of fields, in this dialect."""
 
 _WARM_UP = "warmup"
 
@@ -92,9 +81,11 @@ class ResponseService:
 
     async def aclose(self) -> None:
         """Wait until all is written, and close the store; the engine has ended every log."""
-        await asyncio.gather(*self._keepers)
-        if self._store is not None:
-            await self._store.aclose()
+        try:
+            await asyncio.gather(*self._keepers)
+        finally:
+            if self._store is not None:
+                await self._store.aclose()
 
     # Making.
 
@@ -127,6 +118,7 @@ class ResponseService:
                 key=key,
                 echo=body.echo(),
                 token_text=self._engine.tokenizer.token_text,
+                token_bytes=self._engine.tokenizer.token_bytes,
                 is_background=bool(body.background),
                 is_warm_up=not body.generates,
                 reports_logprobs=body.includes_logprobs,
@@ -162,7 +154,7 @@ class ResponseService:
         )
         if body.generates and not messages:
             raise InvalidRequest(param="input", reason="give an input")
-        with _in_this_dialect():
+        with in_this_dialect():
             request = body.to_request(messages, owner=caller)
         return context, len(inherited), request
 
@@ -175,12 +167,12 @@ class ResponseService:
             raise previous_not_found(response_id) from error
 
     async def _submit(self, request: GenerationRequest, *, truncates: bool) -> Generation:
-        with _in_this_dialect():
+        with in_this_dialect():
             while True:
                 try:
                     return await self._engine.submit(request)
                 except PromptTooLong as error:
-                    shorter = _shorten(request, error) if truncates else None
+                    shorter = shorten(request, error) if truncates else None
                     if shorter is None:
                         raise
                     request = shorter
@@ -201,6 +193,18 @@ class ResponseService:
         )
         generation.end(Finished(FinishReason.STOP, now))
         return generation
+
+    async def count_input_tokens(self, body: ResponseRequest, *, caller: str) -> int:
+        """Return the size of a request's prompt, which may be longer than the context.
+
+        Raises:
+            StreamingError: the request could not be served.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        key = secrets.token_hex(16)
+        _, _, request = await self._prepare(body, key=key, caller=caller, parent=None)
+        with in_this_dialect():
+            return len(await self._engine.tokenize(request))
 
     # Following.
 
@@ -255,7 +259,8 @@ class ResponseService:
             try:
                 stored = await self._store.find(response_id, owner=caller)
             except StoreUnavailable as error:
-                raise _unavailable(error) from error
+                logger.error("the store of responses failed: %s", error)
+                raise store_unavailable() from error
         if stored is None:
             raise not_found(response_id)
         return stored
@@ -303,7 +308,8 @@ class ResponseService:
             try:
                 await self._store.delete(response_id, owner=caller)
             except StoreUnavailable as error:
-                raise _unavailable(error) from error
+                logger.error("the store of responses failed: %s", error)
+                raise store_unavailable() from error
 
     async def _keep(self, response: LiveResponse) -> None:
         """Follow a response to its end, and store it."""
@@ -336,71 +342,3 @@ class ResponseService:
                 await self._store.delete(response.response_id, owner=response.owner)
         except StoreUnavailable as error:
             logger.warning("%s is in memory only: %s", response.response_id, error)
-
-
-def not_found(response_id: str) -> RequestRefused:
-    return RequestRefused(
-        ErrorInfo(
-            code="response_not_found",
-            message=f"response_id: no response {response_id[:100]!r}; it may have expired, or was "
-            "not to be stored.",
-            param="response_id",
-        )
-    )
-
-
-def previous_not_found(response_id: str) -> RequestRefused:
-    """Return the error for a response to go on from that is not there for this caller."""
-    return RequestRefused(
-        ErrorInfo(
-            code="previous_response_not_found",
-            message=f"Previous response with id {response_id[:100]!r} not found.",
-            param="previous_response_id",
-        )
-    )
-
-
-def _unavailable(error: StoreUnavailable) -> RequestRefused:
-    logger.error("the store of responses failed: %s", error)
-    return RequestRefused(
-        ErrorInfo(
-            code="store_unavailable",
-            message="The store of responses cannot be used now; the server's log says why.",
-        )
-    )
-
-
-@contextmanager
-def _in_this_dialect() -> Iterator[None]:
-    """Name the fields of errors as this dialect does."""
-    try:
-        yield
-    except InvalidRequest as error:
-        raise InvalidRequest(
-            param=_PARAMS.get(error.param or "", error.param or ""), reason=error.reason
-        ) from error
-    except PromptTooLong as error:
-        raise PromptTooLong(
-            size=error.size, limit=error.limit, unit=error.unit, param="input"
-        ) from error
-
-
-def _shorten(request: GenerationRequest, error: PromptTooLong) -> GenerationRequest | None:
-    """Return the request without about as much as is too much; None if nothing can be spared."""
-    assert isinstance(request.prompt, ChatPrompt)
-    messages = request.prompt.messages
-    num_chars = _num_chars(messages)
-    fits = num_chars * error.limit / error.size
-    shorter = drop_oldest(messages)
-    while shorter is not None:
-        messages = shorter
-        if _num_chars(messages) <= fits:
-            break
-        shorter = drop_oldest(messages)
-    if messages is request.prompt.messages:
-        return None
-    return replace(request, prompt=replace(request.prompt, messages=messages))
-
-
-def _num_chars(messages: tuple[ChatMessage, ...]) -> int:
-    return sum(len(text) for message in messages for text in message.texts)

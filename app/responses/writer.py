@@ -14,6 +14,7 @@ from typing import Any, assert_never
 
 from app.responses.response_item import ItemKind, ItemStatus, OutputItem
 from app.responses.unshown_tokens import UnshownTokens
+from app.schemas.logprobs import shown
 from app.settings import ReasoningDialect
 from streaming import (
     AnswerText,
@@ -21,6 +22,7 @@ from streaming import (
     Finished,
     FinishReason,
     Generation,
+    Logprob,
     OutputParser,
     Piece,
     ReasoningText,
@@ -51,6 +53,7 @@ class ResponseHead:
         key: makes the ids of the response and of all that is in it.
         echo: what every snapshot shows of the request.
         token_text: how a token is written by itself.
+        token_bytes: its UTF-8, which may be a part of a character's; None where nobody knows.
         is_background: it may wait for its turn as `queued`.
         is_warm_up: its log is not shown.
         reports_logprobs: of the answer's tokens.
@@ -59,6 +62,7 @@ class ResponseHead:
     key: str
     echo: Mapping[str, Any]
     token_text: Callable[[int], str]
+    token_bytes: Callable[[int], bytes | None]
     is_background: bool = False
     is_warm_up: bool = False
     reports_logprobs: bool = False
@@ -85,7 +89,8 @@ class ResponseWriter:
         self._parser = OutputParser(generation.output_format)
         self._items: list[OutputItem] = []
         self._unshown = UnshownTokens()
-        self._num_tokens_before_answer = 0
+        self._num_tokens = 0
+        self._num_reasoning_tokens = 0
         self._has_answer = False
         self._status = "queued" if head.is_background else "in_progress"
         self._end_fields: EventFields = {}
@@ -160,9 +165,14 @@ class ResponseWriter:
             return
         if token is not None and self._head.reports_logprobs:
             self._unshown.add(token)
-        yield from self._write(self._parser.feed(text) if text else [])
-        if token is not None and not self._has_answer:
-            self._num_tokens_before_answer += 1
+        was_in_reasoning = self._parser.is_in_reasoning
+        pieces = self._parser.feed(text)
+        if token is not None:
+            self._num_tokens += 1
+            if was_in_reasoning or self._parser.is_in_reasoning:
+                # With those before it, which are blanks and the mark that begins it.
+                self._num_reasoning_tokens = self._num_tokens
+        yield from self._write(pieces)
 
     def _write(self, pieces: list[Piece]) -> Iterator[EventFields]:
         for piece in pieces:
@@ -305,7 +315,6 @@ class ResponseWriter:
     def _usage(self) -> EventFields:
         usage = self._generation.usage
         num_output_tokens = 0 if self._head.is_warm_up else usage.completion_tokens
-        has_reasoning = any(item.kind is ItemKind.REASONING for item in self._items)
         return {
             "input_tokens": usage.prompt_tokens,
             "output_tokens": num_output_tokens,
@@ -314,21 +323,19 @@ class ResponseWriter:
                 "cached_tokens": usage.cached_tokens,
                 "cache_write_tokens": 0,
             },
-            "output_tokens_details": {
-                "reasoning_tokens": self._num_tokens_before_answer if has_reasoning else 0
-            },
+            "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
         }
 
     def _logprob(self, token: Token) -> EventFields:
         assert token.logprobs is not None, "asked for with every token"
-        chosen = self._one_logprob(token.logprobs.chosen.token_id, token.logprobs.chosen.logprob)
-        top = [self._one_logprob(each.token_id, each.logprob) for each in token.logprobs.top]
-        return {**chosen, "top_logprobs": top}
+        top = [self._one_logprob(each) for each in token.logprobs.top]
+        return {**self._one_logprob(token.logprobs.chosen), "top_logprobs": top}
 
-    def _one_logprob(self, token_id: int, logprob: float) -> EventFields:
-        text = self._head.token_text(token_id)
+    def _one_logprob(self, logprob: Logprob) -> EventFields:
+        text = self._head.token_text(logprob.token_id)
+        utf8 = self._head.token_bytes(logprob.token_id)
         return {
             "token": text,
-            "bytes": list(text.encode("utf-8", "replace")),
-            "logprob": logprob,
+            "bytes": list(text.encode() if utf8 is None else utf8),
+            "logprob": shown(logprob),
         }

@@ -16,12 +16,13 @@ from app.disconnect import run_while_connected
 from app.errors import ErrorInfo, RequestRefused
 from app.event_stream import DONE, PING, EventStream, to_event_message
 from app.json_route import JSONRoute
+from app.responses.refusals import stream_expired
 from app.responses.response import LiveResponse
 from app.responses.service import ResponseService
 from app.responses.writer import ResponseWriter
-from app.schemas.error import error_responses
+from app.schemas.error import GENERATION_ERRORS, error_responses
 from app.schemas.response_items import Item
-from app.schemas.responses import MAX_LABEL_CHARS, ResponseRequest
+from app.schemas.responses import MAX_LABEL_CHARS, InputTokens, ResponseRequest
 from streaming import Failed
 from streaming.errors import InvalidRequest
 
@@ -90,23 +91,11 @@ _CREATED = {
     "description": "The response; with `stream`, Server-Sent Events, and `data: [DONE]` last.",
     "content": _STREAM,
 }
-_CREATE_ERRORS = error_responses(
-    "invalid_json",
+_PROMPT_ERRORS = (
+    *GENERATION_ERRORS,
     "previous_response_not_found",
-    "unsupported_content",
-    "unauthorized",
-    "forbidden_origin",
-    "model_not_found",
-    "prompt_too_long",
-    "message_too_big",
-    "unsupported_media_type",
-    "invalid_request",
-    "engine_error",
-    "internal_error",
-    "overloaded",
-    "shutting_down",
     "store_unavailable",
-    "timeout",
+    "unsupported_content",
 )
 _FIND_ERRORS = error_responses(
     "unauthorized",
@@ -120,7 +109,7 @@ _FIND_ERRORS = error_responses(
 ResponseId = Annotated[str, Path(max_length=MAX_LABEL_CHARS)]
 
 
-@router.post("", response_model=None, responses={200: _CREATED, **_CREATE_ERRORS})
+@router.post("", response_model=None, responses={200: _CREATED, **error_responses(*_PROMPT_ERRORS)})
 async def create_response(
     body: Annotated[ResponseRequest, Body(openapi_examples=EXAMPLES)],
     request: Request,
@@ -145,6 +134,17 @@ async def create_response(
         ),
         stall_timeout_s=services.settings.stall_timeout_s,
     )
+
+
+@router.post(
+    "/input_tokens", response_model=InputTokens, responses=error_responses(*_PROMPT_ERRORS)
+)
+async def count_input_tokens(
+    body: ResponseRequest, caller: CallerDependency, services: ServicesDependency
+) -> InputTokens:
+    """Return how long the prompt of a request would be. Nothing is generated, nothing is kept."""
+    num_tokens = await services.responses.count_input_tokens(body, caller=caller)
+    return InputTokens(input_tokens=num_tokens)
 
 
 @router.get(
@@ -172,14 +172,7 @@ async def get_response(
     if not stream:
         return _to_json(await service.snapshot(response))
     if not isinstance(response, LiveResponse):
-        raise RequestRefused(
-            ErrorInfo(
-                code="stream_expired",
-                message="This response can no longer be streamed: it has ended some time ago. "
-                "Fetch it without stream.",
-                param="stream",
-            )
-        )
+        raise stream_expired()
     return EventStream(
         _stream(
             service,

@@ -117,6 +117,7 @@ class MessageItem(_Part):
 
 
 def _check_arguments(text: str) -> str:
+    text = text.strip() or "{}"
     try:
         is_object = isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):

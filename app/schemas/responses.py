@@ -10,9 +10,10 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.errors import ErrorInfo, RequestRefused
+from app.schemas.chat import ReasoningEffort
 from app.schemas.response_items import MAX_ITEMS, InputItem, Item, MessageItem, refuse_unsupported
 from app.schemas.response_text import TextFields
 from app.schemas.response_tools import (
@@ -65,10 +66,10 @@ class PromptCacheOptions(_Options):
 class Reasoning(_Options):
     """How the model thinks, where its chat template asks."""
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    effort: ReasoningEffort | None = Field(
         None,
-        description="Given to the chat template as `reasoning_effort`, and as `enable_thinking`, "
-        "which is false for `none`; most templates look at neither.",
+        description="For the chat template, as its variable `reasoning_effort`; `none` also sets "
+        "`enable_thinking` to false. Makes no difference where the template reads neither.",
     )
     summary: Literal["auto", "concise", "detailed"] | None = Field(
         None, description="Makes no difference: reasoning is given as it is, in `content`."
@@ -224,17 +225,18 @@ class ResponseRequest(SamplingFields):
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
         """
-        return GenerationRequest(
-            prompt=ChatPrompt(
+        return self.to_generation_request(
+            ChatPrompt(
                 messages,
                 tools=to_tools(self.tools or []),
                 tool_choice=to_tool_choice(self.tool_choice or "auto"),
                 parallel_tool_calls=self.parallel_tool_calls is not False,
                 template_kwargs=self._template_kwargs(),
             ),
-            params=self._params(),
+            self._params(),
             owner=owner,
             model=self.model,
+            metadata={},
         )
 
     def check(self) -> None:
@@ -294,7 +296,15 @@ class ResponseRequest(SamplingFields):
         effort = None if self.reasoning is None else self.reasoning.effort
         if effort is None:
             return ""
-        return json.dumps({"reasoning_effort": effort, "enable_thinking": effort != "none"})
+        disabled = {"enable_thinking": False} if effort == "none" else {}
+        return json.dumps({"reasoning_effort": effort, **disabled})
+
+
+class InputTokens(BaseModel):
+    """The size of a prompt."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
 
 
 def _refused(param: str, reason: str) -> RequestRefused:

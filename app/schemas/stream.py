@@ -69,9 +69,9 @@ class GenerateMessage(SamplingFields):
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
         """
-        return GenerationRequest(
-            prompt=self._to_prompt(),
-            params=self.to_sampling_params(
+        return self.to_generation_request(
+            self._to_prompt(),
+            self.to_sampling_params(
                 default_max_tokens=DEFAULT_MAX_TOKENS if self.messages is None else None,
                 logprobs=self.logprobs,
             ),

@@ -22,9 +22,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Generic, assert_never
 
 from app.errors import ErrorInfo, RequestRefused
+from app.json_object import FieldsRefused, parse_object
 from app.protocol.commands import Close
 from app.protocol.frames import Frame
-from app.protocol.parsing import check_unicode, glance_at, parse_object
+from app.protocol.parsing import glance_at
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.protocol.recent_ids import RecentIds
 from app.protocol.responses.commands import (
@@ -127,9 +128,10 @@ class ResponsesProtocol(Generic[ResponseT]):
             if retry_after_s := self._limiter.refused_for_s(now=now):
                 fields = glance_at(frame)
                 raise RequestRefused(_too_many_messages(retry_after_s))
-            fields = parse_object(frame)
-            check_unicode(fields, frame)
+            fields = parse_object(frame, what="frame")
             self._receive_message(to_message(fields), fields, len(frame))
+        except FieldsRefused as refused:
+            self._refuse(refused.info, refused.fields)
         except RequestRefused as refused:
             self._refuse(refused.info, fields)
         except StreamingError as error:

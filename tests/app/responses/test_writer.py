@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
 from app.responses.writer import ResponseWriter
 from app.settings import ReasoningDialect
-from streaming import FinishReason, Generation, OutputFormat
+from streaming import FinishReason, Generation, Logprob, OutputFormat, Token, TokenLogprobs
 from streaming.errors import DeadlineExceeded, EngineFailure, Overloaded, StreamingError
 from tests.app.response_events import check_events
 from tests.app.responses.logs import (
@@ -302,6 +303,14 @@ def test_a_log_probability_has_its_bytes_and_alternatives():
     message = write(log, reports_logprobs=True)[-1]["response"]["output"][0]
     each = {"token": "é", "bytes": [0xC3, 0xA9], "logprob": -0.5}
     assert message["content"][0]["logprobs"] == [{**each, "top_logprobs": [each]}]
+
+
+def test_a_log_probability_that_json_cannot_say_is_a_very_small_one():
+    log = make_log(end=None)
+    log.append(Token(97, "a", at=1.0, logprobs=TokenLogprobs(Logprob(97, -math.inf))))
+    finish(log, FinishReason.STOP)
+    message = write(log, reports_logprobs=True)[-1]["response"]["output"][0]
+    assert message["content"][0]["logprobs"][0]["logprob"] == -9999.0
 
 
 def test_log_probabilities_are_left_out_unless_asked_for():
