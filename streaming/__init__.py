@@ -35,7 +35,6 @@ from streaming.output_parser import (
 )
 from streaming.request import (
     ANYONE,
-    MAX_PRIORITY,
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -46,7 +45,6 @@ from streaming.sampling_params import SamplingParams
 
 __all__ = [
     "ANYONE",
-    "MAX_PRIORITY",
     "AnswerText",
     "AsyncEngine",
     "Backend",

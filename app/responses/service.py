@@ -68,6 +68,8 @@ class ResponseService:
             retention_bytes=retention_bytes,
         )
         self._keepers: set[asyncio.Task[None]] = set()
+        self._deleted: set[str] = set()
+        """Ids of responses that are deleted, while their keepers may still write them."""
 
     async def start(self) -> None:
         """Open the store; without it, say so and go on: responses are in memory only then."""
@@ -255,7 +257,7 @@ class ResponseService:
         if live is not None and live.is_stored:
             return live
         stored = None
-        if self._store is not None and live is None:
+        if self._store is not None and live is None and response_id not in self._deleted:
             try:
                 stored = await self._store.find(response_id, owner=caller)
             except StoreUnavailable as error:
@@ -301,8 +303,8 @@ class ResponseService:
         """
         response = await self.find(response_id, caller=caller)
         if isinstance(response, LiveResponse):
-            response.is_deleted = True
-            self.registry.remove(response)
+            if self.registry.remove(response):
+                self._deleted.add(response_id)
             self.stop(response)
         if self._store is not None:
             try:
@@ -325,10 +327,11 @@ class ResponseService:
             await ended.wait()
         if response.is_stored:
             await self._write(response)
+        self._deleted.discard(response.response_id)
         self.registry.settle(response)
 
     async def _write(self, response: LiveResponse) -> None:
-        if self._store is None or response.is_deleted:
+        if self._store is None or response.response_id in self._deleted:
             return
 
         def write_out() -> tuple[StoredResponse, str]:
@@ -338,7 +341,7 @@ class ResponseService:
         stored, body = await asyncio.to_thread(write_out)
         try:
             await self._store.put(stored, body)
-            if response.is_deleted:  # meanwhile
+            if response.response_id in self._deleted:  # meanwhile
                 await self._store.delete(response.response_id, owner=response.owner)
         except StoreUnavailable as error:
             logger.warning("%s is in memory only: %s", response.response_id, error)
