@@ -53,7 +53,7 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Frame]):
         service: has the responses.
         caller: whose responses these are.
         settings: limits.
-        resumes: what the handshake wants to be resumed.
+        resumes: what the handshake wants to be resumed, each with its lane.
         tells_expiry: the client wants to be warned before its connection is too old.
         clock: monotonic seconds.
     """
@@ -65,7 +65,7 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Frame]):
         service: ResponseService,
         caller: str,
         settings: Settings,
-        resumes: Sequence[Resume | Refusal] = (),
+        resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

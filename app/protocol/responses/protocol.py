@@ -82,7 +82,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         age: how old the connection may become.
         max_turns: turns that have not ended.
         max_messages_per_s: messages in the long run; a burst may begin and cancel every turn.
-        resumes: what the handshake wants to be resumed.
+        resumes: what the handshake wants to be resumed, each with its lane.
         tells_expiry: the client wants to be warned before its connection is too old.
     """
 
@@ -92,7 +92,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         age: ConnectionAge,
         max_turns: int,
         max_messages_per_s: float,
-        resumes: Sequence[Resume | Refusal] = (),
+        resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
     ) -> None:
         self._age = age
@@ -111,11 +111,11 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._is_draining = False
         self._is_expired = False
         self._is_closed = False
-        for wish in resumes:
+        for lane, wish in resumes:
             try:
-                self._begin(wish, None)
+                self._begin(wish, lane)
             except RequestRefused as refused:
-                self._outbox.append(error_event(refused.info, None))
+                self._outbox.append(error_event(refused.info, lane))
 
     # What comes in from the client.
 
