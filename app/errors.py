@@ -7,7 +7,10 @@ the server's log.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Annotated, Any, NotRequired, Self
+
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from streaming.errors import StreamingError
 
@@ -70,6 +73,24 @@ ERRORS: dict[str, ErrorRow] = {
 }
 
 
+class ErrorEvent(TypedDict):
+    """The `error` object of `WS /v1/stream`."""
+
+    code: Annotated[
+        str,
+        Field(
+            description="For programs; never changes its meaning.",
+            json_schema_extra={"enum": [*ERRORS]},
+        ),
+    ]
+    message: Annotated[str, Field(description="For people; safe to show.")]
+    retryable: Annotated[bool, Field(description="The same request may succeed later.")]
+    param: NotRequired[Annotated[str, Field(description="The field at fault.")]]
+    retry_after_s: NotRequired[
+        Annotated[float, Field(description="Seconds to wait before trying again.")]
+    ]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
     """An error as data, on its way to a client."""
@@ -92,9 +113,8 @@ class ErrorInfo:
     def row(self) -> ErrorRow:
         return ERRORS[self.code]
 
-    def to_event(self) -> dict[str, Any]:
-        """Return the `error` object of `WS /v1/stream`."""
-        event: dict[str, Any] = {
+    def to_event(self) -> ErrorEvent:
+        event: ErrorEvent = {
             "code": self.code,
             "message": self.message,
             "retryable": self.row.retryable,

@@ -21,6 +21,7 @@ from app.middleware import add_middleware
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
 from app.routes import (
+    asyncapi,
     chat,
     completions,
     health,
@@ -116,6 +117,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         models.router,
         tokenize.router,
         health.router,
+        asyncapi.router,
         stream.router,
         responses_socket.router,
         stream.fallback_router,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any, assert_never
+from collections.abc import Callable, Iterator, Mapping
+from typing import assert_never
 
 from app.errors import ErrorInfo
 from app.schemas.logprobs import shown
+from app.schemas.stream_frames import (
+    AcceptedFrame,
+    DeltaFrame,
+    DoneFrame,
+    ErrorFrame,
+    LogprobEntry,
+    QueuedFrame,
+    StartedFrame,
+    TokenLogprobsEntry,
+)
 from streaming import (
     Delta,
     Ended,
@@ -20,7 +30,8 @@ from streaming import (
     TokenLogprobs,
 )
 
-Frame = dict[str, Any]
+Frame = Mapping[str, object]
+"""A JSON object on its way to a client, on any socket."""
 TokenText = Callable[[int], str]
 
 MAX_DELTA_TOKENS = 256
@@ -32,8 +43,8 @@ def serialize(frame: Frame) -> str:
     return json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
 
 
-def accepted_frame(stream_id: str, generation: Generation) -> Frame:
-    frame: Frame = {
+def accepted_frame(stream_id: str, generation: Generation) -> AcceptedFrame:
+    frame: AcceptedFrame = {
         "type": "accepted",
         "id": stream_id,
         "generation_id": generation.generation_id,
@@ -45,7 +56,7 @@ def accepted_frame(stream_id: str, generation: Generation) -> Frame:
     return frame
 
 
-def queued_frame(stream_id: str, queued: Queued) -> Frame:
+def queued_frame(stream_id: str, queued: Queued) -> QueuedFrame:
     return {
         "type": "queued",
         "id": stream_id,
@@ -54,7 +65,7 @@ def queued_frame(stream_id: str, queued: Queued) -> Frame:
     }
 
 
-def started_frame(stream_id: str, started: Started) -> Frame:
+def started_frame(stream_id: str, started: Started) -> StartedFrame:
     return {
         "type": "started",
         "id": stream_id,
@@ -70,12 +81,12 @@ def delta_frames(
     return_token_ids: bool,
     return_logprobs: bool,
     token_text: TokenText,
-) -> Iterator[Frame]:
+) -> Iterator[DeltaFrame]:
     """Yield the delta as one frame, or as several where it holds very many tokens."""
     for part in _cut(delta):
         if not (part.text or return_token_ids or return_logprobs):
             continue  # tokens that show no text move the cursor with the next delta
-        frame: Frame = {"type": "delta", "id": stream_id, "seq": part.seq, "text": part.text}
+        frame: DeltaFrame = {"type": "delta", "id": stream_id, "seq": part.seq, "text": part.text}
         if return_token_ids:
             frame["token_ids"] = [token.token_id for token in part.tokens]
         if return_logprobs:
@@ -87,7 +98,7 @@ def delta_frames(
         yield frame
 
 
-def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> Frame:
+def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> DoneFrame | ErrorFrame:
     """Return `done`, or the `error` that ended the generation."""
     match ended.record:
         case Finished(finish_reason=finish_reason):
@@ -96,7 +107,7 @@ def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> Frame:
                 "type": "done",
                 "id": stream_id,
                 "seq": ended.seq,
-                "finish_reason": str(finish_reason),
+                "finish_reason": finish_reason,
                 "usage": {
                     "prompt_tokens": usage.prompt_tokens,
                     "cached_tokens": usage.cached_tokens,
@@ -112,17 +123,18 @@ def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> Frame:
                 },
             }
         case Failed(error=error):
-            return {**error_frame(ErrorInfo.of(error), stream_id), "seq": ended.seq}
+            frame = error_frame(ErrorInfo.of(error), stream_id)
+            frame["seq"] = ended.seq
+            return frame
         case _:
             assert_never(ended.record)
 
 
-def error_frame(info: ErrorInfo, stream_id: str | None) -> Frame:
+def error_frame(info: ErrorInfo, stream_id: str | None) -> ErrorFrame:
     """Return an error: with an id it ends that stream, without one it concerns the connection."""
-    frame: Frame = {"type": "error"}
-    if stream_id is not None:
-        frame["id"] = stream_id
-    return {**frame, "error": info.to_event()}
+    if stream_id is None:
+        return {"type": "error", "error": info.to_event()}
+    return {"type": "error", "id": stream_id, "error": info.to_event()}
 
 
 def _cut(delta: Delta) -> Iterator[Delta]:
@@ -145,12 +157,12 @@ def _cut(delta: Delta) -> Iterator[Delta]:
         yield Delta(seq, text, part)
 
 
-def _token_logprobs(logprobs: TokenLogprobs, token_text: TokenText) -> Frame:
+def _token_logprobs(logprobs: TokenLogprobs, token_text: TokenText) -> TokenLogprobsEntry:
     top = [_logprob(logprob, token_text) for logprob in logprobs.top]
     return {**_logprob(logprobs.chosen, token_text), "top": top}
 
 
-def _logprob(logprob: Logprob, token_text: TokenText) -> Frame:
+def _logprob(logprob: Logprob, token_text: TokenText) -> LogprobEntry:
     return {
         "token_id": logprob.token_id,
         "token": token_text(logprob.token_id),

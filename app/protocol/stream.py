@@ -29,7 +29,6 @@ from app.protocol.commands import (
     StartGeneration,
 )
 from app.protocol.frames import (
-    Frame,
     TokenText,
     accepted_frame,
     delta_frames,
@@ -43,6 +42,7 @@ from app.protocol.parsing import attempted_id, glance_at, to_message
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.protocol.recent_ids import RecentIds
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
+from app.schemas.stream_frames import ServerFrame
 from streaming import Delta, Ended, Event, Generation, Queued, Started
 from streaming.errors import StreamingError
 
@@ -75,7 +75,7 @@ class StreamProtocol:
         self._ended_ids = RecentIds(max_ids=MAX_ENDED_IDS)
         self._num_made_ids = 0
         self._commands: list[Command] = []
-        self._outbox: deque[Frame | tuple[OpenStream, Delta]] = deque()
+        self._outbox: deque[ServerFrame | tuple[OpenStream, Delta]] = deque()
         self._is_draining = False
         self._is_closed = False
 
@@ -164,7 +164,7 @@ class StreamProtocol:
         commands, self._commands = self._commands, []
         return commands
 
-    def frames_to_send(self) -> Iterator[Frame]:
+    def frames_to_send(self) -> Iterator[ServerFrame]:
         """Yield the frames to be sent, each once, in order, and each made when it is asked for."""
         while self._outbox:
             entry = self._outbox.popleft()

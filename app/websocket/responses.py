@@ -13,7 +13,6 @@ from fastapi import WebSocket
 
 from app.errors import ErrorInfo, RequestRefused
 from app.handlers import INTERNAL_ERROR
-from app.protocol.frames import Frame
 from app.protocol.responses.commands import (
     CancelResponse,
     CreateResponse,
@@ -21,6 +20,7 @@ from app.protocol.responses.commands import (
     ResumeResponse,
 )
 from app.protocol.responses.connection_age import ConnectionAge
+from app.protocol.responses.events import Event
 from app.protocol.responses.protocol import ResponsesProtocol
 from app.protocol.responses.turn import Refusal, Resume
 from app.responses.response import AnyResponse, LiveResponse
@@ -45,7 +45,7 @@ _LOG_GONE = ErrorInfo(
 )
 
 
-class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Frame]):
+class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
     """Serves one accepted socket until either side closes it.
 
     Args:

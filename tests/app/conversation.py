@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tests.app.described import assert_described
+
 Frame = dict[str, Any]
 
 _NEXT = {
@@ -16,7 +18,8 @@ _NEXT = {
 
 def assert_conversation(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()) -> None:
     """Assert the order of one socket's frames: for one id accepted, queued*, started?, delta*, then
-    exactly one done or error. After its end an id may be used again.
+    exactly one done or error. After its end an id may be used again. Each is as described in
+    `/asyncapi.json`.
 
     Args:
         open_ids: streams that have not ended yet.
@@ -24,6 +27,7 @@ def assert_conversation(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()
     states: dict[str, str] = {}
     seqs: dict[str, int] = {}
     for frame in frames:
+        assert_described("stream", frame)
         kind, stream_id = frame["type"], frame.get("id")
         if stream_id is None:
             assert kind == "error", frame

@@ -6,17 +6,19 @@ import math
 from typing import Any
 
 from app.errors import ErrorInfo
-from app.protocol.frames import Frame
+
+Event = dict[str, Any]
+"""A JSON object of this dialect on its way to a client."""
 
 TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
-def on_lane(event: Frame, lane: str | None) -> Frame:
+def on_lane(event: Event, lane: str | None) -> Event:
     """Return the event as it is said on a lane; the default lane has no name to be said."""
     return event if lane is None else {**event, "stream_id": lane}
 
 
-def error_event(info: ErrorInfo, lane: str | None) -> Frame:
+def error_event(info: ErrorInfo, lane: str | None) -> Event:
     """Return an error: it ends the lane's turn, or concerns the connection."""
     status = info.row.http_status
     if status == 422:
@@ -29,7 +31,7 @@ def error_event(info: ErrorInfo, lane: str | None) -> Frame:
 
 def steer_failed_event(
     previous_response_id: str, given: str | list[Any], *, sequence_number: int, lane: str | None
-) -> Frame:
+) -> Event:
     """Return the refusal of a steer, with its input for the client to use elsewhere.
 
     Args:
@@ -50,7 +52,7 @@ def steer_failed_event(
     return on_lane(event, lane)
 
 
-def expiring_event(expires_in_s: float) -> Frame:
+def expiring_event(expires_in_s: float) -> Event:
     """Return the warning before the connection's age ends it; for clients that asked for it."""
     return {
         "type": "tokenwire:connection.expiring",

@@ -24,7 +24,6 @@ from typing import Any, Generic, assert_never
 from app.errors import ErrorInfo, RequestRefused
 from app.json_object import FieldsRefused, parse_object
 from app.protocol.commands import Close
-from app.protocol.frames import Frame
 from app.protocol.parsing import glance_at
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.protocol.recent_ids import RecentIds
@@ -39,6 +38,7 @@ from app.protocol.responses.connection_age import ConnectionAge, Stage
 from app.protocol.responses.connection_cache import ConnectionCache
 from app.protocol.responses.events import (
     TERMINAL_TYPES,
+    Event,
     error_event,
     expiring_event,
     on_lane,
@@ -107,7 +107,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._ended_ids = RecentIds(max_ids=MAX_ENDED_IDS)
         self._num_turns = 0
         self._commands: list[ResponseCommand[ResponseT] | Close] = []
-        self._outbox: deque[Frame] = deque()
+        self._outbox: deque[Event] = deque()
         self._is_draining = False
         self._is_expired = False
         self._is_closed = False
@@ -178,7 +178,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._end(turn, is_failed=not _is_capacity(info))
         self._start_turns()
 
-    def receive_events(self, turn_id: str, events: Sequence[Frame], *, now: float) -> None:
+    def receive_events(self, turn_id: str, events: Sequence[Event], *, now: float) -> None:
         """Take what a turn's response has had to say since the last call."""
         turn = self._turns[turn_id]
         for event in events:
@@ -232,7 +232,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         commands, self._commands = self._commands, []
         return commands
 
-    def frames_to_send(self) -> Iterator[Frame]:
+    def frames_to_send(self) -> Iterator[Event]:
         """Yield the frames to be sent, each once, in order."""
         while self._outbox:
             yield self._outbox.popleft()

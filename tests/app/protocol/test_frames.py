@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from app.errors import ErrorInfo
 from app.protocol.frames import (
     MAX_DELTA_TOKENS,
-    Frame,
     accepted_frame,
     delta_frames,
     ended_frame,
@@ -35,6 +34,7 @@ from streaming import (
 )
 from streaming.errors import Overloaded
 from streaming.generation import Reader, Tail
+from tests.app.conversation import Frame
 from tests.support import make_generation, property_test
 
 
@@ -43,15 +43,16 @@ def token_text(token_id: int) -> str:
 
 
 def to_frames(delta: Delta, *, token_ids: bool = False, logprobs: bool = False) -> list[Frame]:
-    return list(
-        delta_frames(
+    return [
+        {**frame}
+        for frame in delta_frames(
             "a",
             delta,
             return_token_ids=token_ids,
             return_logprobs=logprobs,
             token_text=token_text,
         )
-    )
+    ]
 
 
 def read_all(generation: Generation, *, every_token: bool = True) -> Delta:
@@ -61,7 +62,9 @@ def read_all(generation: Generation, *, every_token: bool = True) -> Delta:
 
 
 def test_serialized_text_is_compact_and_readable() -> None:
-    assert serialize({"text": "é😀", "seq": 1}) == '{"text":"é😀","seq":1}'
+    frame = started_frame("é😀", Started(5, 3, at=0.0))
+    expected = '{"type":"started","id":"é😀","prompt_tokens":5,"cached_tokens":3}'
+    assert serialize(frame) == expected
 
 
 def test_accepted() -> None:
@@ -197,7 +200,7 @@ def test_done_before_anything_was_generated_has_no_times() -> None:
     generation = make_generation()
     record = Finished(FinishReason.CANCELLED, 1.5)
     generation.end(record)
-    frame = ended_frame("a", Ended(0, record), generation)
+    frame: Frame = {**ended_frame("a", Ended(0, record), generation)}
     assert frame["timings"] == {
         "queue_s": None,
         "prefill_s": None,

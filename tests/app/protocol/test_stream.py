@@ -17,7 +17,6 @@ from app.protocol.commands import (
     ResumeGeneration,
     StartGeneration,
 )
-from app.protocol.frames import Frame
 from app.protocol.stream import MAX_ENDED_IDS, StreamProtocol
 from streaming import (
     ChatMessage,
@@ -38,7 +37,7 @@ from streaming import (
 )
 from streaming.errors import EngineFailure, PromptTooLong
 from streaming.generation import Tail
-from tests.app.conversation import assert_conversation, text_of
+from tests.app.conversation import Frame, assert_conversation, text_of
 from tests.support import make_generation, property_test, words
 
 
@@ -79,7 +78,7 @@ class Conversation:
 
     def heard(self) -> list[Frame]:
         """Return the new frames."""
-        frames = list(self.core.frames_to_send())
+        frames: list[Frame] = [{**frame} for frame in self.core.frames_to_send()]
         self.frames += frames
         return frames
 
