@@ -43,9 +43,9 @@ APP_IMPORTERS = {
     "app.routes": {"app.main"},
     "app.websocket": {"app.main", "app.routes", "app.server"},
     "app.middleware": {"app.main", "app.routes"},
-    "app.responses": {"app.main", "app.dependencies", "app.routes", "app.websocket"},
     "app.asyncapi": {"app.main", "app.routes"},
     "app.protocol": {"app.main", "app.routes", "app.websocket", "app.asyncapi"},
+    "app.responses": {"app.main", "app.dependencies", "app.routes", "app.websocket"},
 }
 """Who may import the upper parts of `app`, besides themselves."""
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from app.responses.context import Context
 from app.schemas.response_items import Item, output_text
+from app.schemas.summary import unseal
 from streaming import ChatMessage, ToolCall
 from streaming.errors import InvalidRequest
+
+_SUMMARY = "What the conversation was about so far:"
 
 
 def to_context(output: Iterable[Item]) -> tuple[Item, ...]:
@@ -23,13 +27,8 @@ def to_context(output: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(context)
 
 
-def to_messages(
-    items: Sequence[Item], *, instructions: str | None = None, num_inherited: int = 0
-) -> tuple[ChatMessage, ...]:
+def to_messages(context: Context, *, instructions: str | None = None) -> tuple[ChatMessage, ...]:
     """Return the conversation, the instructions first.
-
-    Args:
-        num_inherited: so many items are not of the request's own input.
 
     Raises:
         InvalidRequest: an output belongs to no call before it.
@@ -37,7 +36,7 @@ def to_messages(
     turns = _Turns()
     if instructions:
         turns.add_system(instructions)
-    for index, item in enumerate(items):
+    for index, item in enumerate(context.items):
         match item["type"]:
             case "message" if item["role"] in ("system", "developer"):
                 turns.add_system(_text(item["content"]))
@@ -49,10 +48,12 @@ def to_messages(
                 turns.add_reasoning(_text(item["content"] or item["summary"]))
             case "function_call":
                 turns.add_call(ToolCall(item["call_id"], item["name"], item["arguments"]))
+            case "compaction":
+                turns.compact(unseal(item["encrypted_content"]))
             case "function_call_output":
                 if not turns.add_output(item["call_id"], _text(item["output"])):
                     raise InvalidRequest(
-                        param=f"input[{index - num_inherited}].call_id",
+                        param=f"input[{index - context.num_inherited}].call_id",
                         reason=f"there is no call {item['call_id']!r} before it",
                     )
     return turns.close()
@@ -87,6 +88,13 @@ class _Turns:
         if len(self._messages) == 1 and self._messages[0].role == "system":
             text = f"{self._messages.pop().content}\n\n{text}"
         self._messages.append(ChatMessage("system", text))
+
+    def compact(self, summary: str) -> None:
+        """Let a summary stand for all turns so far but the system's."""
+        self.close()
+        self._messages = [message for message in self._messages if message.role == "system"]
+        self._names.clear()
+        self.add_system(f"{_SUMMARY}\n{summary}")
 
     def add_reasoning(self, text: str) -> None:
         if self._answer is not None or self._calls:

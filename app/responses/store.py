@@ -15,6 +15,7 @@ from typing import Any
 
 import aiosqlite
 
+from app.responses.context import Context
 from app.responses.response import StoredResponse
 
 FILE_NAME = "responses.sqlite3"
@@ -48,7 +49,7 @@ class ResponseStore:
     Several processes may use one file.
 
     Args:
-        directory: made when it is missing, for this user only.
+        directory: made when it is missing.
         ttl_s: how long a response is kept.
         max_bytes: how large the file may grow.
         clock: unix seconds.
@@ -81,7 +82,7 @@ class ResponseStore:
             StoreUnavailable: it cannot be made, is no such file, or is of a newer version.
         """
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(self._make_file)
             self._connection = await aiosqlite.connect(
                 self.path,
                 timeout=_BUSY_TIMEOUT_S,
@@ -132,7 +133,9 @@ class ResponseStore:
             owner,
             self._clock(),
         )
-        return decode(rows[0][0], response_id=response_id, owner=owner) if rows else None
+        if not rows:
+            return None
+        return await asyncio.to_thread(decode, rows[0][0], response_id=response_id, owner=owner)
 
     async def delete(self, response_id: str, *, owner: str) -> bool:
         """Forget a response; return False if there was none of this owner.
@@ -145,6 +148,11 @@ class ResponseStore:
                 "DELETE FROM responses WHERE response_id = ? AND owner = ?", response_id, owner
             )
         )
+
+    def _make_file(self) -> None:
+        """Make what is missing, for this user only; SQLite's other files take after this one."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.touch(mode=0o600)
 
     async def _prepare(self, connection: aiosqlite.Connection) -> None:
         [[version]] = await connection.execute_fetchall("PRAGMA user_version")
@@ -200,19 +208,19 @@ def encode(response: StoredResponse) -> str:
     return json.dumps(
         {
             "snapshot": response.last_snapshot,
-            "context": response.context,
-            "num_inherited": response.num_inherited,
+            "inherited": response.context.items[: response.context.num_inherited],
+            "input": response.context.own,
         }
     )
 
 
 def decode(body: str, *, response_id: str, owner: str) -> StoredResponse:
-    """Return the response that was written."""
+    """Return the response that was written; takes time by its size."""
     fields = json.loads(body)
     return StoredResponse(
         response_id=response_id,
         owner=owner,
         last_snapshot=fields["snapshot"],
-        context=tuple(fields["context"]),
-        num_inherited=fields["num_inherited"],
+        context=Context.of(tuple(fields["inherited"]), tuple(fields["input"])),
+        num_bytes=2 * len(body),
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
-from openresponses_types import ResponseResource
+from openresponses_types import CompactResource, ResponseResource
 
 from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
 from app.disconnect import run_while_connected
@@ -22,7 +22,12 @@ from app.responses.service import ResponseService
 from app.responses.writer import ResponseWriter
 from app.schemas.error import GENERATION_ERRORS, error_responses
 from app.schemas.response_items import Item
-from app.schemas.responses import MAX_LABEL_CHARS, InputTokens, ResponseRequest
+from app.schemas.responses import (
+    MAX_LABEL_CHARS,
+    CompactRequest,
+    InputTokens,
+    ResponseRequest,
+)
 from streaming import Failed
 from streaming.errors import InvalidRequest
 
@@ -147,6 +152,24 @@ async def count_input_tokens(
     return InputTokens(input_tokens=num_tokens)
 
 
+@router.post(
+    "/compact",
+    response_model=None,
+    responses={200: {"model": CompactResource}, **error_responses(*_PROMPT_ERRORS)},
+)
+async def compact(
+    body: CompactRequest, request: Request, caller: CallerDependency, services: ServicesDependency
+) -> Response:
+    """Let the model summarize a conversation, for an input that goes on from the summary.
+
+    The answer's `output` is the whole conversation from then on: what the user said, as it was, and
+    a compaction item. The model will read only the item. Nothing is kept; when the caller leaves,
+    everything stops.
+    """
+    work = services.responses.compact(body, caller=caller)
+    return _to_json(await run_while_connected(request.receive, work))
+
+
 @router.get(
     "/{response_id}",
     response_model=None,
@@ -219,7 +242,8 @@ async def list_input_items(
 ) -> Response:
     """Return the input of a response, without what it took over from earlier ones."""
     response = await services.responses.find(response_id, caller=caller)
-    items = response.input_items if order == "asc" else response.input_items[::-1]
+    own = response.context.own
+    items = own if order == "asc" else own[::-1]
     start = 0
     if after is not None:
         ids = [item["id"] for item in items]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 import aiosqlite
 import pytest
 
+from app.responses.context import Context
 from app.responses.response import StoredResponse
 from app.responses.store import ResponseStore, StoreUnavailable, encode
 from tests.support import ManualClock
@@ -18,8 +20,8 @@ def make_stored(name: str, *, owner: str = "me", num_chars: int = 10) -> StoredR
         response_id=f"resp_{name}",
         owner=owner,
         last_snapshot={"id": f"resp_{name}", "output": [], "text": "é" * num_chars},
-        context=({"id": "msg_1", "type": "message"}, {"id": "msg_2", "type": "message"}),
-        num_inherited=1,
+        context=Context.of(({"id": "msg_1"},), ({"id": "msg_2"},)),
+        num_bytes=0,
     )
 
 
@@ -55,7 +57,6 @@ async def test_a_response_comes_back_as_it_was(tmp_path: Path):
     async with opened(tmp_path) as store:
         await put(store, response)
         assert await store.find("resp_a", owner="me") == response
-    assert response.input_items == ({"id": "msg_2", "type": "message"},)
 
 
 async def test_a_response_outlives_the_server(tmp_path: Path):
@@ -161,9 +162,12 @@ async def test_a_store_that_is_not_open_says_so(tmp_path: Path):
     await store.aclose()
 
 
-async def test_only_the_user_may_look_into_the_folder(tmp_path: Path):
-    async with opened(tmp_path / "data"):
-        assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+async def test_only_the_user_may_look_into_the_files(tmp_path: Path):
+    async with opened(tmp_path / "data") as store:
+        await put(store, make_stored("a"))
+        files = await asyncio.to_thread(lambda: [tmp_path / "data", *(tmp_path / "data").iterdir()])
+        assert len(files) > 2
+        assert [path for path in files if path.stat().st_mode & 0o077] == []
 
 
 def rows(directory: Path) -> list[tuple[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openresponses_types import CompactResource
 
 from app.routes.responses import EXAMPLES
 from app.schemas.responses import ResponseRequest
@@ -545,6 +546,54 @@ async def test_the_size_of_a_prompt_is_counted():
         }
         refused = await calling.post(f"{PATH}/input_tokens", json={})
         assert error_of(refused) == (422, "invalid_request", "input")
+
+
+async def test_a_compacted_conversation_goes_on_from_its_summary():
+    async with client_of(scripted_backend(say("ho", "They said hi."))) as calling:
+        first = await create(calling)
+        body = {"previous_response_id": first["id"], "input": "well"}
+        compacted = (await calling.post(f"{PATH}/compact", json=body)).json()
+        CompactResource.model_validate(compacted)
+        assert [item["type"] for item in compacted["output"]] == ["message"] * 2 + ["compaction"]
+        assert compacted["usage"]["output_tokens"] == len("They said hi.") + 1
+        conversation = [*compacted["output"], {"role": "user", "content": "and?"}]
+        asked = await calling.post(f"{PATH}/input_tokens", json={"input": conversation})
+        prompt = (
+            "system: What the conversation was about so far:\nThey said hi.\n"
+            "user: and?\nassistant: "
+        )
+        assert asked.json()["input_tokens"] == len(prompt)
+        assert (await create(calling, input=conversation))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({}, (422, "invalid_request", "input")),
+        (
+            {"input": [{"type": "compaction", "encrypted_content": "x"}]},
+            (422, "invalid_request", "input[0].encrypted_content"),
+        ),
+        (
+            {"input": [{"type": "item_reference", "id": "x"}]},
+            (422, "invalid_request", "input[0].id"),
+        ),
+        (
+            {"input": "a", "previous_response_id": "x"},
+            (400, "previous_response_not_found", "previous_response_id"),
+        ),
+    ],
+)
+async def test_what_cannot_be_compacted_is_refused(body: Event, error: tuple[int, str, str]):
+    async with client_of(scripted_backend()) as calling:
+        refused = await calling.post(f"{PATH}/compact", json=body)
+    assert error_of(refused) == error
+
+
+async def test_a_summary_that_fails_is_an_http_error():
+    async with client_of(scripted_backend(lambda _: [RuntimeError("no")])) as calling:
+        refused = await calling.post(f"{PATH}/compact", json={"input": "a"})
+    assert error_of(refused) == (500, "engine_error", None)
 
 
 async def test_a_store_that_fails_is_told_and_hangs_nobody(tmp_path: Path):

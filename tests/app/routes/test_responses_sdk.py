@@ -135,6 +135,16 @@ def test_background_cancel(connect: Callable[..., openai.OpenAI]):
     assert check_events([dump(event) for event in (*events, *stream)]) == dump(cancelled)
 
 
+def test_compact(connect: Callable[..., openai.OpenAI]):
+    client = connect(scripted_backend(say("They said hi.")))
+    compacted = client.responses.compact(input="hi", model="scripted")
+    assert compacted.output[-1].type == "compaction"
+    # The client's own types have no message of a user among what is put out, and it says so.
+    output = [item.to_dict(warnings=False) for item in compacted.output]
+    conversation: list[Any] = [*output, {"role": "user", "content": "and?"}]
+    assert client.responses.create(input=conversation, model="scripted").output_text
+
+
 def test_a_tool_round_trip(connect: Callable[..., openai.OpenAI]):
     script = call("get_weather", '{"city": "Rome"}')
     client = connect(scripted_backend(say(script, "It is warm.")))
