@@ -58,7 +58,6 @@ from app.schemas.responses_socket import (
     ResumeResponseMessage,
     SteerMessage,
 )
-from streaming.errors import StreamingError
 
 MAX_ENDED_IDS = 1024
 _AT_ONCE = frozenset({"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"})
@@ -135,8 +134,6 @@ class ResponsesProtocol(Generic[ResponseT]):
             self._refuse(refused.info, refused.fields)
         except RequestRefused as refused:
             self._refuse(refused.info, fields)
-        except StreamingError as error:
-            self._refuse(ErrorInfo.of(error), fields)
 
     def receive_bytes(self, frame: bytes, *, now: float) -> None:
         """Take one binary frame, which is as good as a text frame if it holds UTF-8."""
@@ -304,10 +301,10 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._turns.pop(turn.turn_id, None)  # a refusal has never been submitted
         if turn.response is not None:
             self._ended_ids.remember(turn.response.response_id)
+        parent_id = turn.parent_id
         # A fork that fails says nothing about the lane that it was to leave.
-        is_continuation = turn.parent_id and self._cache.is_latest(turn.parent_id, turn.lane)
-        if is_failed and turn.parent_id and is_continuation:
-            self._cache.evict(turn.parent_id)
+        if is_failed and parent_id is not None and self._cache.is_latest(parent_id, turn.lane):
+            self._cache.evict(parent_id)
 
     def _refuse(self, info: ErrorInfo, fields: dict[str, Any]) -> None:
         lane = attempted_lane(fields)
