@@ -64,7 +64,7 @@ class PackedLinear(torch.nn.Module):
         num_rows = rows.numel() // self._in_features
         if self.min_rows <= num_rows <= TILE_ROWS:
             return self._multiply(rows)
-        tiles = rows.reshape(-1, self._in_features).split(TILE_ROWS)
+        tiles = torch.split(rows.reshape(-1, self._in_features), TILE_ROWS)
         product = torch.cat([self._run_tile(tile, self.min_rows) for tile in tiles])
         return product.view(*rows.shape[:-1], product.shape[-1])
 
@@ -95,16 +95,17 @@ def pack_linears(model: torch.nn.Module, *, batch_invariant: bool) -> None:
         for name, layer in tuple(parent.named_children()):
             if type(layer) not in (torch.nn.Linear, Conv1D):
                 continue
-            weight = _weight_of(layer)
-            packed = _pack(weight, layer.bias)
+            weight, bias = _weight_of(layer), _bias_of(layer)
+            packed = _pack(weight, bias)
             if packed is None and not batch_invariant:
                 continue
-            multiply = packed or _plain_multiply(layer)
+            multiply = packed or _plain_multiply(weight, bias)
             min_rows = None
             if batch_invariant:
-                kind = (weight.shape, weight.dtype, layer.bias is None, packed is None)
+                make = _plain_multiply if packed is None else _PackedMultiply
+                kind = (weight.shape, weight.dtype, packed is None)
                 if kind not in known_min_rows:
-                    known_min_rows[kind] = find_min_rows(multiply, like=weight)
+                    known_min_rows[kind] = find_min_rows(make, like=weight)
                 min_rows = known_min_rows[kind]
             in_features = weight.shape[1]
             del weight
@@ -133,25 +134,39 @@ def unpack_linears(model: torch.nn.Module) -> None:
             setattr(parent, name, original)
 
 
-def find_min_rows(multiply: Multiply, *, like: torch.Tensor) -> int:
+def find_min_rows(
+    make_multiply: Callable[[torch.Tensor, None], Multiply], *, like: torch.Tensor
+) -> int:
     """Return the number of rows from which on, up to `TILE_ROWS`, each row has the same bits.
 
-    The order in which a kernel adds does not depend on the numbers, so that random ones tell: a
-    different order shows in some of the many elements.
+    The order in which a kernel adds does not depend on the numbers, so any show it; these show it
+    best. Each product is one half of a random sum and then its negative, in another order: what is
+    left is nothing but the rounding of the partial sums.
 
     Args:
-        like: the weights, (out_features, in_features).
+        make_multiply: makes a product from weights, (out_features, in_features).
+        like: weights of the same shape and kind.
 
     Raises:
         RowsNotAlike: not even a row's place in a full tile leaves its bits alone.
     """
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(TILE_ROWS, like.shape[1], generator=generator).to(like.device, like.dtype)
+    num_half = like.shape[1] // 2
+    order = torch.randperm(num_half, generator=generator)
+
+    def random(num_rows: int, sign: int) -> torch.Tensor:
+        half = torch.randn(num_rows, num_half, generator=generator)
+        rest = torch.ones(num_rows, like.shape[1] - 2 * num_half)
+        return torch.cat([half, sign * half[:, order], rest], dim=1).to(like.device, like.dtype)
+
+    multiply = make_multiply(random(like.shape[0], -1), None)
+    rows = random(TILE_ROWS, 1)
     expected = multiply(rows)
     if not torch.equal(multiply(rows.flip(0)).flip(0), expected):
         raise RowsNotAlike("equal rows have different products within one multiplication")
     for num_rows in range(TILE_ROWS - 1, 0, -1):
-        if not torch.equal(multiply(rows[-num_rows:]), expected[-num_rows:]):
+        products = [multiply(part) for part in torch.split(rows, num_rows) if len(part) == num_rows]
+        if not torch.equal(torch.cat(products), expected[: len(products) * num_rows]):
             return num_rows + 1
     return 1
 
@@ -173,9 +188,7 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> _PackedMultiply | 
     """Return the product with packed weights, or None where it cannot be had or is wrong."""
     if weight.device.type != "cpu" or weight.dtype not in _MAX_ERROR:
         return None
-    if not torch.backends.mkldnn.is_available() or not hasattr(
-        torch.ops.mkldnn, "_reorder_linear_weight"
-    ):
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return None
     rows = weight[:_NUM_CHECKED_ROWS].contiguous()
     expected = linear(rows, weight, bias)
@@ -194,6 +207,10 @@ def _weight_of(layer: Any) -> torch.Tensor:
     return weight.t() if isinstance(layer, Conv1D) else weight
 
 
-def _plain_multiply(layer: Any) -> Multiply:
-    weight, bias = _weight_of(layer), layer.bias
+def _bias_of(layer: Any) -> torch.Tensor | None:
+    bias: torch.Tensor | None = layer.bias
+    return bias
+
+
+def _plain_multiply(weight: torch.Tensor, bias: torch.Tensor | None) -> Multiply:
     return lambda rows: linear(rows, weight, bias)

@@ -5,16 +5,14 @@ then the prefill chunks one behind the other. Linear layers do not care; attenti
 from a `BatchLayout` which rows belong together and where their keys and values lie.
 
 A query attends to its past in spans of `SPAN_TOKENS` keys from the sequence's beginning, each span
-by itself; then the spans are added up, first to last, weighted by how much of the softmax lies in
-each (as flash decoding does). So the order of all sums is fixed by a token's place in its sequence:
-it does not matter whether the token is decoded or read in a chunk, or which rows are beside it.
-That the kernel within a span keeps to it, too, takes a few paddings, which were found by trying:
-`_QUERY_STEP` and `_KEY_STEP`.
+by itself; then the spans are added up, first to last, each with its part of the softmax (as flash
+decoding does). So a token's place in its sequence fixes the order of all sums: it does not matter
+whether it is decoded or read in a chunk, which rows are beside it, or who is how long.
 
 Shapes: B sequences, n new tokens of each, T tokens in the step, Hq query heads, Hkv key-value
-heads, G = Hq / Hkv queries to a key-value head, S spans, K keys in a span, D head size, M = G * n
-padded. Query heads of one key-value head are folded into the query length, so keys and values are
-never copied for them.
+heads, G = Hq / Hkv queries to a key-value head, S spans, K = `SPAN_TOKENS` keys in each, D head
+size, M = G * n, padded to a multiple of `_QUERY_STEP`. Query heads of one key-value head are folded
+into the query length, so keys and values are never copied for them. All sums are float32.
 """
 
 from __future__ import annotations
@@ -29,13 +27,16 @@ ATTENTION_NAME = "tokenwire_paged"
 LAYOUT_ARGUMENT = "batch_layout"
 
 SPAN_TOKENS = 128
-"""Keys that are reduced in one go."""
-_KEY_STEP = 32
-"""A span is padded to a multiple of it: behind that, vectors end in single elements."""
+"""Keys that are reduced in one go. All products have this many, so that a library takes the same
+kernel for them; a short sequence pays for keys that it does not have."""
 _QUERY_STEP = 4
-"""Queries are padded to a multiple of it: for fewer the kernels add up in another order."""
-_MAX_PARTIAL_ELEMENTS = 2**25
-"""Most elements of the spans' partial results at a time, before they are added up."""
+"""For fewer queries, libraries take kernels that add up in another order."""
+_MAX_SCORES = 2**20
+"""About how many scores are computed at a time: four megabytes, which caches hold."""
+_MAX_PARTIAL_ELEMENTS = 2**23
+"""Most elements of the spans' results that are kept at a time, before they are added up."""
+_LOWEST = torch.finfo(torch.float32).min
+"""Stands in for the best of no scores: minus infinity less itself would be no number."""
 
 
 @dataclass(slots=True)
@@ -64,16 +65,12 @@ class QueryGroup:
     def end(self) -> int:
         return self.start + self.num_seqs * self.num_new
 
-    def view(
-        self, cache: torch.Tensor, num_groups: int, sliding_window: int | None, dtype: torch.dtype
-    ) -> GroupView:
+    def view(self, cache: torch.Tensor, num_groups: int, sliding_window: int | None) -> GroupView:
         """Return what attention needs to know; layers of one kind share it."""
         num_kv_heads, block_size = cache.shape[1:3]
-        key = (num_kv_heads, num_groups, sliding_window, dtype)
+        key = (num_kv_heads, num_groups, sliding_window)
         if key not in self._views:
-            self._views[key] = _view(
-                self, num_kv_heads, block_size, num_groups, sliding_window, dtype
-            )
+            self._views[key] = _view(self, num_kv_heads, block_size, num_groups, sliding_window)
         return self._views[key]
 
 
@@ -82,18 +79,12 @@ class GroupView:
     """A group as the layers of one kind see it.
 
     Attributes:
-        rows: (B * S * Hkv * blocks in a span,) rows of the cache seen as one for each (block, head).
-        num_spans: S; 1 where none of the sequences is longer than a span.
-        span_tokens: K.
-        mask: (B * S, 1, M, K), 0 where a query sees a key and -inf where it does not.
-        is_seen: (B, S, 1, M) whether a query sees anything of a span.
+        rows: (B, S, Hkv, blocks in a span) rows of the cache seen as one for each (block, head).
+        mask: (B, S, 1, M, K) float32, 0 where a query sees a key and -inf where it does not.
     """
 
     rows: torch.Tensor
-    num_spans: int
-    span_tokens: int
     mask: torch.Tensor
-    is_seen: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +127,7 @@ class PagedCache:
     """Asked for by transformers."""
 
     def __init__(self, *, num_blocks: int, block_size: int) -> None:
-        assert _KEY_STEP % block_size == 0, "a span is made of whole blocks"
+        assert SPAN_TOKENS % block_size == 0, "a span is made of whole blocks"
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.layout: BatchLayout | None = None
@@ -178,9 +169,8 @@ class PagedCache:
 
 
 def num_padded_blocks(length: int, block_size: int) -> int:
-    """Return how many blocks a table for `length` tokens is padded to: whole spans, or one."""
-    step = _KEY_STEP if length <= SPAN_TOKENS else SPAN_TOKENS
-    return -(-length // step) * step // block_size
+    """Return how many blocks a table for `length` tokens is padded to: whole spans."""
+    return -(-length // SPAN_TOKENS) * SPAN_TOKENS // block_size
 
 
 def paged_attention(
@@ -208,19 +198,20 @@ def paged_attention(
     """
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError("the paged attention takes no mask and no soft cap")
-    _, num_heads, num_tokens, _ = query.shape
+    num_heads, num_tokens, head_dim = query.shape[1:]
     num_kv_heads = key.shape[1]
     num_groups = num_heads // num_kv_heads
     output = query.new_empty(num_tokens, num_kv_heads, num_groups, value.shape[-1])
-    rows = query[0].transpose(0, 1).unflatten(1, (num_kv_heads, num_groups))  # (T, Hkv, G, D)
+    rows = query[0].transpose(0, 1).reshape(num_tokens, num_kv_heads, num_groups, head_dim)
     for group in batch_layout.groups:
-        view = group.view(key, num_groups, sliding_window, query.dtype)
-        shape = (group.num_seqs, group.num_new)
+        view = group.view(key, num_groups, sliding_window)
+        shape = (group.num_seqs, group.num_new, num_kv_heads, num_groups, -1)
         # (B, n, Hkv, G, D) -> (B, Hkv, G * n, D)
-        folded = rows[group.start : group.end].unflatten(0, shape).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        attended = _attend(folded, key, value, view, scaling)
-        unfolded = attended.unflatten(2, (num_groups, group.num_new)).permute(0, 3, 1, 2, 4)
-        output[group.start : group.end].unflatten(0, shape).copy_(unfolded)
+        folded = rows[group.start : group.end].view(shape).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        attended = _attend(folded.float(), key, value, view, scaling)
+        shape = (group.num_seqs, num_kv_heads, num_groups, group.num_new, -1)
+        unfolded = attended.reshape(shape).permute(0, 3, 1, 2, 4)
+        output[group.start : group.end] = unfolded.flatten(0, 1)
     return output.flatten(1, 2)[None], None
 
 
@@ -231,86 +222,92 @@ def _attend(
     view: GroupView,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Attend queries (B, Hkv, G * n, D) to the cache; return (B, Hkv, G * n, D)."""
+    """Attend queries (B, Hkv, G * n, D) to the cache; return (B, Hkv, G * n, D). All float32."""
     num_seqs, num_kv_heads, num_queries, head_dim = query.shape
-    keys, values = _gather(key, view), _gather(value, view)
-    if missing := view.mask.shape[2] - num_queries:
-        query = pad(query, (0, 0, 0, missing))
-    if view.num_spans == 1:
-        return _attend_span(query, keys, values, view.mask, scaling)[0][:, :, :num_queries]
-    num_partial = num_seqs * view.num_spans * num_kv_heads * query.shape[2] * values.shape[-1]
-    step = query.shape[2] * _MAX_PARTIAL_ELEMENTS // max(num_partial, _MAX_PARTIAL_ELEMENTS)
-    step = max(_QUERY_STEP, step // _QUERY_STEP * _QUERY_STEP)
+    num_spans, num_padded = view.mask.shape[1], view.mask.shape[3]
+    query = query * (head_dim**-0.5 if scaling is None else scaling)
+    if num_padded > num_queries:
+        query = pad(query, (0, 0, 0, num_padded - num_queries))
+    num_rows = num_seqs * num_kv_heads * num_padded
+    if num_rows * num_spans * SPAN_TOKENS <= _MAX_SCORES:
+        return _add_up(*_attend_spans(query, key, value, view.rows, view.mask))[:, :, :num_queries]
+    # A piece after the other. It makes no difference to the result where they are cut.
+    num_partial = num_seqs * num_spans * num_kv_heads * value.shape[-1]
+    num_rows = max(1, _MAX_PARTIAL_ELEMENTS // num_partial // _QUERY_STEP) * _QUERY_STEP
+    num_at_once = max(
+        1, _MAX_SCORES // (num_seqs * num_kv_heads * min(num_rows, num_padded) * SPAN_TOKENS)
+    )
     attended = []
-    for start in range(0, query.shape[2], step):
-        some = query[:, None, :, start : start + step]  # (B, 1, Hkv, M, D)
-        some = some.expand(-1, view.num_spans, -1, -1, -1).flatten(0, 1)
-        mask = view.mask[:, :, start : start + step]
-        partial, weights = _attend_span(some, keys, values, mask, scaling)
-        attended.append(
-            _add_up(
-                partial.unflatten(0, (num_seqs, -1)),
-                weights.unflatten(0, (num_seqs, -1)),
-                view.is_seen[..., start : start + step],
+    for start in range(0, num_padded, num_rows):
+        some, mask = (tensor[..., start : start + num_rows, :] for tensor in (query, view.mask))
+        pieces = [
+            _attend_spans(
+                some,
+                key,
+                value,
+                view.rows[:, first : first + num_at_once],
+                mask[:, first : first + num_at_once],
             )
-        )
-    whole = attended[0] if len(attended) == 1 else torch.cat(attended, dim=2)
-    return whole[:, :, :num_queries].to(query.dtype)
+            for first in range(0, num_spans, num_at_once)
+        ]
+        attended.append(_add_up(*(torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))))
+    return torch.cat(attended, dim=2)[:, :, :num_queries]
 
 
-def _attend_span(
+def _attend_spans(
     query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: torch.Tensor,
     mask: torch.Tensor,
-    scaling: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attend queries (N, Hkv, M, D) to one span of keys, (N, Hkv, K, D).
-
-    Returns:
-        (N, Hkv, M, D), and the logarithm of the softmax's denominator, (N, Hkv, M) float32; neither
-        means anything where a query sees no key.
-    """
-    if query.device.type == "cpu" and keys.shape[-1] == values.shape[-1]:
-        attended, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, keys, values, attn_mask=mask, scale=scaling
-        )
-        return attended, log_sum
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
-    scores = (query @ keys.transpose(2, 3)).float() * scaling + mask.float()
-    log_sum = scores.logsumexp(dim=-1)
-    weights = (scores - log_sum[..., None]).exp().nan_to_num()
-    return weights.to(values.dtype) @ values, log_sum
-
-
-def _add_up(partial: torch.Tensor, log_sums: torch.Tensor, is_seen: torch.Tensor) -> torch.Tensor:
-    """Add up what the spans gave, first to last.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend scaled queries, (B, Hkv, M, D), to each of S spans by itself.
 
     Args:
-        partial: (B, S, Hkv, M, D).
-        log_sums: (B, S, Hkv, M) float32.
-        is_seen: (B, S, 1, M).
+        rows, mask: those of a `GroupView`, or of some of its spans.
 
     Returns:
-        (B, Hkv, M, D) float32.
+        The sum of the values, weighted by exp(score - best), (B, S, Hkv, M, D); the sum of the
+        weights and the best score, (B, S, Hkv, M, 1). Zeros where a query sees nothing of a span.
     """
-    log_sums = log_sums.masked_fill(~is_seen, -torch.inf)
-    weights = (log_sums - log_sums.amax(dim=1, keepdim=True)).exp()[..., None]
-    total, attended = weights[:, 0].clone(), partial[:, 0] * weights[:, 0]
-    # One by one: a library's sum may add in another order when there are more of them. A span that
+    num_seqs, num_spans, num_kv_heads, _ = rows.shape
+    num_queries, head_dim = query.shape[2:]
+    keys, values = _gather(key, rows), _gather(value, rows)  # (B * S * Hkv, K, D)
+    queries = query[:, None].expand(-1, num_spans, -1, -1, -1)
+    scores = torch.bmm(queries.reshape(-1, num_queries, head_dim), keys.transpose(1, 2))
+    scores.view(num_seqs, num_spans, num_kv_heads, num_queries, -1).add_(mask)
+    best = scores.amax(dim=-1, keepdim=True).clamp_(min=_LOWEST)
+    weights = scores.sub_(best).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    shape = (num_seqs, num_spans, num_kv_heads, num_queries, -1)
+    return torch.bmm(weights, values).view(shape), total.view(shape), best.view(shape)
+
+
+def _add_up(attended: torch.Tensor, total: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Add up what `_attend_spans` returned, first to last; return (B, Hkv, M, D)."""
+    num_spans = attended.shape[1]
+    if num_spans == 1:
+        return attended[:, 0] / total[:, 0]
+    shares = (best - best.amax(dim=1, keepdim=True)).exp_()
+    attended, total = attended * shares, total * shares
+    whole_attended, whole_total = attended[:, 0], total[:, 0]
+    # One by one: a library's sum may take another order when there are more of them. A span that
     # is not seen adds zero, which changes nothing.
-    for span in range(1, partial.shape[1]):
-        total += weights[:, span]
-        attended += partial[:, span] * weights[:, span]
-    return attended / total
+    for span in range(1, num_spans):
+        whole_attended += attended[:, span]
+        whole_total += total[:, span]
+    return whole_attended / whole_total
 
 
-def _gather(cache: torch.Tensor, view: GroupView) -> torch.Tensor:
-    """Copy spans out of a layer's cache, (num_blocks, Hkv, block_size, D), to (B * S, Hkv, K, D)."""
+def _gather(cache: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Copy spans out of a layer's cache, (num_blocks, Hkv, block_size, D).
+
+    Returns:
+        (B * S * Hkv, K, D) float32.
+    """
     num_blocks, num_kv_heads, block_size, head_dim = cache.shape
-    rows = cache.view(num_blocks * num_kv_heads, block_size * head_dim).index_select(0, view.rows)
-    return rows.view(-1, num_kv_heads, view.span_tokens, head_dim)
+    seen = cache.view(num_blocks * num_kv_heads, block_size * head_dim)
+    return seen.index_select(0, rows.flatten()).view(-1, SPAN_TOKENS, head_dim).float()
 
 
 def _view(
@@ -319,33 +316,26 @@ def _view(
     block_size: int,
     num_groups: int,
     sliding_window: int | None,
-    dtype: torch.dtype,
 ) -> GroupView:
     num_seqs, num_blocks = group.blocks.shape
-    span_tokens = min(num_blocks * block_size, SPAN_TOKENS)
     # Spans that no query of the group can see are left out; they would add zero.
     first = 0
     if sliding_window is not None:
         first = max(0, group.min_length - group.num_new + 1 - sliding_window) // SPAN_TOKENS
     device = group.blocks.device
-    blocks = group.blocks.view(num_seqs, -1, span_tokens // block_size)[:, first:]
+    blocks = group.blocks.view(num_seqs, -1, SPAN_TOKENS // block_size)[:, first:]
     heads = torch.arange(num_kv_heads, device=device)
-    rows = blocks[:, :, None] * num_kv_heads + heads[:, None]  # (B, S, Hkv, blocks in a span)
     positions = torch.arange(first * SPAN_TOKENS, num_blocks * block_size, device=device)
     new = torch.arange(-group.num_new, 0, device=device)
     last = (group.lengths[:, None] + new).repeat(1, num_groups)[..., None]  # (B, G * n, 1)
     is_visible = positions <= last
     if sliding_window is not None:
         is_visible &= positions > last - sliding_window
-    is_visible = is_visible.unflatten(2, (-1, span_tokens)).transpose(1, 2)  # (B, S, G * n, K)
-    if missing := -is_visible.shape[2] % _QUERY_STEP:
+    if missing := -is_visible.shape[1] % _QUERY_STEP:
         is_visible = pad(is_visible, (0, 0, 0, missing), value=True)
-    mask = torch.zeros(is_visible.shape, dtype=dtype, device=device)
-    mask.masked_fill_(~is_visible, -torch.inf)
+    mask = torch.zeros(is_visible.shape, device=device).masked_fill_(~is_visible, -torch.inf)
+    mask = mask.view(num_seqs, mask.shape[1], -1, SPAN_TOKENS)
     return GroupView(
-        rows=rows.flatten(),
-        num_spans=rows.shape[1],
-        span_tokens=span_tokens,
-        mask=mask.flatten(0, 1)[:, None],
-        is_seen=is_visible.any(dim=-1)[:, :, None],
+        rows=blocks[:, :, None] * num_kv_heads + heads[:, None],
+        mask=mask.transpose(1, 2)[:, :, None],
     )

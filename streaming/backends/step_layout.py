@@ -121,4 +121,4 @@ def _tensors(lists: list[list[int]], device: torch.device) -> tuple[torch.Tensor
     whole = torch.tensor(
         [number for numbers in lists for number in numbers], dtype=torch.long, device=device
     )
-    return whole.split([len(numbers) for numbers in lists])
+    return torch.split(whole, [len(numbers) for numbers in lists])
