@@ -55,7 +55,7 @@ def probe(model: Any) -> int:
     AttentionInterface.register(ATTENTION_NAME, paged_attention)
     model.set_attn_implementation(ATTENTION_NAME)
     try:
-        run = _DryRun(model, [len(token_ids)])
+        run = DryRun(model, [len(token_ids)])
         actual = run.read(0, cut=len(token_ids) - 1)
     except Exception as error:
         model.set_attn_implementation(own_attention)
@@ -75,11 +75,11 @@ def pack(model: Any, *, batch_invariant: bool) -> None:
         NotBatchInvariant: that was asked for, and the model is not.
     """
     num_tokens = _NUM_PROBE_TOKENS
-    expected = _DryRun(model, [num_tokens]).read(0, cut=num_tokens - 1)
+    expected = DryRun(model, [num_tokens]).read(0, cut=num_tokens - 1)
     try:
         pack_linears(model, batch_invariant=batch_invariant)
         reason = None
-        if not _are_close(_DryRun(model, [num_tokens]).read(0, cut=num_tokens - 1), expected):
+        if not _are_close(DryRun(model, [num_tokens]).read(0, cut=num_tokens - 1), expected):
             reason = "it answers differently"
     except RowsNotAlike as error:
         raise NotBatchInvariant(str(error)) from error
@@ -103,7 +103,7 @@ def _prove_batch_invariance(model: Any) -> None:
     """
     max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     lengths = [min(length, max_length or length) for length in _PROOF_LENGTHS]
-    run = _DryRun(model, lengths)
+    run = DryRun(model, lengths)
     numbers = range(len(lengths))
     expected = [run.read(number) for number in numbers]
     for number, length in enumerate(lengths):
@@ -118,7 +118,7 @@ def _prove_batch_invariance(model: Any) -> None:
             raise NotBatchInvariant(f"token {lengths[number]} is decoded differently in a crowd")
 
 
-class _DryRun:
+class DryRun:
     """Runs steps over a cache of its own, without an engine.
 
     Args:
