@@ -4,8 +4,8 @@
     python -m benchmarks.loop_lag --streams 8
 
 Each stream has a reader that takes every delta. Meanwhile a task on the same loop asks to be woken
-every few milliseconds, and how late it is woken is the lag: what `/health`, a ping or a cancel would
-wait for beside its own work.
+every few milliseconds, and how late it is woken is the lag: what `/health`, a ping or a cancel
+would wait for beside its own work.
 """
 
 from __future__ import annotations

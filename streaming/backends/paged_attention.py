@@ -81,10 +81,13 @@ class GroupView:
     Attributes:
         rows: (B, S, Hkv, blocks in a span) rows of the cache seen as one for each (block, head).
         mask: (B, S, 1, M, K) float32, 0 where a query sees a key and -inf where it does not.
+        scratch: room for keys and values, which all layers of the step use one after the other:
+            to get new memory for each costs as much as to multiply.
     """
 
     rows: torch.Tensor
     mask: torch.Tensor
+    scratch: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +233,9 @@ def _attend(
         query = pad(query, (0, 0, 0, num_padded - num_queries))
     num_rows = num_seqs * num_kv_heads * num_padded
     if num_rows * num_spans * SPAN_TOKENS <= _MAX_SCORES:
-        return _add_up(*_attend_spans(query, key, value, view.rows, view.mask))[:, :, :num_queries]
+        return _add_up(*_attend_spans(query, key, value, view.rows, view.mask, view.scratch))[
+            :, :, :num_queries
+        ]
     # A piece after the other. It makes no difference to the result where they are cut.
     num_partial = num_seqs * num_spans * num_kv_heads * value.shape[-1]
     num_rows = max(1, _MAX_PARTIAL_ELEMENTS // num_partial // _QUERY_STEP) * _QUERY_STEP
@@ -247,6 +252,7 @@ def _attend(
                 value,
                 view.rows[:, first : first + num_at_once],
                 mask[:, first : first + num_at_once],
+                view.scratch,
             )
             for first in range(0, num_spans, num_at_once)
         ]
@@ -260,11 +266,12 @@ def _attend_spans(
     value: torch.Tensor,
     rows: torch.Tensor,
     mask: torch.Tensor,
+    scratch: dict[tuple[Any, ...], torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend scaled queries, (B, Hkv, M, D), to each of S spans by itself.
 
     Args:
-        rows, mask: those of a `GroupView`, or of some of its spans.
+        rows, mask, scratch: those of a `GroupView`, or of some of its spans.
 
     Returns:
         The sum of the values, weighted by exp(score - best), (B, S, Hkv, M, D); the sum of the
@@ -272,7 +279,8 @@ def _attend_spans(
     """
     num_seqs, num_spans, num_kv_heads, _ = rows.shape
     num_queries, head_dim = query.shape[2:]
-    keys, values = _gather(key, rows), _gather(value, rows)  # (B * S * Hkv, K, D)
+    keys = _gather(key, rows, scratch, "keys")  # (B * S * Hkv, K, D)
+    values = _gather(value, rows, scratch, "values")
     queries = query[:, None].expand(-1, num_spans, -1, -1, -1)
     scores = torch.bmm(queries.reshape(-1, num_queries, head_dim), keys.transpose(1, 2))
     scores.view(num_seqs, num_spans, num_kv_heads, num_queries, -1).add_(mask)
@@ -299,15 +307,31 @@ def _add_up(attended: torch.Tensor, total: torch.Tensor, best: torch.Tensor) -> 
     return whole_attended / whole_total
 
 
-def _gather(cache: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _gather(
+    cache: torch.Tensor,
+    rows: torch.Tensor,
+    scratch: dict[tuple[Any, ...], torch.Tensor],
+    name: str,
+) -> torch.Tensor:
     """Copy spans out of a layer's cache, (num_blocks, Hkv, block_size, D).
 
     Returns:
-        (B * S * Hkv, K, D) float32.
+        (B * S * Hkv, K, D) float32, in the scratch of that name.
     """
     num_blocks, num_kv_heads, block_size, head_dim = cache.shape
     seen = cache.view(num_blocks * num_kv_heads, block_size * head_dim)
-    return seen.index_select(0, rows.flatten()).view(-1, SPAN_TOKENS, head_dim).float()
+    shape = (rows.numel(), seen.shape[1])
+    if (name, shape) not in scratch:
+        scratch[name, shape] = seen.new_empty(shape, dtype=torch.float32)
+        scratch[cache.dtype, shape] = seen.new_empty(shape)
+    gathered = scratch[name, shape]
+    if cache.dtype == torch.float32:
+        torch.index_select(seen, 0, rows.flatten(), out=gathered)
+    else:
+        narrow = scratch[cache.dtype, shape]
+        torch.index_select(seen, 0, rows.flatten(), out=narrow)
+        gathered.copy_(narrow)
+    return gathered.view(-1, SPAN_TOKENS, head_dim)
 
 
 def _view(
