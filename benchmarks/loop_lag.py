@@ -19,7 +19,7 @@ import time
 
 from benchmarks.engine import NUM_PROMPT_TOKENS
 from benchmarks.machine import describe_machine
-from streaming import AsyncEngine, GenerationRequest, SamplingParams, load_backend
+from streaming import AsyncEngine, GenerationRequest, SamplingParams, TextPrompt, load_backend
 from streaming.config import ModelConfig
 from streaming.generation import Delta, Generation
 
@@ -50,7 +50,9 @@ async def measure(engine: AsyncEngine, *, num_streams: int, num_tokens: int) -> 
     started_at = time.perf_counter()
     prober = asyncio.ensure_future(measure_lag(lags_s))
     generations = [
-        await engine.submit(GenerationRequest(prompt=_PROMPT, params=params, owner="benchmark"))
+        await engine.submit(
+            GenerationRequest(prompt=TextPrompt(_PROMPT), params=params, owner="benchmark")
+        )
         for _ in range(num_streams)
     ]
     num_deltas = sum(await asyncio.gather(*(read(engine, log) for log in generations)))
