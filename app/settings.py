@@ -100,6 +100,10 @@ class Settings(BaseSettings):
         ge=1,
         description="Memory for keys and values; without it, a share of what is free.",
     )
+    batch_invariant: bool = Field(
+        _MODEL.batch_invariant,
+        description="Answer a request the same, to the bit, whatever else runs.",
+    )
     max_waiting_requests: int = Field(
         _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
     )
@@ -197,6 +201,7 @@ class Settings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_batch_tokens=self.max_batch_tokens,
             kv_cache_bytes=self.kv_cache_bytes,
+            batch_invariant=self.batch_invariant,
         )
 
     def to_engine_config(self) -> EngineConfig:

@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--long-prompt", type=int, default=4000)
     parser.add_argument("--shared", type=int, default=2000)
+    parser.add_argument("--batch-invariant", action="store_true")
     arguments = parser.parse_args()
 
     def load(backend: BackendName) -> Backend:
@@ -130,6 +131,7 @@ def main() -> None:
                 dtype=arguments.dtype,
                 device=arguments.device,
                 backend=backend,
+                batch_invariant=arguments.batch_invariant,
             )
         )
 
@@ -159,6 +161,7 @@ def main() -> None:
         "benchmark": "engine",
         "dtype": backend.info.dtype,
         "device": backend.info.device,
+        "batch_invariant": arguments.batch_invariant,
         "generate_tokens_per_s": round(baseline, 1),
         "tokens_per_s": {str(n): round(rate, 1) for n, rate in throughput.items()},
         "ratio": {str(n): round(rate / baseline, 2) for n, rate in throughput.items()},

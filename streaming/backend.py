@@ -23,6 +23,7 @@ class ModelInfo:
         vocab_size: token ids are below it.
         eos_token_ids: tokens that end a text.
         has_chat_template: whether `messages` can be served.
+        batch_invariant: whether a request's answer is the same, to the bit, whatever else runs.
     """
 
     model_id: str
@@ -33,6 +34,7 @@ class ModelInfo:
     vocab_size: int
     eos_token_ids: frozenset[int]
     has_chat_template: bool
+    batch_invariant: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ class ModelConfig:
         max_num_seqs: most sequences in one batch.
         max_batch_tokens: most tokens in one batch, prompts and answers together.
         kv_cache_bytes: memory for keys and values; None takes a share of what is free.
+        batch_invariant: a request is answered the same, to the bit, whatever else is in the batch;
+            a model that cannot be is refused.
     """
 
     model: str | None = None
@@ -45,6 +47,7 @@ class ModelConfig:
     max_num_seqs: int = 64
     max_batch_tokens: int = 512
     kv_cache_bytes: int | None = None
+    batch_invariant: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

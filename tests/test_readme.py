@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from pydantic import BaseModel
 
 from app.json_object import parse_object
 from app.protocol.parsing import to_message
@@ -38,7 +39,10 @@ def test_every_frame_that_a_client_is_shown_to_send_is_one():
 def test_the_curl_commands_send_valid_bodies():
     commands = [block for _, block in _BLOCKS if block.startswith("curl")]
     assert commands
-    bodies = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
+    bodies: dict[str, type[BaseModel]] = {
+        "/v1/completions": CompletionRequest,
+        "/v1/chat/completions": ChatRequest,
+    }
     for command in commands:
         found = re.search(r"8000(\S+) .*-d '(.*)'", command, re.DOTALL)
         assert found

@@ -34,6 +34,7 @@ async def get_health(request: Request, response: Response, services: ServicesDep
         device=info.device,
         max_model_len=info.max_model_len,
         has_chat_template=info.has_chat_template,
+        batch_invariant=info.batch_invariant,
     )
 
 

@@ -31,3 +31,6 @@ class Health(Liveness):
     device: str
     max_model_len: int = Field(description="Prompt and answer together, in tokens.")
     has_chat_template: bool = Field(description="Whether `messages` can be served.")
+    batch_invariant: bool = Field(
+        description="Whether an answer is the same, to the bit, whatever else runs."
+    )

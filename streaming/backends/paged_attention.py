@@ -4,34 +4,90 @@ All tokens of a step lie in one row, `(1, num_tokens)`: first one token for each
 then the prefill chunks one behind the other. Linear layers do not care; attention does, and learns
 from a `BatchLayout` which rows belong together and where their keys and values lie.
 
-Shapes: B decoding sequences, T tokens, Hq query heads, Hkv key-value heads, G = Hq / Hkv queries to
-a key-value head, L cached tokens, D head size. Query heads of one key-value head are folded into
-the query length, so keys and values are never copied for them.
+A query attends to its past in spans of `SPAN_TOKENS` keys from the sequence's beginning, each span
+by itself; then the spans are added up, first to last, each with its part of the softmax (as flash
+decoding does). So a token's place in its sequence fixes the order of all sums: it does not matter
+whether it is decoded or read in a chunk, which rows are beside it, or who is how long.
+
+Shapes: B sequences, n new tokens of each, T tokens in the step, Hq query heads, Hkv key-value
+heads, G = Hq / Hkv queries to a key-value head, S spans, K = `SPAN_TOKENS` keys in each, D head
+size, M = G * n, padded to a multiple of `_QUERY_STEP`. Query heads of one key-value head are folded
+into the query length, so keys and values are never copied for them. All sums are float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad
 
 ATTENTION_NAME = "tokenwire_paged"
 LAYOUT_ARGUMENT = "batch_layout"
 
+SPAN_TOKENS = 128
+"""Keys that are reduced in one go. All products have this many, so that a library takes the same
+kernel for them; a short sequence pays for keys that it does not have."""
+_QUERY_STEP = 4
+"""For fewer queries, libraries take kernels that add up in another order."""
+_MAX_SCORES = 2**20
+"""About how many scores are computed at a time: four megabytes, which caches hold."""
+_MAX_PARTIAL_ELEMENTS = 2**23
+"""Most elements of the spans' results that are kept at a time, before they are added up."""
+_LOWEST = torch.finfo(torch.float32).min
+"""Stands in for the best of no scores: minus infinity less itself would be no number."""
 
-@dataclass(frozen=True, slots=True)
-class PrefillRows:
-    """Rows `start` to `end` (half-open) of the step: one chunk of one sequence.
+
+@dataclass(slots=True)
+class QueryGroup:
+    """Rows `start` to `start + B * n` of the step, of B sequences with n new tokens each.
 
     Attributes:
-        slots: (L,) places of all tokens of the sequence, the chunk's own included and last.
+        num_new: n.
+        blocks: (B, S * K / block_size) block tables, padded with a block of the same sequence.
+        lengths: (B,) cached tokens, the new ones included and last.
+        min_length: the smallest of them, known without a look.
     """
 
     start: int
-    end: int
-    slots: torch.Tensor
+    num_new: int
+    blocks: torch.Tensor
+    lengths: torch.Tensor
+    min_length: int
+    _views: dict[tuple[Any, ...], GroupView] = field(default_factory=dict)
+
+    @property
+    def num_seqs(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_seqs * self.num_new
+
+    def view(self, cache: torch.Tensor, num_groups: int, sliding_window: int | None) -> GroupView:
+        """Return what attention needs to know; layers of one kind share it."""
+        num_kv_heads, block_size = cache.shape[1:3]
+        key = (num_kv_heads, num_groups, sliding_window)
+        if key not in self._views:
+            self._views[key] = _view(self, num_kv_heads, block_size, num_groups, sliding_window)
+        return self._views[key]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """A group as the layers of one kind see it.
+
+    Attributes:
+        rows: (B, S, Hkv, blocks in a span) rows of the cache seen as one for each (block, head).
+        mask: (B, S, 1, M, K) float32, 0 where a query sees a key and -inf where it does not.
+        scratch: room for keys and values, which all layers of the step use one after the other:
+            to get new memory for each costs as much as to multiply.
+    """
+
+    rows: torch.Tensor
+    mask: torch.Tensor
+    scratch: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +96,24 @@ class BatchLayout:
 
     Attributes:
         slots: (T,) place in the cache of each new token: block * block_size + offset.
-        num_decodes: B; row i of the step belongs to decoding sequence i for i < B.
-        decode_blocks: (B, max_blocks) block tables, padded with a block of the same sequence.
-        decode_lengths: (B,) cached tokens, the new one included.
-        prefills: the chunks behind the decodes.
+        groups: all rows of the step.
         fresh_blocks: those that this step begins and does not fill. They are wiped: whoever had
             them before may have left a NaN, which spoils a sum even where it is masked.
     """
 
     slots: torch.Tensor
-    num_decodes: int
-    decode_blocks: torch.Tensor
-    decode_lengths: torch.Tensor
-    prefills: tuple[PrefillRows, ...]
+    groups: tuple[QueryGroup, ...]
     fresh_blocks: torch.Tensor
+    _rows: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def rows(self, num_kv_heads: int, block_size: int) -> torch.Tensor:
+        """Return the slots, (T * Hkv,), as rows of a cache seen as one for each (block, head)."""
+        if num_kv_heads not in self._rows:
+            heads = torch.arange(num_kv_heads, device=self.slots.device)
+            blocks, offsets = self.slots[:, None] // block_size, self.slots[:, None] % block_size
+            rows = (blocks * num_kv_heads + heads) * block_size + offsets
+            self._rows[num_kv_heads] = rows.flatten()
+        return self._rows[num_kv_heads]
 
 
 class PagedCache:
@@ -70,6 +130,7 @@ class PagedCache:
     """Asked for by transformers."""
 
     def __init__(self, *, num_blocks: int, block_size: int) -> None:
+        assert SPAN_TOKENS % block_size == 0, "a span is made of whole blocks"
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.layout: BatchLayout | None = None
@@ -81,17 +142,22 @@ class PagedCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the step's keys and values, each (1, Hkv, T, D), to their places.
 
-        Returns the whole cache of the layer, each (num_blocks, block_size, Hkv, D): that is what
+        Returns the whole cache of the layer, each (num_blocks, Hkv, block_size, D): that is what
         the attention function is then called with.
         """
         assert self.layout is not None
         if layer_idx not in self.keys:
             self.keys[layer_idx] = self._make(keys)
             self.values[layer_idx] = self._make(values)
+        fresh_blocks = self.layout.fresh_blocks
+        rows = self.layout.rows(keys.shape[1], self.block_size)
         for cache, new in ((self.keys[layer_idx], keys), (self.values[layer_idx], values)):
-            if self.layout.fresh_blocks.numel():
-                cache[self.layout.fresh_blocks] = 0
-            cache.view(-1, *cache.shape[2:])[self.layout.slots] = new[0].transpose(0, 1)
+            if fresh_blocks.numel():
+                cache.view(self.num_blocks, -1).index_fill_(0, fresh_blocks, 0)
+            head_dim = new.shape[-1]
+            cache.view(-1, head_dim).index_copy_(
+                0, rows, new[0].transpose(0, 1).reshape(-1, head_dim)
+            )
         return self.keys[layer_idx], self.values[layer_idx]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -102,7 +168,12 @@ class PagedCache:
         _, num_heads, _, head_dim = like.shape
         # Not zeroed: on a CPU, memory that is never written is never taken. What is read before it
         # is written lies in fresh blocks, and those are wiped.
-        return like.new_empty(self.num_blocks, self.block_size, num_heads, head_dim)
+        return like.new_empty(self.num_blocks, num_heads, self.block_size, head_dim)
+
+
+def num_padded_blocks(length: int, block_size: int) -> int:
+    """Return how many blocks a table for `length` tokens is padded to: whole spans."""
+    return -(-length // SPAN_TOKENS) * SPAN_TOKENS // block_size
 
 
 def paged_attention(
@@ -122,7 +193,7 @@ def paged_attention(
 
     Args:
         query: (1, Hq, T, D).
-        key, value: (num_blocks, block_size, Hkv, D), as `PagedCache.update` returned them.
+        key, value: (num_blocks, Hkv, block_size, D), as `PagedCache.update` returned them.
         sliding_window: a token sees at most so many, itself included.
 
     Returns:
@@ -130,73 +201,165 @@ def paged_attention(
     """
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError("the paged attention takes no mask and no soft cap")
-    num_tokens = query.shape[2]
-    output = query.new_empty(1, num_tokens, query.shape[1], value.shape[-1])
-    rows = query[0].transpose(0, 1)  # (T, Hq, D)
-    if batch_layout.num_decodes:
-        end = batch_layout.num_decodes
-        output[0, :end] = _decode(rows[:end], key, value, batch_layout, scaling, sliding_window)
-    for chunk in batch_layout.prefills:
-        output[0, chunk.start : chunk.end] = _prefill(
-            rows[chunk.start : chunk.end], key, value, chunk, scaling, sliding_window
-        )
-    return output, None
-
-
-def _decode(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: BatchLayout,
-    scaling: float | None,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """Attend one query of each of B sequences, (B, Hq, D), to padded copies of their caches."""
-    num_seqs, num_heads, head_dim = query.shape
-    num_kv_heads = key.shape[2]
-    blocks = layout.decode_blocks
-    keys = key[blocks].flatten(1, 2).transpose(1, 2)  # (B, Hkv, L, D)
-    values = value[blocks].flatten(1, 2).transpose(1, 2)
-    positions = torch.arange(keys.shape[2], device=query.device)
-    lengths = layout.decode_lengths[:, None]
-    visible = positions < lengths
-    if sliding_window is not None:
-        visible &= positions >= lengths - sliding_window
-    folded = query.view(num_seqs, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    attended = scaled_dot_product_attention(
-        folded, keys, values, attn_mask=visible[:, None, None, :], scale=scaling
-    )
-    return attended.reshape(num_seqs, num_heads, -1)
-
-
-def _prefill(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    chunk: PrefillRows,
-    scaling: float | None,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """Attend the queries of one chunk, (n, Hq, D), to all L tokens of its sequence so far."""
-    num_new, num_heads, head_dim = query.shape
-    num_kv_heads = key.shape[2]
+    num_heads, num_tokens, head_dim = query.shape[1:]
+    num_kv_heads = key.shape[1]
     num_groups = num_heads // num_kv_heads
-    keys = key.view(-1, *key.shape[2:])[chunk.slots].transpose(0, 1)[None]  # (1, Hkv, L, D)
-    values = value.view(-1, *value.shape[2:])[chunk.slots].transpose(0, 1)[None]
-    num_tokens = keys.shape[2]
-    last = torch.arange(num_tokens - num_new, num_tokens, device=query.device)[:, None]
-    positions = torch.arange(num_tokens, device=query.device)
-    visible = positions <= last  # (n, L)
-    if sliding_window is not None:
-        visible &= positions > last - sliding_window
-    # (n, Hkv, G, D) -> (1, Hkv, G * n, D)
-    folded = query.view(num_new, num_kv_heads, num_groups, head_dim).permute(1, 2, 0, 3)
-    attended = scaled_dot_product_attention(
-        folded.reshape(1, num_kv_heads, num_groups * num_new, head_dim),
-        keys,
-        values,
-        attn_mask=visible.repeat(num_groups, 1),
-        scale=scaling,
+    output = query.new_empty(num_tokens, num_kv_heads, num_groups, value.shape[-1])
+    rows = query[0].transpose(0, 1).reshape(num_tokens, num_kv_heads, num_groups, head_dim)
+    for group in batch_layout.groups:
+        view = group.view(key, num_groups, sliding_window)
+        shape = (group.num_seqs, group.num_new, num_kv_heads, num_groups, -1)
+        # (B, n, Hkv, G, D) -> (B, Hkv, G * n, D)
+        folded = rows[group.start : group.end].view(shape).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        attended = _attend(folded.float(), key, value, view, scaling)
+        shape = (group.num_seqs, num_kv_heads, num_groups, group.num_new, -1)
+        unfolded = attended.reshape(shape).permute(0, 3, 1, 2, 4)
+        output[group.start : group.end] = unfolded.flatten(0, 1)
+    return output.flatten(1, 2)[None], None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    view: GroupView,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attend queries (B, Hkv, G * n, D) to the cache; return (B, Hkv, G * n, D). All float32."""
+    num_seqs, num_kv_heads, num_queries, head_dim = query.shape
+    num_spans, num_padded = view.mask.shape[1], view.mask.shape[3]
+    query = query * (head_dim**-0.5 if scaling is None else scaling)
+    if num_padded > num_queries:
+        query = pad(query, (0, 0, 0, num_padded - num_queries))
+    num_rows = num_seqs * num_kv_heads * num_padded
+    if num_rows * num_spans * SPAN_TOKENS <= _MAX_SCORES:
+        return _add_up(*_attend_spans(query, key, value, view.rows, view.mask, view.scratch))[
+            :, :, :num_queries
+        ]
+    # A piece after the other. It makes no difference to the result where they are cut.
+    num_partial = num_seqs * num_spans * num_kv_heads * value.shape[-1]
+    num_rows = max(1, _MAX_PARTIAL_ELEMENTS // num_partial // _QUERY_STEP) * _QUERY_STEP
+    num_at_once = max(
+        1, _MAX_SCORES // (num_seqs * num_kv_heads * min(num_rows, num_padded) * SPAN_TOKENS)
     )
-    attended = attended.view(num_kv_heads, num_groups, num_new, -1).permute(2, 0, 1, 3)
-    return attended.reshape(num_new, num_heads, -1)
+    attended = []
+    for start in range(0, num_padded, num_rows):
+        some, mask = (tensor[..., start : start + num_rows, :] for tensor in (query, view.mask))
+        pieces = [
+            _attend_spans(
+                some,
+                key,
+                value,
+                view.rows[:, first : first + num_at_once],
+                mask[:, first : first + num_at_once],
+                view.scratch,
+            )
+            for first in range(0, num_spans, num_at_once)
+        ]
+        attended.append(_add_up(*(torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))))
+    return torch.cat(attended, dim=2)[:, :, :num_queries]
+
+
+def _attend_spans(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: torch.Tensor,
+    mask: torch.Tensor,
+    scratch: dict[tuple[Any, ...], torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend scaled queries, (B, Hkv, M, D), to each of S spans by itself.
+
+    Args:
+        rows, mask, scratch: those of a `GroupView`, or of some of its spans.
+
+    Returns:
+        The sum of the values, weighted by exp(score - best), (B, S, Hkv, M, D); the sum of the
+        weights and the best score, (B, S, Hkv, M, 1). Zeros where a query sees nothing of a span.
+    """
+    num_seqs, num_spans, num_kv_heads, _ = rows.shape
+    num_queries, head_dim = query.shape[2:]
+    keys = _gather(key, rows, scratch, "keys")  # (B * S * Hkv, K, D)
+    values = _gather(value, rows, scratch, "values")
+    queries = query[:, None].expand(-1, num_spans, -1, -1, -1)
+    scores = torch.bmm(queries.reshape(-1, num_queries, head_dim), keys.transpose(1, 2))
+    scores.view(num_seqs, num_spans, num_kv_heads, num_queries, -1).add_(mask)
+    best = scores.amax(dim=-1, keepdim=True).clamp_(min=_LOWEST)
+    weights = scores.sub_(best).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    shape = (num_seqs, num_spans, num_kv_heads, num_queries, -1)
+    return torch.bmm(weights, values).view(shape), total.view(shape), best.view(shape)
+
+
+def _add_up(attended: torch.Tensor, total: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Add up what `_attend_spans` returned, first to last; return (B, Hkv, M, D)."""
+    num_spans = attended.shape[1]
+    if num_spans == 1:
+        return attended[:, 0] / total[:, 0]
+    shares = (best - best.amax(dim=1, keepdim=True)).exp_()
+    attended, total = attended * shares, total * shares
+    whole_attended, whole_total = attended[:, 0], total[:, 0]
+    # One by one: a library's sum may take another order when there are more of them. A span that
+    # is not seen adds zero, which changes nothing.
+    for span in range(1, num_spans):
+        whole_attended += attended[:, span]
+        whole_total += total[:, span]
+    return whole_attended / whole_total
+
+
+def _gather(
+    cache: torch.Tensor,
+    rows: torch.Tensor,
+    scratch: dict[tuple[Any, ...], torch.Tensor],
+    name: str,
+) -> torch.Tensor:
+    """Copy spans out of a layer's cache, (num_blocks, Hkv, block_size, D).
+
+    Returns:
+        (B * S * Hkv, K, D) float32, in the scratch of that name.
+    """
+    num_blocks, num_kv_heads, block_size, head_dim = cache.shape
+    seen = cache.view(num_blocks * num_kv_heads, block_size * head_dim)
+    shape = (rows.numel(), seen.shape[1])
+    if (name, shape) not in scratch:
+        scratch[name, shape] = seen.new_empty(shape, dtype=torch.float32)
+        scratch[cache.dtype, shape] = seen.new_empty(shape)
+    gathered = scratch[name, shape]
+    if cache.dtype == torch.float32:
+        torch.index_select(seen, 0, rows.flatten(), out=gathered)
+    else:
+        narrow = scratch[cache.dtype, shape]
+        torch.index_select(seen, 0, rows.flatten(), out=narrow)
+        gathered.copy_(narrow)
+    return gathered.view(-1, SPAN_TOKENS, head_dim)
+
+
+def _view(
+    group: QueryGroup,
+    num_kv_heads: int,
+    block_size: int,
+    num_groups: int,
+    sliding_window: int | None,
+) -> GroupView:
+    num_seqs, num_blocks = group.blocks.shape
+    # Spans that no query of the group can see are left out; they would add zero.
+    first = 0
+    if sliding_window is not None:
+        first = max(0, group.min_length - group.num_new + 1 - sliding_window) // SPAN_TOKENS
+    device = group.blocks.device
+    blocks = group.blocks.view(num_seqs, -1, SPAN_TOKENS // block_size)[:, first:]
+    heads = torch.arange(num_kv_heads, device=device)
+    positions = torch.arange(first * SPAN_TOKENS, num_blocks * block_size, device=device)
+    new = torch.arange(-group.num_new, 0, device=device)
+    last = (group.lengths[:, None] + new).repeat(1, num_groups)[..., None]  # (B, G * n, 1)
+    is_visible = positions <= last
+    if sliding_window is not None:
+        is_visible &= positions > last - sliding_window
+    if missing := -is_visible.shape[1] % _QUERY_STEP:
+        is_visible = pad(is_visible, (0, 0, 0, missing), value=True)
+    mask = torch.zeros(is_visible.shape, device=device).masked_fill_(~is_visible, -torch.inf)
+    mask = mask.view(num_seqs, mask.shape[1], -1, SPAN_TOKENS)
+    return GroupView(
+        rows=blocks[:, :, None] * num_kv_heads + heads[:, None],
+        mask=mask.transpose(1, 2)[:, :, None],
+    )

@@ -26,6 +26,7 @@ _MAX_LOGIT = 1e30
 _NUM_CANDIDATES = 1024
 """Tokens that are sorted for top-p and min-p; a flatter distribution is sorted whole."""
 _SEED_MASK = 2**64 - 1
+_NOT_FINITE = "the model's logits are not finite numbers"
 
 
 def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken | FailedRow]:
@@ -34,6 +35,42 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
     Args:
         logits: (num_seqs, vocab_size), of any float dtype; the model's own. Overwritten.
     """
+    ruled = [row for row, sequence in enumerate(sequences) if not _takes_the_likeliest(sequence)]
+    if len(ruled) == len(sequences):
+        return _sample_by_rules(logits, sequences)
+    sampled = _sample_likeliest(logits)
+    if ruled:
+        by_rules = _sample_by_rules(logits[ruled], [sequences[row] for row in ruled])
+        for row, token in zip(ruled, by_rules, strict=True):
+            sampled[row] = token
+    return sampled
+
+
+def _takes_the_likeliest(sequence: Sequence) -> bool:
+    """Whether the next token is the model's own best one, and nothing else is wanted."""
+    params = sequence.params
+    return (
+        params.is_greedy
+        and params.logprobs is None
+        and params.repetition_penalty == 1.0
+        and not (params.presence_penalty or params.frequency_penalty or params.logit_bias)
+        and sequence.matcher is None
+        and not sequence.must_not_end
+    )
+
+
+def _sample_likeliest(logits: torch.Tensor) -> list[SampledToken | FailedRow]:
+    # The best is NaN where any is. Single tokens may be masked with -inf.
+    best, best_ids = logits.max(dim=-1)
+    return [
+        SampledToken(token_id) if is_finite else FailedRow(_NOT_FINITE)
+        for token_id, is_finite in zip(best_ids.tolist(), best.isfinite().tolist(), strict=True)
+    ]
+
+
+def _sample_by_rules(
+    logits: torch.Tensor, sequences: SequenceOf[Sequence]
+) -> list[SampledToken | FailedRow]:
     # Before anything waits for the logits: a GPU still computes them meanwhile.
     masks = {
         row: mask
@@ -57,7 +94,7 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
         for row, has_choice in enumerate((best > -torch.inf).tolist())
         if row in masks and not has_choice
     } | {
-        row: FailedRow("the model's logits are not finite numbers")
+        row: FailedRow(_NOT_FINITE)
         for row, row_is_finite in enumerate(is_finite)
         if not row_is_finite
     }

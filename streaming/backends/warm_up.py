@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as SequenceOf
 
 from streaming.backend import Batch, Chunk, FailedRow, ModelInfo, ModelRunner
 from streaming.generation import Generation
@@ -24,7 +25,7 @@ def warm_up(runner: ModelRunner, info: ModelInfo) -> None:
         Exception: whatever else the model fails with; it does not work then.
     """
     room = max(1, info.max_model_len - 2)
-    sequence = _warm_up_sequence(min(_NUM_PROMPT_TOKENS, room, info.vocab_size))
+    sequence = dry_sequence(range(min(_NUM_PROMPT_TOKENS, room, info.vocab_size)))
     if runner.cache is not None:
         sequence.block_table.block_ids = list(range(runner.cache.num_blocks))
     try:
@@ -37,18 +38,19 @@ def warm_up(runner: ModelRunner, info: ModelInfo) -> None:
         runner.release(sequence)
 
 
-def _warm_up_sequence(num_prompt_tokens: int) -> Sequence:
+def dry_sequence(prompt_ids: SequenceOf[int]) -> Sequence:
+    """Return a sequence that no client asked for."""
     generation = Generation(
         generation_id="warm-up",
         owner="",
         model="",
         created_at=0.0,
         submitted_at=0.0,
-        prompt_tokens=num_prompt_tokens,
+        prompt_tokens=len(prompt_ids),
     )
     return Sequence(
         generation=generation,
-        prompt_ids=range(num_prompt_tokens),
+        prompt_ids=prompt_ids,
         params=SamplingParams(max_tokens=3, seed=0, top_p=0.9, logprobs=1),
         eos_token_ids=frozenset(),
         decode=lambda _: "",

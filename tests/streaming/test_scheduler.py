@@ -133,11 +133,10 @@ class Rig:
     ) -> None:
         self.cache = KVCache(num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.max_batch_tokens = max_batch_tokens
-        self.scheduler = Scheduler(
-            max_num_seqs=max_num_seqs,
-            cache=self.cache,
-            pacer=StepPacer(max_batch_tokens=max_batch_tokens),
-        )
+        pacer = StepPacer(max_batch_tokens=max_batch_tokens)
+        # An unmeasured one lets nobody in beside a sequence that decodes.
+        pacer.observe(num_decodes=1, num_prefill_tokens=0, duration_s=0.1)
+        self.scheduler = Scheduler(max_num_seqs=max_num_seqs, cache=self.cache, pacer=pacer)
         self.live: list[Sequence] = []
 
     def add(
@@ -255,7 +254,7 @@ def test_what_was_measured_sizes_the_next_chunk():
     rig.step(duration_s=0.002)  # a millisecond for each token of a prompt
     rig.step(duration_s=0.1)
     b = rig.add("b" * 400)
-    assert rig.step() == [(a, 3, 4), (b, 0, 192)]
+    assert rig.step() == [(a, 3, 4), (b, 0, 144)]
 
 
 # Sharing.

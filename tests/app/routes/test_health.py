@@ -31,6 +31,7 @@ async def test_health_describes_the_server():
         "device": "none",
         "max_model_len": 99,
         "has_chat_template": False,
+        "batch_invariant": True,
     }
 
 

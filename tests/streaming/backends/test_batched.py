@@ -27,9 +27,10 @@ from transformers import (
 )
 
 from streaming import BackendName, ModelConfig, load_backend
-from streaming.backends.batched import BLOCK_SIZE, BatchedRunner, UnsupportedModel, probe
+from streaming.backends.batched import BLOCK_SIZE, BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.loading import LoadedModel
+from streaming.backends.probe import UnsupportedModel, probe
 from streaming.engine import Engine
 from streaming.errors import ModelLoadError
 from streaming.generation import Generation
@@ -265,6 +266,7 @@ def test_broken_logits_end_their_sequence_only() -> None:
     params = SamplingParams(temperature=0.0, max_tokens=6, seed=0)
     good, bad = make_sequence("good", (5, 6, 7), params), make_sequence("bad", (5, 6, 8), params)
     engine.add(good)
+    engine.step()
     engine.step()
     engine.add(bad)
 

@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
 
 from streaming.backends.paged_attention import (
+    SPAN_TOKENS,
     BatchLayout,
     PagedCache,
-    PrefillRows,
+    QueryGroup,
+    num_padded_blocks,
     paged_attention,
 )
 from tests.support import property_test
@@ -96,28 +99,35 @@ class Rig:
         chunks = sorted(chunks, key=lambda chunk: chunk[1] > 1)
         spans = [(i, self.done[i], self.done[i] + n) for i, n in chunks]
         decodes = [span for span in spans if span[2] - span[1] == 1]
-        num_blocks = max((-(-end // self.block_size) for _, _, end in decodes), default=0)
+        groups = [decodes] if decodes else []
+        groups += [[span] for span in spans if span[2] - span[1] > 1]
         slots: list[int] = []
-        prefills, fresh = [], []
-        for i, start, end in spans:
-            row = self.rows[i]
-            if end - start > 1:
-                seen = torch.tensor(self.slots(row, 0, end))
-                prefills.append(PrefillRows(len(slots), len(slots) + end - start, seen))
-            slots += self.slots(row, start, end)
-            last = end // self.block_size
-            if end % self.block_size and last * self.block_size >= start:
-                fresh.append(row.block_ids[last])
-        tables = []
-        for i, _, end in decodes:
-            table = self.rows[i].block_ids[: -(-end // self.block_size)]
-            tables.append(table + table[:1] * (num_blocks - len(table)))
+        fresh: list[int] = []
+        query_groups: list[QueryGroup] = []
+        for group in groups:
+            start, ends = len(slots), [end for _, _, end in group]
+            num_blocks = num_padded_blocks(max(ends), self.block_size)
+            tables = []
+            for i, first, end in group:
+                blocks = self.rows[i].block_ids
+                slots += self.slots(self.rows[i], first, end)
+                last = end // self.block_size
+                if end % self.block_size and last * self.block_size >= first:
+                    fresh.append(blocks[last])
+                table = blocks[: -(-end // self.block_size)]
+                tables.append(table + table[:1] * (num_blocks - len(table)))
+            query_groups.append(
+                QueryGroup(
+                    start=start,
+                    num_new=group[0][2] - group[0][1],
+                    blocks=torch.tensor(tables),
+                    lengths=torch.tensor(ends),
+                    min_length=min(ends),
+                )
+            )
         layout = BatchLayout(
             slots=torch.tensor(slots),
-            num_decodes=len(decodes),
-            decode_blocks=torch.tensor(tables, dtype=torch.long),
-            decode_lengths=torch.tensor([end for _, _, end in decodes]),
-            prefills=tuple(prefills),
+            groups=tuple(query_groups),
             fresh_blocks=torch.tensor(fresh, dtype=torch.long),
         )
         self.cache.layout = layout
@@ -196,13 +206,12 @@ def test_scaling_is_taken_as_given() -> None:
 
 def test_layers_of_different_shapes_have_caches_of_their_own() -> None:
     cache = PagedCache(num_blocks=2, block_size=4)
-    nothing = torch.zeros(0, dtype=torch.long)
-    cache.layout = BatchLayout(torch.tensor([5]), 0, nothing, nothing, (), torch.tensor([1]))
+    cache.layout = BatchLayout(torch.tensor([5]), (), torch.tensor([1]))
     for layer_idx, (num_heads, head_dim) in enumerate([(2, 8), (1, 16)]):
         new = torch.full((1, num_heads, 1, head_dim), 1.0 + layer_idx)
         keys, values = cache.update(new, -new, layer_idx)
-        assert keys.shape == values.shape == (2, 4, num_heads, head_dim)
-        assert bool((keys[1, 1] == 1.0 + layer_idx).all())
+        assert keys.shape == values.shape == (2, num_heads, 4, head_dim)
+        assert bool((keys[1, :, 1] == 1.0 + layer_idx).all())
         assert float(keys[1].sum()) == -float(values[1].sum()) == new.numel() * (1.0 + layer_idx)
     assert cache.get_seq_length() == 0
 
@@ -224,7 +233,7 @@ def test_what_an_earlier_owner_left_spoils_nothing(left: float) -> None:
 @pytest.mark.parametrize("option", ["attention_mask", "softcap"])
 def test_what_is_not_supported_is_refused(option: str) -> None:
     nothing = torch.zeros(0, dtype=torch.long)
-    layout = BatchLayout(nothing, 0, nothing, nothing, (), nothing)
+    layout = BatchLayout(nothing, (), nothing)
     tensor = torch.zeros(1, 1, 1, 1)
     mask = torch.ones(1, 1) if option == "attention_mask" else None
     with pytest.raises(NotImplementedError):
@@ -246,7 +255,7 @@ def test_any_steps_of_any_crowd_equal_plain_attention(data: st.DataObject) -> No
     window = data.draw(st.sampled_from([None, 2, 5]))
     rig = Rig(
         lengths,
-        block_size=data.draw(st.sampled_from([1, 3, 4, 16])),
+        block_size=data.draw(st.sampled_from([1, 2, 4, 16])),
         num_kv_heads=data.draw(st.sampled_from([1, 2, 4])),
         seed=data.draw(st.integers(0, 1000)),
     )
@@ -258,3 +267,28 @@ def test_any_steps_of_any_crowd_equal_plain_attention(data: st.DataObject) -> No
             chunks or [next((i, 1) for i, num_left in left if num_left)], sliding_window=window
         )
     rig.check(sliding_window=window)
+
+
+@pytest.mark.parametrize("sliding_window", [None, 40, 150])
+def test_what_is_longer_than_a_span_is_added_up(sliding_window: int | None) -> None:
+    rig = Rig([2 * SPAN_TOKENS + 9, SPAN_TOKENS + 1, 5], num_heads=2)
+    rig.step([(0, 2 * SPAN_TOKENS), (1, SPAN_TOKENS - 1), (2, 2)], sliding_window=sliding_window)
+    for _ in range(2):
+        rig.step([(0, 1), (1, 1), (2, 1)], sliding_window=sliding_window)
+    rig.check(sliding_window=sliding_window)
+
+
+def test_a_long_chunk_is_attended_to_piece_by_piece() -> None:
+    """More scores, and more results of spans, than are kept at once; no cut shows in the bits."""
+    length = 6 * SPAN_TOKENS
+    whole, cut = (Rig([length], num_heads=32, num_kv_heads=16, block_size=16) for _ in range(2))
+    whole.step([(0, length)])
+    for num_tokens in (500, 1, length - 501):
+        cut.step([(0, num_tokens)])
+    assert torch.equal(whole.outputs[0][0], torch.cat(cut.outputs[0]))
+    row = whole.rows[0]
+    key, value = (
+        tensor.repeat_interleave(2, dim=1).transpose(0, 1) for tensor in (row.key, row.value)
+    )
+    expected = scaled_dot_product_attention(row.query.transpose(0, 1), key, value, is_causal=True)
+    torch.testing.assert_close(whole.outputs[0][0], expected.transpose(0, 1), rtol=1e-4, atol=1e-5)

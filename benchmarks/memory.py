@@ -1,0 +1,62 @@
+"""How much memory the process takes at its peak with many long sequences in the batch.
+
+    python -m benchmarks.memory                  # 64 sequences of 1,024 tokens, prompt and answer
+
+Most of each sequence is prompt, so that it takes a minute and not ten: the cache does not care.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+
+from benchmarks.engine import add_sequence, random_prompt
+from benchmarks.machine import describe_machine
+from streaming.backends import load_backend
+from streaming.config import ModelConfig
+from streaming.engine import Engine
+
+_NUM_ANSWER_TOKENS = 64
+
+
+def peak_bytes() -> int:
+    """Return the most memory that the process has held (`ru_maxrss`, in KiB on Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Peak memory of many long sequences.")
+    parser.add_argument("--model")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=1024)
+    arguments = parser.parse_args()
+    config = ModelConfig(
+        model=arguments.model, dtype=arguments.dtype, max_num_seqs=arguments.sequences
+    )
+    backend = load_backend(config, on_progress=lambda *_: None)
+    loaded = peak_bytes()
+    engine = Engine(backend.runner)
+    for _ in range(arguments.sequences):
+        prompt_ids = random_prompt(backend, arguments.length - _NUM_ANSWER_TOKENS)
+        add_sequence(engine, backend, prompt_ids, num_tokens=_NUM_ANSWER_TOKENS)
+    while engine.has_work:
+        engine.step()
+    figures = {"loaded_bytes": loaded, "peak_bytes": peak_bytes()}
+    for name, value in figures.items():
+        print(f"{name:14} {value / 2**20:10.0f} MiB", file=sys.stderr)
+    result = {
+        "benchmark": "memory",
+        "sequences": arguments.sequences,
+        "length": arguments.length,
+        "preemptions": engine.num_preemptions,
+        **figures,
+    }
+    print(json.dumps({**result, "machine": describe_machine()}))
+    backend.runner.close()
+
+
+if __name__ == "__main__":
+    main()
