@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import assert_never
 
 from app.errors import ErrorInfo
@@ -14,7 +14,6 @@ from app.schemas.stream_frames import (
     ErrorFrame,
     LogprobEntry,
     QueuedFrame,
-    ServerFrame,
     StartedFrame,
     TokenLogprobsEntry,
 )
@@ -30,6 +29,8 @@ from streaming import (
     TokenLogprobs,
 )
 
+Frame = Mapping[str, object]
+"""A JSON object on its way to a client, on any socket."""
 TokenText = Callable[[int], str]
 
 MAX_DELTA_TOKENS = 256
@@ -40,7 +41,7 @@ _MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-def serialize(frame: ServerFrame) -> str:
+def serialize(frame: Frame) -> str:
     return json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -98,7 +98,7 @@ class StreamProtocol:
         except StreamingError as error:
             self._refuse(ErrorInfo.of(error), attempted_id(fields))
 
-    def receive_bytes(self, *, now: float) -> None:
+    def receive_bytes(self, _: bytes, *, now: float) -> None:
         """Take one binary frame, whatever is in it."""
         if self._is_closed:
             return

@@ -1,36 +1,16 @@
-"""`WS /v1/stream`: who gets in, and what those hear who do not."""
+"""`WS /v1/stream`, and what those hear who looked for a WebSocket elsewhere."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, WebSocket
 from starlette.responses import Response
 
-from app.auth import SUBPROTOCOL, bearer_key, is_origin_allowed, subprotocol_key
-from app.dependencies import Services, ServicesDependency
-from app.errors import ErrorInfo, RequestRefused
+from app.dependencies import ServicesDependency
+from app.errors import ErrorInfo
 from app.handlers import error_response
-from app.middleware.origin_check import FORBIDDEN_ORIGIN
-from app.websocket.connection import StreamConnection
+from app.routes.handshake import serve_socket
+from app.websocket.stream import StreamConnection
 
-_RETRY_AFTER_S = 1.0
-_UNAUTHORIZED = ErrorInfo(
-    code="unauthorized",
-    message=(
-        "A valid API key is needed: Authorization: Bearer KEY, or the subprotocol "
-        "tokenwire.key.KEY with the key in base64url."
-    ),
-)
-_SHUTTING_DOWN = ErrorInfo(
-    code="shutting_down", message="The server is shutting down.", retry_after_s=_RETRY_AFTER_S
-)
-_NOT_READY = ErrorInfo(
-    code="overloaded", message="The server is not ready.", retry_after_s=_RETRY_AFTER_S
-)
-_TOO_MANY = ErrorInfo(
-    code="too_many_connections",
-    message="The server has as many WebSockets open as it may.",
-    retry_after_s=_RETRY_AFTER_S,
-)
 _UPGRADE_REQUIRED = ErrorInfo(
     code="upgrade_required", message="This address is for WebSockets; connect with ws: or wss:."
 )
@@ -43,19 +23,13 @@ fallback_router = APIRouter()
 @router.websocket("/v1/stream")
 async def stream(websocket: WebSocket, services: ServicesDependency) -> None:
     """Talk the protocol of `WS /v1/stream`, once the caller is let in."""
-    try:
-        caller = _admit(websocket, services)
-    except RequestRefused as refused:
-        await websocket.send_denial_response(error_response(refused.info))
-        return
-    connection = StreamConnection(
-        websocket, engine=services.engine, caller=caller, settings=services.settings
-    )
-    # Counted before it is accepted, so that handshakes at the same time cannot pass the limit.
-    with services.connections.register(connection.drain):
-        is_offered = SUBPROTOCOL in websocket.scope["subprotocols"]
-        await websocket.accept(subprotocol=SUBPROTOCOL if is_offered else None)
-        await connection.run()
+
+    def open_connection(caller: str) -> StreamConnection:
+        return StreamConnection(
+            websocket, engine=services.engine, caller=caller, settings=services.settings
+        )
+
+    await serve_socket(websocket, services, open_connection)
 
 
 @router.get("/v1/stream", include_in_schema=False)
@@ -69,31 +43,3 @@ async def refuse_plain_http() -> Response:
 async def refuse_unknown_path(websocket: WebSocket, path: str) -> None:
     info = ErrorInfo(code="not_found", message=f"There is no WebSocket at /{path[:200]}.")
     await websocket.send_denial_response(error_response(info))
-
-
-def _admit(websocket: WebSocket, services: Services) -> str:
-    """Return who calls.
-
-    Raises:
-        RequestRefused: the page, the caller or the moment is wrong.
-    """
-    headers = websocket.headers
-    if not is_origin_allowed(
-        headers.get("origin"),
-        host=headers.get("host"),
-        allowed=services.settings.allowed_origins,
-    ):
-        raise RequestRefused(FORBIDDEN_ORIGIN)
-    key = bearer_key(headers.get("authorization")) or subprotocol_key(
-        websocket.scope["subprotocols"]
-    )
-    caller = services.authenticator.identify(key)
-    if caller is None:
-        raise RequestRefused(_UNAUTHORIZED)
-    if services.connections.is_draining or services.engine.is_shutting_down:
-        raise RequestRefused(_SHUTTING_DOWN)
-    if not services.engine.is_ready:
-        raise RequestRefused(_NOT_READY)
-    if services.connections.is_full:
-        raise RequestRefused(_TOO_MANY)
-    return caller

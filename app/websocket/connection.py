@@ -1,9 +1,9 @@
-"""One `WS /v1/stream` socket: a reader and a writer around a `StreamProtocol`.
+"""One WebSocket: a reader and a writer around the core of whatever is spoken on it.
 
 The writer waits on one event for all that it follows, reads each log in turn, and awaits the socket
 after each read. That is the whole slow-client policy: what a client has not taken yet stays in the
-log, where it is anyway, and comes as one larger delta. A client that takes nothing for too long is
-closed; its generations are in their grace then and can be resumed.
+log, where it is anyway. A client that takes nothing for too long is closed; its generations are in
+their grace then and can be resumed.
 """
 
 from __future__ import annotations
@@ -11,26 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Generic, Protocol, TypeVar
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from app.errors import ErrorInfo
-from app.handlers import INTERNAL_ERROR
-from app.protocol.commands import (
-    CancelGeneration,
-    Close,
-    ResumeGeneration,
-    StartGeneration,
-)
-from app.protocol.frames import serialize
-from app.protocol.stream import StreamProtocol
+from app.protocol.commands import Close
+from app.protocol.frames import Frame, serialize
 from app.settings import Settings
-from streaming import AsyncEngine, Generation, Reader
-from streaming.errors import StreamingError
 
 logger = logging.getLogger(__name__)
 
@@ -39,24 +30,66 @@ _MAX_UNSENT_FRAMES = 256
 _CLOSE_TIMEOUT_S = 1.0
 """Time for a close frame to get into the socket's buffer."""
 
+CommandT = TypeVar("CommandT")
+EventT = TypeVar("EventT")
+EventT_co = TypeVar("EventT_co", covariant=True)
+EventT_contra = TypeVar("EventT_contra", contravariant=True)
 
-class _ConnectionEnded(Exception):
-    """Ends both tasks of a connection; never leaves this module."""
+
+class Core(Protocol[CommandT, EventT_contra]):
+    """The sans-I/O side of a conversation; time is passed in as monotonic seconds."""
+
+    @property
+    def num_unsent(self) -> int:
+        """Frames that wait to be sent."""
+
+    @property
+    def due_at(self) -> float | None:
+        """When `release_due` has something to do, if nothing comes in before."""
+
+    def receive_text(self, frame: str, *, now: float) -> None: ...
+
+    def receive_bytes(self, frame: bytes, *, now: float) -> None: ...
+
+    def receive_events(self, key: str, events: Sequence[EventT_contra], *, now: float) -> None:
+        """Take what a reader has read that is followed as `key`."""
+
+    def receive_drain(self) -> None: ...
+
+    def release_due(self, *, now: float) -> None: ...
+
+    def commands(self) -> list[CommandT | Close]: ...
+
+    def frames_to_send(self) -> Iterator[Frame]: ...
+
+
+class LogReader(Protocol[EventT_co]):
+    """Something with a cursor, read by a connection whenever it may have more."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the end has been read."""
+
+    def read(self) -> Sequence[EventT_co]:
+        """Return what is new; never waits."""
+
+
+class ConnectionEnded(Exception):
+    """Ends both tasks of a connection; never leaves this package."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Followed:
-    reader: Reader
+class _Followed(Generic[EventT]):
+    reader: LogReader[EventT]
     leave: ExitStack
 
 
-class StreamConnection:
-    """Serves one accepted socket until either side closes it.
+class Connection(ABC, Generic[CommandT, EventT]):
+    """Serves one accepted socket until either side closes it; a subclass obeys its core.
 
     Args:
         websocket: accepted before `run`.
-        engine: generates.
-        caller: whose generations these are.
+        core: speaks.
         settings: limits.
         clock: monotonic seconds.
     """
@@ -64,33 +97,25 @@ class StreamConnection:
     def __init__(
         self,
         websocket: WebSocket,
+        core: Core[CommandT, EventT],
         *,
-        engine: AsyncEngine,
-        caller: str,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._websocket = websocket
-        self._engine = engine
-        self._caller = caller
+        self._core = core
         self._settings = settings
         self._clock = clock
-        self._protocol = StreamProtocol(
-            owner=caller,
-            token_text=engine.tokenizer.token_text,
-            max_streams=settings.max_streams,
-            max_messages_per_s=settings.max_messages_per_s,
-        )
         self._tasks = asyncio.TaskGroup()
-        self._followed: dict[str, _Followed] = {}
+        self._followed: dict[str, _Followed[EventT]] = {}
         self._wake = asyncio.Event()
+        self._wake.set()  # the core may have something to say before it hears anything
         self._has_room = asyncio.Event()
         self._close: Close | None = None
 
     def drain(self) -> None:
-        """Close once no stream is open; called when the server goes away."""
-        self._protocol.receive_drain()
-        self._obey()
+        """Close once nothing is open; called when the server goes away."""
+        self._core.receive_drain()
         self._wake.set()
 
     async def run(self) -> None:
@@ -103,10 +128,10 @@ class StreamConnection:
             async with self._tasks as tasks:
                 tasks.create_task(self._read())
                 tasks.create_task(self._write())
-        except* _ConnectionEnded:
+        except* ConnectionEnded:
             pass
         except* Exception:
-            logger.exception("a connection to /v1/stream failed")
+            logger.exception("a connection to %s failed", self._websocket.url.path)
             self._close = Close(1011, "internal error")
         finally:
             for followed in self._followed.values():
@@ -114,21 +139,35 @@ class StreamConnection:
         if self._close is not None:
             await self._send_close(self._close)
 
+    # What a subclass does, and does it with.
+
+    @abstractmethod
+    def execute(self, command: CommandT) -> None:
+        """Do what the core wants, without waiting: what takes time is a task of its own."""
+
+    def follow(self, key: str, reader: LogReader[EventT], leave: ExitStack) -> None:
+        """Give the core what the reader reads, until its end; then, or at the socket's, leave."""
+        self._followed[key] = _Followed(reader, leave)
+
+    def has_changed(self) -> None:
+        """Look again: the core has been told something, or a log has grown."""
+        self._obey()
+        self._wake.set()
+
     # The reader.
 
     async def _read(self) -> None:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                raise _ConnectionEnded
+                raise ConnectionEnded
             text = message.get("text")
             if text is not None:
-                self._protocol.receive_text(text, now=self._clock())
+                self._core.receive_text(text, now=self._clock())
             else:
-                self._protocol.receive_bytes(now=self._clock())
-            self._obey()
-            self._wake.set()
-            if self._protocol.num_unsent > _MAX_UNSENT_FRAMES:
+                self._core.receive_bytes(message["bytes"], now=self._clock())
+            self.has_changed()
+            if self._core.num_unsent > _MAX_UNSENT_FRAMES:
                 self._has_room.clear()
                 await self._has_room.wait()
             # Messages that have arrived together are received without waiting, so one client could
@@ -136,61 +175,11 @@ class StreamConnection:
             await asyncio.sleep(0)
 
     def _obey(self) -> None:
-        for command in self._protocol.commands():
-            match command:
-                case StartGeneration():
-                    # A task of its own: a long tokenisation must not hold up a cancel beside it.
-                    self._tasks.create_task(self._submit(command))
-                case ResumeGeneration():
-                    self._resume(command)
-                case CancelGeneration(stream_id):
-                    self._engine.cancel(self._followed[stream_id].reader.generation)
-                case Close():
-                    self._close = command
-                case _:
-                    assert_never(command)
-
-    async def _submit(self, command: StartGeneration) -> None:
-        try:
-            generation = await self._engine.submit(command.request)
-        except StreamingError as error:
-            self._protocol.receive_refused(command.stream_id, ErrorInfo.of(error))
-        except Exception:
-            logger.exception("a request could not be submitted")  # and only this one fails
-            self._protocol.receive_refused(command.stream_id, INTERNAL_ERROR)
-        else:
-            # No await since the engine has it: it is never without a follower.
-            self._follow(command.stream_id, generation, every_token=command.every_token)
-        self._obey()
-        self._wake.set()
-
-    def _resume(self, command: ResumeGeneration) -> None:
-        try:
-            generation = self._engine.find(command.generation_id, owner=self._caller)
-            self._follow(
-                command.stream_id,
-                generation,
-                after=command.after,
-                every_token=command.every_token,
-            )
-        except StreamingError as error:
-            self._protocol.receive_refused(command.stream_id, ErrorInfo.of(error))
-
-    def _follow(
-        self, stream_id: str, generation: Generation, *, after: int = -1, every_token: bool
-    ) -> None:
-        with ExitStack() as stack:
-            reader = stack.enter_context(
-                self._engine.follow(
-                    generation,
-                    after=after,
-                    every_token=every_token,
-                    on_wake=self._wake.set,
-                    grace_s=self._settings.disconnect_grace_s,
-                )
-            )
-            self._followed[stream_id] = _Followed(reader, stack.pop_all())
-        self._protocol.receive_accepted(stream_id, generation)
+        for command in self._core.commands():
+            if isinstance(command, Close):
+                self._close = command
+            else:
+                self.execute(command)
 
     # The writer.
 
@@ -198,17 +187,17 @@ class StreamConnection:
         while True:
             await self._wait_woken()
             self._wake.clear()
-            for stream_id in tuple(self._followed):
-                self._read_log(stream_id)
+            for key in tuple(self._followed):
+                self._read_log(key)
                 await self._flush()
-            self._protocol.release_due(now=self._clock())
+            self._core.release_due(now=self._clock())
             self._obey()
             await self._flush()
             if self._close is not None:
-                raise _ConnectionEnded
+                raise ConnectionEnded
 
     async def _wait_woken(self) -> None:
-        due_at = self._protocol.due_at
+        due_at = self._core.due_at
         timeout_s = None if due_at is None else max(0.0, due_at - self._clock())
         try:
             async with asyncio.timeout(timeout_s):
@@ -216,16 +205,16 @@ class StreamConnection:
         except TimeoutError:
             pass
 
-    def _read_log(self, stream_id: str) -> None:
-        followed = self._followed[stream_id]
+    def _read_log(self, key: str) -> None:
+        followed = self._followed[key]
         events = followed.reader.read()
-        self._protocol.receive_events(stream_id, events, now=self._clock())
+        self._core.receive_events(key, events, now=self._clock())
         if followed.reader.is_done:
-            del self._followed[stream_id]
+            del self._followed[key]
             followed.leave.close()
 
     async def _flush(self) -> None:
-        for frame in self._protocol.frames_to_send():
+        for frame in self._core.frames_to_send():
             await self._send(serialize(frame))
         self._has_room.set()
 
@@ -237,11 +226,11 @@ class StreamConnection:
         except TimeoutError as error:
             logger.info("a client took nothing for %g s and is closed", stall_timeout_s)
             self._close = Close(1008, f"nothing was read for {stall_timeout_s:g} s")
-            raise _ConnectionEnded from error
+            raise ConnectionEnded from error
         except (WebSocketDisconnect, RuntimeError) as error:
             # RuntimeError: the server closed the socket by itself, as it does when a ping is not
             # answered or a frame is too big, and has not told us yet.
-            raise _ConnectionEnded from error
+            raise ConnectionEnded from error
 
     async def _send_close(self, close: Close) -> None:
         try:

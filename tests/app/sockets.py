@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from app.server import Server
 from app.settings import Settings
-from app.websocket.connection import StreamConnection
+from app.websocket.stream import StreamConnection
 from streaming import ANYONE, AsyncEngine, Backend
 from streaming.backends.scripted import Gate
 from tests.app.conversation import Frame

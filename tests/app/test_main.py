@@ -11,7 +11,10 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 from streaming.backends.scripted import scripted_backend
 from tests.app.serving import KEY, client, client_of, make_app, serving
 
-PUBLIC = {"/", "/static", "/docs", "/openapi.json", "/health", "/livez", "/readyz"}
+PUBLIC = {
+    *("/", "/static", "/docs", "/openapi.json", "/asyncapi.json"),
+    *("/health", "/livez", "/readyz"),
+}
 UPGRADE_ONLY = {"/v1/stream"}
 """Over plain HTTP these only say that they are for WebSockets."""
 NO_SOCKETS = "/{path:path}"

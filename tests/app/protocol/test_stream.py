@@ -242,7 +242,7 @@ def test_null_response_format_is_none(talk: Conversation) -> None:
 def test_frames_that_are_no_message(talk: Conversation) -> None:
     for text in ("", "[]", '{"type": "x"}', '{"type": "generate", "temperature": NaN}'):
         talk.core.receive_text(text, now=0.0)
-    talk.core.receive_bytes(now=0.0)
+    talk.core.receive_bytes(b"{}", now=0.0)
     frames = talk.heard()
     assert [frame["error"]["code"] for frame in frames] == [
         "invalid_json",
@@ -425,7 +425,7 @@ def test_too_many_messages() -> None:
     assert (frame["error"]["code"], frame["id"]) == ("rate_limited", "a")
     assert frame["error"]["retryable"] is True
     assert frame["error"]["retry_after_s"] == 0.5
-    talk.core.receive_bytes(now=0.0)
+    talk.core.receive_bytes(b"{}", now=0.0)
     assert talk.error() == ("rate_limited", None, None)
     talk.core.receive_text("{", now=0.0)
     assert talk.error() == ("rate_limited", None, None)
@@ -505,7 +505,7 @@ def test_nothing_is_heard_after_the_close(talk: Conversation) -> None:
     talk.core.receive_drain()
     talk.core.commands()
     assert talk.generate() == []
-    talk.core.receive_bytes(now=0.0)
+    talk.core.receive_bytes(b"{}", now=0.0)
     assert talk.heard() == []
 
 

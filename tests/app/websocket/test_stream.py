@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.settings import Settings
-from app.websocket.connection import StreamConnection
+from app.websocket.stream import StreamConnection
 from streaming import AsyncEngine, Backend, EngineConfig, Generation
 from streaming.backends.scripted import ByteTokenizer, Gate, say, scripted_backend
 from tests.app.conversation import assert_conversation, text_of
