@@ -18,6 +18,7 @@ from app.json_route import JSONRoute
 from app.reader_group import ReaderGroup, failure
 from app.schemas.completions import Completion, CompletionRequest
 from app.schemas.error import error_responses
+from app.schemas.event_stream import event_stream
 from streaming import AsyncEngine, Generation, GenerationRequest
 
 router = APIRouter(
@@ -61,7 +62,7 @@ EXAMPLES: dict[str, Any] = {
 _SUCCESS = {
     "description": "The completion; with `stream`, Server-Sent Events: one chunk of the same form "
     "each, and `data: [DONE]` last.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": event_stream(Completion.__name__),
 }
 _ERRORS = error_responses(
     "invalid_json",
