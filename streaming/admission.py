@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import assert_never
 
-from streaming.backend import Backend
+from streaming.backend import Backend, EncodedPrompt
+from streaming.chat import MAX_PARALLEL_CALLS, ToolMode, check_tools
+from streaming.chat_format import may_call_tools
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
-from streaming.grammar import Grammar, GrammarMatcher
+from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
 from streaming.request import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from streaming.sampling_params import SamplingParams
 
@@ -47,6 +49,8 @@ class Admission:
                 size=num_chars, limit=max_chars, unit="characters", param=prompt.param
             )
         _check_unicode(prompt.param, prompt.texts)
+        if isinstance(prompt, ChatPrompt):
+            self._check_chat(prompt)
         _check_unicode("stop", params.stop)
         if params.grammar is not None:
             if self._grammars is None:
@@ -61,35 +65,56 @@ class Admission:
             self._check_length(prompt, prompt.token_ids)
             self._check_ids(prompt.param, prompt.token_ids)
 
-    def tokenize(self, prompt: Prompt) -> list[int]:
-        """Return the prompt's ids; slow on long prompts, so run it on a worker thread.
+    def encode(self, prompt: Prompt) -> EncodedPrompt:
+        """Return the prompt as ids; slow on long prompts, so run it on a worker thread.
 
         Raises:
             PromptTooLong: there is no room for one token of an answer.
-            InvalidRequest: the chat template refuses the messages.
+            InvalidRequest: the chat template refuses the messages, or tools cannot be offered.
         """
         match prompt:
             case TextPrompt(text):
-                prompt_ids = self._tokenizer.encode(text)
+                encoded = EncodedPrompt(self._tokenizer.encode(text))
             case TokenPrompt(token_ids):
-                prompt_ids = list(token_ids)
+                encoded = EncodedPrompt(list(token_ids))
             case ChatPrompt():
-                prompt_ids = self._tokenizer.encode_chat(prompt)
+                check_tools(prompt.tools, prompt.tool_choice)
+                encoded = self._tokenizer.prepare_chat(prompt)
             case _:
                 assert_never(prompt)
-        if not prompt_ids:
+        if not encoded.token_ids:
             raise InvalidRequest(param=prompt.param, reason="has no tokens")
-        self._check_length(prompt, prompt_ids)
-        return prompt_ids
+        self._check_length(prompt, encoded.token_ids)
+        return encoded
 
-    def compile(self, grammar: Grammar, *, count: int) -> list[GrammarMatcher]:
+    def language(self, request: GenerationRequest, encoded: EncodedPrompt) -> Language | None:
+        """Return what the answer has to belong to; None is any text."""
+        prompt, output_format = request.prompt, encoded.output_format
+        text = request.params.grammar
+        if not isinstance(prompt, ChatPrompt) or output_format.tools is None:
+            if text is None or output_format.reasoning is None:
+                return text
+            return AnswerGrammar(output_format=output_format, text=text)
+        choice, syntax = prompt.tool_choice, output_format.tools
+        is_single = not (prompt.parallel_tool_calls and syntax.allows_several)
+        return AnswerGrammar(
+            output_format=output_format,
+            tools=tuple(
+                tool for tool in prompt.tools if choice.names is None or tool.name in choice.names
+            ),
+            must_call=choice.mode is ToolMode.REQUIRED,
+            max_calls=1 if is_single else MAX_PARALLEL_CALLS,
+            text=text,
+        )
+
+    def compile(self, language: Language, *, count: int) -> list[GrammarMatcher]:
         """Return a matcher for each of `count` texts; may be slow, so run it on a worker thread.
 
         Raises:
             InvalidRequest: the grammar cannot be compiled, and why.
         """
         assert self._grammars is not None, "`check` refuses grammars that nobody compiles"
-        return self._grammars.compile(grammar, count=count)
+        return self._grammars.compile(language, count=count)
 
     def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
         """Fill in what the request left open: a length that the context allows, and a seed."""
@@ -101,6 +126,24 @@ class Admission:
             min_tokens=min(params.min_tokens, max_tokens),
             seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
+
+    def _check_chat(self, prompt: ChatPrompt) -> None:
+        if self._grammars is None and may_call_tools(prompt):
+            raise InvalidRequest(
+                param="tools", reason=f"{self._info.model_id} cannot be held to their schemas"
+            )
+        if not prompt.continue_final_message:
+            return
+        if prompt.add_generation_prompt:
+            raise InvalidRequest(
+                param="continue_final_message", reason="excludes add_generation_prompt"
+            )
+        final = prompt.messages[-1]
+        if final.role != "assistant" or final.tool_calls:
+            raise InvalidRequest(
+                param="continue_final_message",
+                reason="the final message must be a text of the assistant's",
+            )
 
     def _check_length(self, prompt: Prompt, prompt_ids: Sequence[int]) -> None:
         limit = self._info.max_model_len - 1

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from streaming.admission import Admission
-from streaming.backend import Backend, ModelInfo, Tokenizer
+from streaming.backend import Backend, EncodedPrompt, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, Overloaded, ShuttingDown
@@ -137,11 +137,12 @@ class AsyncEngine:
         finally:
             self._num_tokenizing -= len(requests)
         self._check_capacity(
-            num_requests=len(requests), num_prompt_tokens=sum(len(ids) for ids, _ in prepared)
+            num_requests=len(requests),
+            num_prompt_tokens=sum(len(encoded.token_ids) for encoded, _ in prepared),
         )
         return [
-            self._enqueue(request, prompt_ids, matcher)
-            for request, (prompt_ids, matcher) in zip(requests, prepared, strict=True)
+            self._enqueue(request, encoded, matcher)
+            for request, (encoded, matcher) in zip(requests, prepared, strict=True)
         ]
 
     def find(self, generation_id: str, *, owner: str) -> Generation:
@@ -242,8 +243,9 @@ class AsyncEngine:
             )
 
     def _enqueue(
-        self, request: GenerationRequest, prompt_ids: list[int], matcher: GrammarMatcher | None
+        self, request: GenerationRequest, encoded: EncodedPrompt, matcher: GrammarMatcher | None
     ) -> Generation:
+        prompt_ids = encoded.token_ids
         now = time.monotonic()
         timeout_s = self._config.request_timeout_s
         if request.timeout_s is not None:
@@ -255,6 +257,7 @@ class AsyncEngine:
             created_at=time.time(),
             submitted_at=now,
             prompt_tokens=len(prompt_ids),
+            output_format=encoded.output_format,
             metadata=request.metadata,
         )
         sequence = Sequence(
@@ -325,22 +328,24 @@ class AsyncEngine:
 
     def _prepare(
         self, requests: SequenceOf[GenerationRequest]
-    ) -> list[tuple[list[int], GrammarMatcher | None]]:
-        prompt_ids: dict[Prompt, list[int]] = {}
+    ) -> list[tuple[EncodedPrompt, GrammarMatcher | None]]:
+        encoded: dict[Prompt, EncodedPrompt] = {}
         for request in requests:
             if self.is_shutting_down:
                 raise self._shutting_down()
-            if request.prompt not in prompt_ids:
-                prompt_ids[request.prompt] = self._admission.tokenize(request.prompt)
-        grammars = [request.params.grammar for request in requests]
+            if request.prompt not in encoded:
+                encoded[request.prompt] = self._admission.encode(request.prompt)
+        languages = [
+            self._admission.language(request, encoded[request.prompt]) for request in requests
+        ]
         matchers = {
-            grammar: iter(self._admission.compile(grammar, count=count))
-            for grammar, count in Counter(grammars).items()
-            if grammar is not None
+            language: iter(self._admission.compile(language, count=count))
+            for language, count in Counter(languages).items()
+            if language is not None
         }
         return [
-            (prompt_ids[request.prompt], None if grammar is None else next(matchers[grammar]))
-            for request, grammar in zip(requests, grammars, strict=True)
+            (encoded[request.prompt], None if language is None else next(matchers[language]))
+            for request, language in zip(requests, languages, strict=True)
         ]
 
     # On the engine's thread.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from streaming.generation import TokenLogprobs
-from streaming.grammar import Grammar, GrammarMatcher
+from streaming.grammar import GrammarMatcher, Language
+from streaming.output_parser import PLAIN, OutputFormat
 from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 
@@ -34,6 +35,18 @@ class ModelInfo:
     has_chat_template: bool
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        output_format: what to look for in the answer.
+    """
+
+    token_ids: list[int]
+    output_format: OutputFormat = PLAIN
+
+
 class Tokenizer(Protocol):
     """Text to token ids and back. All methods may be called from several threads at once."""
 
@@ -51,8 +64,15 @@ class Tokenizer(Protocol):
             InvalidRequest: the model has no chat template, or the template refuses the messages.
         """
 
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        """Return the same ids, and how the answer to them is written.
+
+        Raises:
+            InvalidRequest: as `encode_chat` does.
+        """
+
     def decode(self, token_ids: SequenceOf[int]) -> str:
-        """Return the text, special tokens left out."""
+        """Return the text, special tokens left out but for marks of calls and of reasoning."""
 
     def token_text(self, token_id: int) -> str:
         """Return how one token is written when it is listed by itself, special ones included."""
@@ -61,7 +81,7 @@ class Tokenizer(Protocol):
 class GrammarCompiler(Protocol):
     """Makes grammars ready for one tokenizer. May be called from several threads at once."""
 
-    def compile(self, grammar: Grammar, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
         """Return `count` matchers, each at the beginning of a text; may take a second.
 
         Raises:

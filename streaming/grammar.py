@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from streaming.chat import Tool
 from streaming.errors import InvalidRequest
+from streaming.output_parser import OutputFormat
 
 MAX_GRAMMAR_CHARS = 65_536
 
@@ -39,6 +41,28 @@ class Grammar:
                 param="response_format",
                 reason=f"has {len(self.source)} characters; at most {MAX_GRAMMAR_CHARS} are taken",
             )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerGrammar:
+    """What a chat answer is: reasoning, where its format has it, and then calls or text.
+
+    Attributes:
+        output_format: how they are written.
+        tools: what may be called.
+        must_call: the answer is calls; otherwise, calls may follow a text or take its place.
+        max_calls: most calls in the answer.
+        text: what an answer without calls is; None is any text.
+    """
+
+    output_format: OutputFormat
+    tools: tuple[Tool, ...] = ()
+    must_call: bool = False
+    max_calls: int = 1
+    text: Grammar | None = None
+
+
+Language = Grammar | AnswerGrammar
 
 
 class GrammarMatcher(Protocol):

@@ -25,6 +25,7 @@ class ToolSyntax:
         trigger: what `section_begin + call_begin` begins with and no other text has; from here on
             it is a call.
         is_only_at_start: a trigger behind other text is text.
+        allows_several: an answer may have more than one call.
     """
 
     call_begin: str
@@ -35,6 +36,7 @@ class ToolSyntax:
     separator: str = ""
     section_end: str = ""
     is_only_at_start: bool = False
+    allows_several: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,6 @@ class OutputParser:
         self._format = output_format
         self._held = ""
         self._num_calls = 0
-        self.num_complete_calls = 0
-        """Calls whose arguments have been read to their end."""
         self._has_answer = False
         self._json = _ObjectScanner()
         if output_format.starts_in_reasoning:
@@ -135,6 +135,11 @@ class OutputParser:
         else:
             self._state = _State.ANSWER
         self._skips_blanks = self._state is not _State.ANSWER
+
+    @property
+    def ends_with_calls(self) -> bool:
+        """Whether calls have been shown, all of them whole."""
+        return bool(self._num_calls) and self._state is not _State.ARGUMENTS
 
     def feed(self, text: str) -> list[Piece]:
         """Return what `text` makes certain."""
@@ -247,7 +252,6 @@ class OutputParser:
         if not self._json.is_done:
             return False
         _add(pieces, ToolCallEnded(index))
-        self.num_complete_calls += 1
         self._state = _State.BETWEEN
         return True
 

@@ -60,7 +60,9 @@ class ChatPrompt:
         tools = (
             text for tool in self.tools for text in (tool.name, tool.description, tool.parameters)
         )
-        return (*(text for message in self.messages for text in message.texts), *tools)
+        messages = (text for message in self.messages for text in message.texts)
+        template_kwargs = (self.template_kwargs,) if self.template_kwargs else ()
+        return (*messages, *tools, *template_kwargs)
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt

@@ -184,7 +184,7 @@ class Sequence:
             self.generation.append(Tail(text, at))
 
     def _reason_to_stop(self, text: str) -> FinishReason:
-        """Return `stop`, or `tool_calls` for an answer that ends with calls.
+        """Return `stop`, or `tool_calls` for an answer that ends with calls, all of them complete.
 
         Args:
             text: what the last token sets free; it is not in the log yet.
@@ -194,7 +194,7 @@ class Sequence:
             return FinishReason.STOP
         parser = OutputParser(output_format)
         parser.feed(self.generation.text + text)
-        return FinishReason.TOOL_CALLS if parser.num_complete_calls else FinishReason.STOP
+        return FinishReason.TOOL_CALLS if parser.ends_with_calls else FinishReason.STOP
 
     def _end(self, record: Finished | Failed) -> None:
         self.move_to(SequenceState.ENDED)

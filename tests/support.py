@@ -28,7 +28,7 @@ from streaming import (
 from streaming.backends.scripted import EOS, ByteTokenizer
 from streaming.errors import InvalidRequest
 from streaming.generation import Token
-from streaming.grammar import Grammar, GrammarMatcher
+from streaming.grammar import Grammar, GrammarMatcher, Language
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 20.0
@@ -147,7 +147,9 @@ class WordCompiler:
     def __init__(self) -> None:
         self.compiled: list[tuple[str, int]] = []
 
-    def compile(self, grammar: Grammar, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+        assert isinstance(language, Grammar)
+        grammar = language
         if grammar.source == "(":
             raise InvalidRequest(param="response_format", reason="unclosed group")
         self.compiled.append((grammar.source, count))

@@ -23,10 +23,11 @@ FILES = sorted(path for package in ("app", "streaming") for path in (ROOT / pack
 
 STREAMING_RANKS = (
     {"errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_pacer", "output_parser"},
-    {"grammar", "chat"},
+    {"chat"},
+    {"grammar"},
     {"generation", "sampling_params"},
     {"request"},
-    {"sequence"},
+    {"sequence", "chat_format"},
     {"backend", "fair_queue"},
     {"scheduler", "wait_estimator", "backends"},
     {"engine", "admission", "store"},

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
 from streaming.errors import InvalidRequest
-from streaming.grammar import Grammar, GrammarKind, GrammarMatcher
+from streaming.grammar import Grammar, GrammarKind, GrammarMatcher, Language
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -87,12 +87,14 @@ class LlguidanceCompiler:
         # Without what the user wrote: errors of a running text go to the log.
         self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
 
-    def compile(self, grammar: Grammar, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
         """Return `count` matchers, each at the beginning; run it on a worker thread.
 
         Raises:
             InvalidRequest: the grammar cannot be compiled, and why.
         """
+        assert isinstance(language, Grammar), "the tokenizer refuses tools"
+        grammar = language
         compiled = LLMatcher(
             self._tokenizer, _to_llguidance(grammar), log_level=0, limits=self._limits
         )

@@ -1,6 +1,7 @@
 """A backend that says which tokens come out: for tests, examples, and work on the page.
 
-Its tokens are bytes, so every character outside ASCII is split over several of them.
+Its tokens are bytes, so every character outside ASCII is split over several of them. Calls of
+tools are written as `HERMES` has it; a script has to keep to that itself, nothing else holds it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from streaming.backend import (
     Backend,
     Batch,
     CacheGeometry,
+    EncodedPrompt,
     FailedRow,
     ModelInfo,
     SampledToken,
 )
+from streaming.chat import ChatMessage
+from streaming.chat_format import HERMES, THINK, ChatFormat, may_call_tools
+from streaming.errors import InvalidRequest
 from streaming.generation import Logprob, TokenLogprobs
+from streaming.grammar import Grammar, GrammarMatcher, Language
 from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 
@@ -29,22 +35,86 @@ Script = Callable[[Sequence], Iterable[int | Exception]]
 
 
 class ByteTokenizer:
-    """One token for each byte of UTF-8, and one that ends the text."""
+    """One token for each byte of UTF-8, and one that ends the text.
+
+    Args:
+        chat_format: how the scripts write calls and reasoning.
+        starts_in_reasoning: conversations end with the mark that begins reasoning.
+    """
 
     max_chars_per_token = 1
+
+    def __init__(
+        self, chat_format: ChatFormat | None = None, *, starts_in_reasoning: bool = False
+    ) -> None:
+        self._chat_format = chat_format or ChatFormat()
+        self._reasoning_begin = ""
+        if starts_in_reasoning:
+            assert self._chat_format.reasoning is not None
+            self._reasoning_begin = self._chat_format.reasoning.begin
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
-        lines = [f"{message.role}: {message.content}\n" for message in prompt.messages]
-        return self.encode("".join((*lines, "assistant: ")))
+        return self.prepare_chat(prompt).token_ids
+
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        if prompt.template_kwargs:
+            raise InvalidRequest(
+                param="chat_template_kwargs", reason="the scripted model's template takes none"
+            )
+        tools = prompt.tools if may_call_tools(prompt) else ()
+        lines = [
+            *(f"tool: {tool.name} {tool.description} {tool.parameters}\n" for tool in tools),
+            *map(_turn, prompt.messages),
+        ]
+        if prompt.continue_final_message:
+            lines[-1] = lines[-1].removesuffix("\n")
+        elif prompt.add_generation_prompt:
+            lines.append(f"assistant: {self._reasoning_begin}")
+        text = "".join(lines)
+        return EncodedPrompt(self.encode(text), self._chat_format.of_answer(prompt, text=text))
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
         return bytes(token_id for token_id in token_ids if token_id != EOS).decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
         return "<eos>" if token_id == EOS else bytes([token_id]).decode(errors="replace")
+
+
+def _turn(message: ChatMessage) -> str:
+    calls = "".join(
+        f"\n{HERMES.call_begin}{call.name}{HERMES.call_middle}{call.arguments}{HERMES.call_end}"
+        for call in message.tool_calls
+    )
+    return f"{message.role}: {message.content}{calls}\n"
+
+
+class ScriptMatcher:
+    """Lets a script say what it likes."""
+
+    is_done = False
+
+    def mask(self) -> bytes:
+        return b"\xff" * (_VOCAB_SIZE // 8 + 1)
+
+    def accept(self, token_id: int) -> None:
+        """Take it, whatever it is."""
+
+
+class ScriptCompiler:
+    """Lets requests with tools through: their scripts are trusted to write calls as they should.
+
+    A text of a certain form is refused, since no script would keep to it by itself.
+    """
+
+    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+        if isinstance(language, Grammar) or language.text is not None:
+            raise InvalidRequest(
+                param="response_format", reason="scripted cannot be held to a grammar"
+            )
+        return [ScriptMatcher() for _ in range(count)]
 
 
 class Gate:
@@ -147,8 +217,16 @@ def scripted_backend(
     max_model_len: int = 4096,
     gate: Gate | None = None,
     has_chat_template: bool = True,
+    reasons: bool = False,
+    starts_in_reasoning: bool = False,
 ) -> Backend:
-    """Return a backend that plays `script`."""
+    """Return a backend that plays `script`.
+
+    Args:
+        reasons: what a script says between `THINK`'s marks at its beginning is reasoning.
+        starts_in_reasoning: and the first mark is part of the prompt.
+    """
+    chat_format = ChatFormat(reasoning=THINK if reasons or starts_in_reasoning else None)
     return Backend(
         info=ModelInfo(
             model_id="scripted",
@@ -160,6 +238,7 @@ def scripted_backend(
             eos_token_ids=frozenset({EOS}),
             has_chat_template=has_chat_template,
         ),
-        tokenizer=ByteTokenizer(),
+        tokenizer=ByteTokenizer(chat_format, starts_in_reasoning=starts_in_reasoning),
         runner=ScriptedRunner(script, max_num_seqs=max_num_seqs, gate=gate),
+        grammars=ScriptCompiler(),
     )

@@ -19,9 +19,10 @@ from typing import Any
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as RustTokenizer
 
-from streaming.backend import Tokenizer
+from streaming.backend import EncodedPrompt, Tokenizer
 from streaming.backends.token_width import LOOSE_MAX_CHARS_PER_TOKEN, max_chars_per_token
 from streaming.chat import ChatMessage
+from streaming.chat_format import may_call_tools
 from streaming.errors import InvalidRequest
 from streaming.request import ChatPrompt
 
@@ -82,13 +83,17 @@ class FastTokenizer:
         return self._checked("prompt", self._encode(text, with_specials=True))
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        return self.prepare_chat(prompt).token_ids
+
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
         hidden = _HiddenSpecials(self._special_pattern)
+        _check_tools(prompt)
         text = _render(self._hf, [hidden.hide(message) for message in prompt.messages])
         token_ids: list[int] = []
         for piece, is_plain in hidden.split(text):
             core = self._plain_rust if is_plain else self._rust
             token_ids += core.encode_batch_fast([piece], add_special_tokens=False)[0].ids
-        return self._checked("messages", token_ids)
+        return EncodedPrompt(self._checked("messages", token_ids))
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
         text: str = self._rust.decode(token_ids, skip_special_tokens=True)
@@ -131,10 +136,14 @@ class SlowTokenizer:
             return _checked("prompt", self._hf.encode(text), self._vocab_size)
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        return self.prepare_chat(prompt).token_ids
+
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        _check_tools(prompt)
         text = _render(self._hf, prompt.messages)
         with self._lock:
             token_ids = self._hf.encode(text, add_special_tokens=False)
-        return _checked("messages", token_ids, self._vocab_size)
+        return EncodedPrompt(_checked("messages", token_ids, self._vocab_size))
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
         return self._decode(token_ids, skip_special_tokens=True)
@@ -179,6 +188,11 @@ class _HiddenSpecials:
     def _replace(self, match: re.Match[str]) -> str:
         self._found.append(match[0])
         return f"{self._mark}{len(self._found) - 1}x"
+
+
+def _check_tools(prompt: ChatPrompt) -> None:
+    if may_call_tools(prompt):
+        raise InvalidRequest(param="tools", reason="this backend offers no tools")
 
 
 def _render(tokenizer: Any, messages: SequenceOf[ChatMessage]) -> str:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from streaming.admission import Admission
+from streaming.backend import EncodedPrompt
 from streaming.backends.scripted import EOS, ByteTokenizer, scripted_backend
-from streaming.chat import ChatMessage
+from streaming.chat import (
+    ANY_TOOL,
+    MAX_PARALLEL_CALLS,
+    ChatMessage,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolMode,
+)
+from streaming.chat_format import HERMES, THINK
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
-from streaming.grammar import Grammar, GrammarKind
+from streaming.grammar import AnswerGrammar, Grammar, GrammarKind, Language
+from streaming.output_parser import PLAIN, OutputFormat
 from streaming.request import (
     ChatPrompt,
     GenerationRequest,
@@ -128,8 +140,9 @@ def with_grammar(source: str) -> GenerationRequest:
 
 
 def test_a_backend_without_grammars_refuses_them_by_name():
+    backend = dataclasses.replace(scripted_backend(), grammars=None)
     with pytest.raises(InvalidRequest, match="scripted cannot be held to a grammar") as caught:
-        make_admission().check(with_grammar("a"))
+        Admission(backend).check(with_grammar("a"))
     assert caught.value.param == "response_format"
 
 
@@ -141,14 +154,108 @@ def test_a_grammar_is_unicode():
     assert caught.value.param == "response_format"
 
 
+# Tools.
+
+TOOL = Tool("f", "", "{}")
+OTHER_TOOL = Tool("g", "", "{}")
+
+
+def with_tools(choice: ToolChoice = ANY_TOOL, **options: Any) -> ChatPrompt:
+    messages = (ChatMessage("user", "a"),)
+    return ChatPrompt(messages, tools=(TOOL, OTHER_TOOL), tool_choice=choice, **options)
+
+
+def language(
+    prompt: Prompt, grammar: Grammar | None = None, *, answer: OutputFormat | None = None
+) -> Language | None:
+    request = GenerationRequest(prompt=prompt, params=SamplingParams(grammar=grammar))
+    encoded = EncodedPrompt([1], answer or OutputFormat(HERMES))
+    return make_admission().language(request, encoded)
+
+
+def test_a_backend_without_grammars_offers_no_tools():
+    admission = Admission(dataclasses.replace(scripted_backend(), grammars=None))
+    with pytest.raises(InvalidRequest, match="scripted cannot be held to their schemas") as caught:
+        admission.check(GenerationRequest(prompt=with_tools()))
+    assert caught.value.param == "tools"
+    admission.check(GenerationRequest(prompt=with_tools(ToolChoice(ToolMode.NONE))))
+
+
+def test_any_number_of_any_tools_may_be_called():
+    assert language(with_tools()) == AnswerGrammar(
+        output_format=OutputFormat(HERMES), tools=(TOOL, OTHER_TOOL), max_calls=MAX_PARALLEL_CALLS
+    )
+
+
+def test_one_call_of_a_named_tool_may_be_asked_for():
+    choice = ToolChoice(ToolMode.REQUIRED, frozenset({"g"}))
+    assert language(with_tools(choice, parallel_tool_calls=False)) == AnswerGrammar(
+        output_format=OutputFormat(HERMES), tools=(OTHER_TOOL,), must_call=True, max_calls=1
+    )
+
+
+def test_a_syntax_may_have_one_call_only():
+    answer = OutputFormat(dataclasses.replace(HERMES, allows_several=False))
+    assert language(with_tools(), answer=answer) == AnswerGrammar(
+        output_format=answer, tools=(TOOL, OTHER_TOOL), max_calls=1
+    )
+
+
+GRAMMAR = Grammar(GrammarKind.REGEX, "a")
+THINKING = OutputFormat(reasoning=THINK)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "grammar", "answer", "expected"),
+    [
+        (TextPrompt("a"), None, PLAIN, None),
+        (TextPrompt("a"), GRAMMAR, PLAIN, GRAMMAR),
+        (chat("a"), None, PLAIN, None),
+        (chat("a"), GRAMMAR, PLAIN, GRAMMAR),
+        (chat("a"), None, THINKING, None),
+        (chat("a"), GRAMMAR, THINKING, AnswerGrammar(output_format=THINKING, text=GRAMMAR)),
+    ],
+)
+def test_reasoning_comes_before_what_a_grammar_holds(
+    prompt: Prompt, grammar: Grammar | None, answer: OutputFormat, expected: Language | None
+):
+    assert language(prompt, grammar, answer=answer) == expected
+
+
+# A message that is continued.
+
+
+def continued(*messages: ChatMessage, **options: Any) -> ChatPrompt:
+    return ChatPrompt(messages, **{"continue_final_message": True, **options})
+
+
+def test_the_assistants_text_may_be_continued():
+    prompt = continued(ChatMessage("assistant", "a"), add_generation_prompt=False)
+    make_admission().check(GenerationRequest(prompt=prompt))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        continued(ChatMessage("assistant", "a")),
+        continued(ChatMessage("user", "a"), add_generation_prompt=False),
+        continued(
+            ChatMessage("assistant", "a", (ToolCall("c", "f", "{}"),)), add_generation_prompt=False
+        ),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_by_name(prompt: ChatPrompt):
+    assert refused(prompt) == ("InvalidRequest", "continue_final_message")
+
+
 # Tokenising.
 
 
 def test_each_kind_of_prompt_has_its_tokens():
     admission = Admission(scripted_backend())
-    assert admission.tokenize(TextPrompt("é")) == [0xC3, 0xA9]
-    assert admission.tokenize(TokenPrompt((3, 1, 2))) == [3, 1, 2]
-    assert bytes(admission.tokenize(chat("hi"))) == b"user: hi\nassistant: "
+    assert admission.encode(TextPrompt("é")) == EncodedPrompt([0xC3, 0xA9])
+    assert admission.encode(TokenPrompt((3, 1, 2))) == EncodedPrompt([3, 1, 2])
+    assert bytes(admission.encode(chat("hi")).token_ids) == b"user: hi\nassistant: "
 
 
 @pytest.mark.parametrize(
@@ -161,14 +268,14 @@ def test_each_kind_of_prompt_has_its_tokens():
 )
 def test_a_prompt_without_room_for_an_answer_is_too_long(prompt: Prompt, num_tokens: int):
     with pytest.raises(PromptTooLong) as caught:
-        make_admission().tokenize(prompt)
+        make_admission().encode(prompt)
     error = caught.value
     assert (error.size, error.limit, error.unit) == (num_tokens, LIMIT - 1, "tokens")
     assert error.param == prompt.param
 
 
 def test_a_prompt_with_room_for_one_token_is_taken():
-    assert len(make_admission().tokenize(TextPrompt("x" * (LIMIT - 1)))) == LIMIT - 1
+    assert len(make_admission().encode(TextPrompt("x" * (LIMIT - 1))).token_ids) == LIMIT - 1
 
 
 class SilentTokenizer(ByteTokenizer):
@@ -177,15 +284,15 @@ class SilentTokenizer(ByteTokenizer):
     def encode(self, text: str) -> list[int]:
         return []
 
-    def encode_chat(self, prompt: ChatPrompt) -> list[int]:
-        return []
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        return EncodedPrompt([])
 
 
 @pytest.mark.parametrize("prompt", [TextPrompt("\u200b"), chat("hi")])
 def test_a_prompt_without_tokens_is_refused_by_name(prompt: Prompt):
     backend = dataclasses.replace(scripted_backend(), tokenizer=SilentTokenizer())
     with pytest.raises(InvalidRequest, match="has no tokens") as caught:
-        Admission(backend).tokenize(prompt)
+        Admission(backend).encode(prompt)
     assert caught.value.param == prompt.param
 
 

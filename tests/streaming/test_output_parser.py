@@ -153,12 +153,12 @@ CASES: list[tuple[str, OutputFormat, str, list[Piece]]] = [
 ]
 
 
-def parse(output_format: OutputFormat, parts: list[str]) -> tuple[list[Piece], int]:
+def parse(output_format: OutputFormat, parts: list[str]) -> tuple[list[Piece], bool]:
     parser = OutputParser(output_format)
     pieces: list[Piece] = []
     for piece in itertools.chain(*map(parser.feed, parts), parser.flush()):
         _add(pieces, piece)
-    return pieces, parser.num_complete_calls
+    return pieces, parser.ends_with_calls
 
 
 @pytest.mark.parametrize(
@@ -167,11 +167,11 @@ def parse(output_format: OutputFormat, parts: list[str]) -> tuple[list[Piece], i
 def test_pieces_do_not_depend_on_the_cuts(
     output_format: OutputFormat, text: str, expected: list[Piece]
 ):
-    num_calls = sum(isinstance(piece, ToolCallEnded) for piece in expected)
-    assert parse(output_format, [text]) == (expected, num_calls)
-    assert parse(output_format, list(text)) == (expected, num_calls)
+    ends_with_calls = bool(expected) and isinstance(expected[-1], ToolCallEnded)
+    assert parse(output_format, [text]) == (expected, ends_with_calls)
+    assert parse(output_format, list(text)) == (expected, ends_with_calls)
     for cut in range(len(text)):
-        assert parse(output_format, [text[:cut], text[cut:]]) == (expected, num_calls)
+        assert parse(output_format, [text[:cut], text[cut:]]) == (expected, ends_with_calls)
 
 
 @property_test
@@ -185,6 +185,25 @@ def test_any_text_is_taken_apart_the_same(parts: list[str], data: st.DataObject)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
     pieces = [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
     assert parse(output_format, pieces) == parse(output_format, [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "ends_with_calls"),
+    [
+        ('{"name": "f", "arguments": {}', True),
+        ('{"name": "f", "arguments": {}}\n</tool', True),
+        ('{"name": "f", "arguments": {}}\n</tool_call>\n<tool_call>\n{"name": "g', True),
+        (
+            '{"name": "f", "arguments": {}}\n</tool_call>\n<tool_call>\n'
+            '{"name": "g", "arguments": {',
+            False,
+        ),
+        ('{"name": "f", "arguments": {"a": {}', False),
+        ('{"name": "f"', False),
+    ],
+)
+def test_a_text_ends_with_calls_if_those_that_it_shows_are_whole(text: str, ends_with_calls: bool):
+    assert parse(OutputFormat(HERMES), ["<tool_call>\n", text])[1] == ends_with_calls
 
 
 def test_what_is_certain_is_not_held():

@@ -30,9 +30,13 @@ from streaming.sampling_params import SamplingParams
             ChatPrompt(
                 (ChatMessage("assistant", "", (ToolCall("call_1", "add", "{}"),)),),
                 tools=(Tool("add", "Adds.", '{"type": "object"}'),),
+                template_kwargs='{"mood": "glad"}',
             ),
             "messages",
-            ("assistant", "", "add", "{}", "add", "Adds.", '{"type": "object"}'),
+            (
+                *("assistant", "", "add", "{}"),
+                *("add", "Adds.", '{"type": "object"}', '{"mood": "glad"}'),
+            ),
         ),
     ],
 )
