@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -29,5 +30,5 @@ def url() -> Iterator[str]:
 
 @api.parametrize()
 @settings(max_examples=30, derandomize=True, deadline=None)
-def test_every_answer_is_as_documented(case: Case, url: str) -> None:
+def test_every_answer_is_as_documented(case: Case[Any], url: str) -> None:
     case.call_and_validate(base_url=url, excluded_checks=[positive_data_acceptance])
