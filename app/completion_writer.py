@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
+from app.choice_writer import ChoiceWriter, outcome_of, text_of, tokens_of
 from app.schemas.completions import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
-    CompletionUsage,
-    PromptTokensDetails,
 )
+from app.schemas.logprobs import shown
+from app.schemas.usage import TokenCounts, Usage
 from streaming import (
     AsyncEngine,
-    Delta,
-    Ended,
     Event,
     Failed,
     Finished,
@@ -35,122 +34,147 @@ _FINISH_REASONS: dict[FinishReason, Literal["stop", "length"]] = {
 """A cancelled completion has no client left to tell."""
 
 
-class CompletionWriter:
-    """Writes the answer to one request.
+class CompletionWriter(ChoiceWriter):
+    """Writes completions of raw prompts."""
 
-    Args:
-        body: the request.
-        engine: knows how tokens are written.
-        generations: the logs, in the order of the choices.
-    """
+    id_prefix = "cmpl"
 
     def __init__(
         self, body: CompletionRequest, engine: AsyncEngine, generations: Sequence[Generation]
     ) -> None:
+        super().__init__(body, engine, generations)
         self._body = body
         self._engine = engine
-        self._generations = generations
-        self._id = f"cmpl-{secrets.token_urlsafe(12)}"
         self._text_offsets = [0] * len(generations)
+        self._has_echoed = [False] * len(generations)
 
-    def whole(self) -> Completion:
-        """Return the answer; every log has ended well."""
-        echoes = self._echoes()
-        return self._completion(
-            [
-                CompletionChoice(
-                    index=index,
-                    text=echoes[index] + generation.text,
-                    logprobs=self._logprobs(index, generation.tokens),
-                    finish_reason=_finish_reason(generation.outcome),
+    @property
+    def wants_logprobs(self) -> bool:
+        return self._body.logprobs is not None
+
+    def whole(self) -> str:
+        choices = []
+        for index, generation in enumerate(self._generations):
+            prompt, tokens = self._scored_prompt(index), self._shown_tokens(generation.tokens)
+            text = "" if self._body.hides_answer else generation.text
+            choices.append(
+                self._choice(
+                    index,
+                    text=self._echo(index) + text,
+                    tokens=tokens,
+                    scored=(*prompt, *tokens),
+                    finish_reason=self._finish_reason(generation.outcome),
                 )
-                for index, generation in enumerate(self._generations)
-            ],
-            usage=self._usage(),
+            )
+        completion = self._completion(choices)
+        completion.usage = self._usage()
+        return completion.model_dump_json(exclude_unset=True)
+
+    def opening(self) -> Iterator[str]:
+        """Yield one chunk for each choice with its prompt, where that is asked for.
+
+        With log probabilities it comes later: they are not known yet.
+        """
+        if self._body.echo and not self.wants_logprobs:
+            for index in range(len(self._generations)):
+                yield self._chunk(self._choice(index, text=self._echo(index)))
+
+    def chunks(self, index: int, events: Sequence[Event]) -> Iterator[str]:
+        yield from self._late_echo(index)
+        tokens = self._shown_tokens(tokens_of(events))
+        text = "" if self._body.hides_answer else text_of(events)
+        finish_reason = self._finish_reason(outcome_of(events))
+        if text or (tokens and self.every_token) or finish_reason is not None:
+            yield self._chunk(
+                self._choice(
+                    index, text=text, tokens=tokens, scored=tokens, finish_reason=finish_reason
+                )
+            )
+
+    def _late_echo(self, index: int) -> Iterator[str]:
+        prompt = self._scored_prompt(index)
+        if prompt and not self._has_echoed[index]:
+            self._has_echoed[index] = True
+            yield self._chunk(self._choice(index, text=self._echo(index), scored=prompt))
+
+    def _choice(
+        self,
+        index: int,
+        *,
+        text: str,
+        tokens: Sequence[Token] = (),
+        scored: Sequence[Token] = (),
+        finish_reason: Literal["stop", "length"] | None = None,
+    ) -> CompletionChoice:
+        choice = CompletionChoice(
+            index=index,
+            text=text,
+            logprobs=self._logprobs(index, scored) if scored else None,
+            finish_reason=finish_reason,
         )
-
-    def echo_chunks(self) -> list[str]:
-        """Return one chunk for each choice with its prompt, where that is asked for."""
-        if not self._body.echo:
-            return []
-        return [
-            self._chunk(CompletionChoice(index=index, text=text))
-            for index, text in enumerate(self._echoes())
-        ]
-
-    def chunk(self, index: int, events: Sequence[Event]) -> str | None:
-        """Return the chunk for what came of one choice; None where it shows nothing."""
-        deltas = [event for event in events if isinstance(event, Delta)]
-        text = "".join(delta.text for delta in deltas)
-        tokens = [token for delta in deltas for token in delta.tokens]
-        logprobs = self._logprobs(index, tokens) if tokens else None
-        last = events[-1]
-        finish_reason = _finish_reason(last.record) if isinstance(last, Ended) else None
-        if not text and logprobs is None and finish_reason is None:
-            return None
-        return self._chunk(
-            CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=finish_reason)
-        )
-
-    def usage_chunk(self) -> str | None:
-        """Return the chunk with the usage, where that is asked for."""
-        if not self._body.include_usage:
-            return None
-        return self._completion([], usage=self._usage()).model_dump_json()
+        if self._return_token_ids:
+            choice.token_ids = [token.token_id for token in tokens]
+        return choice
 
     def _chunk(self, choice: CompletionChoice) -> str:
-        # With include_usage, all chunks have the field, and all but the last have it null.
-        exclude = None if self._body.include_usage else {"usage"}
-        return self._completion([choice]).model_dump_json(exclude=exclude)
+        completion = self._completion([choice])
+        if self._include_usage:
+            completion.usage = None  # all chunks have the field, and all but the last have it null
+        return completion.model_dump_json(exclude_unset=True)
 
-    def _completion(
-        self, choices: list[CompletionChoice], *, usage: CompletionUsage | None = None
-    ) -> Completion:
+    def _usage_chunk(self, usage: Usage) -> str:
+        completion = self._completion([])
+        completion.usage = usage
+        return completion.model_dump_json(exclude_unset=True)
+
+    def _completion(self, choices: list[CompletionChoice]) -> Completion:
         return Completion(
             id=self._id,
-            created=int(self._generations[0].created_at),
-            model=self._generations[0].model,
+            object="text_completion",
+            created=self._created,
+            model=self._model,
             choices=choices,
-            usage=usage,
         )
 
-    def _echoes(self) -> list[str]:
-        """Return what each choice's text begins with."""
+    def _echo(self, index: int) -> str:
+        """Return what a choice's text begins with."""
         if not self._body.echo:
-            return [""] * len(self._generations)
-        return [
-            prompt.text
-            if isinstance(prompt, TextPrompt)
-            else self._engine.tokenizer.decode(prompt.token_ids)
-            for prompt in self._body.prompts
-            for _ in range(self._body.num_choices_per_prompt)
-        ]
+            return ""
+        if prompt := self._scored_prompt(index):
+            return "".join(token.text for token in prompt)  # what the text offsets count
+        prompt_of_choice = self._body.prompts[index // self._num_choices_per_prompt]
+        if isinstance(prompt_of_choice, TextPrompt):
+            return prompt_of_choice.text
+        return self._engine.tokenizer.decode(prompt_of_choice.token_ids)
 
-    def _usage(self) -> CompletionUsage:
-        usages = [generation.usage for generation in self._generations]
-        firsts = usages[:: self._body.num_choices_per_prompt]
-        prompt_tokens = sum(usage.prompt_tokens for usage in firsts)
-        completion_tokens = sum(usage.completion_tokens for usage in usages)
-        return CompletionUsage(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(
-                cached_tokens=sum(usage.cached_tokens for usage in firsts)
-            ),
-        )
+    def _scored_prompt(self, index: int) -> tuple[Token, ...]:
+        return self._generations[index].scored_prompt or ()
 
-    def _logprobs(self, index: int, tokens: Sequence[Token]) -> CompletionLogprobs | None:
-        """Return the tokens in OpenAI's form, and move the choice's text offset past them."""
-        if self._body.logprobs is None:
+    def _shown_tokens(self, tokens: Sequence[Token]) -> Sequence[Token]:
+        return () if self._body.hides_answer else tokens
+
+    def _finish_reason(self, outcome: Finished | Failed | None) -> Literal["stop", "length"] | None:
+        if not isinstance(outcome, Finished):
             return None
-        token_text = self._engine.tokenizer.token_text
+        return "length" if self._body.hides_answer else _FINISH_REASONS[outcome.finish_reason]
+
+    def _counts(self) -> TokenCounts:
+        counts = super()._counts()
+        return replace(counts, completion_tokens=0) if self._body.hides_answer else counts
+
+    def _logprobs(self, index: int, tokens: Iterable[Token]) -> CompletionLogprobs | None:
+        """Return the tokens in OpenAI's form, and move the choice's text offset past them."""
+        if not self.wants_logprobs:
+            return None
         logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token in tokens:
-            assert token.logprobs is not None, "asked for with every token"
-            logprobs.tokens.append(token_text(token.token_id))
-            logprobs.token_logprobs.append(token.logprobs.chosen.logprob)
-            logprobs.top_logprobs.append(self._top_logprobs(token.logprobs))
+            logprobs.tokens.append(self._token_text(token.token_id))
+            logprobs.token_logprobs.append(
+                None if token.logprobs is None else shown(token.logprobs.chosen)
+            )
+            logprobs.top_logprobs.append(
+                None if token.logprobs is None else self._top_logprobs(token.logprobs)
+            )
             logprobs.text_offset.append(self._text_offsets[index])
             self._text_offsets[index] += len(token.text)
         return logprobs
@@ -159,9 +183,5 @@ class CompletionWriter:
         """Return log probabilities by token text; of tokens written alike, the likeliest counts."""
         top: dict[str, float] = {}
         for logprob in (*logprobs.top, logprobs.chosen):
-            top.setdefault(self._engine.tokenizer.token_text(logprob.token_id), logprob.logprob)
+            top.setdefault(self._token_text(logprob.token_id), shown(logprob))
         return top
-
-
-def _finish_reason(outcome: Finished | Failed | None) -> Literal["stop", "length"] | None:
-    return _FINISH_REASONS[outcome.finish_reason] if isinstance(outcome, Finished) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Coroutine
 from email.message import Message
 from typing import Any
@@ -11,7 +10,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from app.errors import ErrorInfo, RequestRefused
-from app.schemas.validation import printable
+from app.json_object import parse_object
 
 
 class JSONRoute(APIRoute):
@@ -39,26 +38,14 @@ class _JSONRequest(Request):
         """Parse the body.
 
         Raises:
-            RequestRefused: it is not JSON, or not an object.
+            RequestRefused: it is not JSON, not an object, or has a field twice.
         """
         body = await self.body()
         content_type = self.headers.get("content-type")
         if body and not _is_json(content_type):
-            raise _refused(
-                "unsupported_media_type",
-                "The body must be JSON: send the header Content-Type: application/json.",
-            )
-        try:
-            value = json.loads(
-                body, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicates
-            )
-        except (ValueError, RecursionError) as error:
-            # Of all of these only JSONDecodeError says something that helps and is safe to show.
-            reason = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
-            raise _refused("invalid_json", f"The body is not valid JSON{reason}.") from error
-        if not isinstance(value, dict):
-            raise _refused("invalid_request", "The body must be a JSON object.")
-        self._object = value
+            message = "The body must be JSON: send the header Content-Type: application/json."
+            raise RequestRefused(ErrorInfo(code="unsupported_media_type", message=message))
+        self._object = parse_object(body, what="body")
 
     async def json(self) -> Any:
         return self._object
@@ -71,28 +58,3 @@ def _is_json(content_type: str | None) -> bool:
     return message.get_content_maintype() == "application" and (
         subtype == "json" or subtype.endswith("+json")
     )
-
-
-def _refuse_constant(name: str) -> None:
-    """Refuse what Python's parser takes beyond RFC 8259: NaN and the infinities."""
-    raise _refused("invalid_json", f"The body is not valid JSON: {name} is not a JSON number.")
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse a field given twice: which one counts would be a guess (RFC 8259 §4)."""
-    fields: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise RequestRefused(
-                ErrorInfo(
-                    code="invalid_request",
-                    message=f"{printable(name)}: given twice",
-                    param=printable(name),
-                )
-            )
-        fields[name] = value
-    return fields
-
-
-def _refused(code: str, message: str) -> RequestRefused:
-    return RequestRefused(ErrorInfo(code=code, message=message))

@@ -17,7 +17,7 @@ from app.connections import ConnectionRegistry
 from app.dependencies import Services
 from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
-from app.routes import asyncapi, completions, health, models, stream
+from app.routes import asyncapi, chat, completions, health, models, stream, tokenize
 from app.routes.page import add_pages
 from app.settings import Settings
 from streaming import AsyncEngine, load_backend
@@ -74,8 +74,10 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     add_exception_handlers(app)
     add_middleware(app, settings)
     for router in (
+        chat.router,
         completions.router,
         models.router,
+        tokenize.router,
         health.router,
         asyncapi.router,
         stream.router,

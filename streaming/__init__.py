@@ -35,8 +35,10 @@ from streaming.output_parser import (
 )
 from streaming.request import (
     ANYONE,
+    MAX_PRIORITY,
     ChatPrompt,
     GenerationRequest,
+    Prompt,
     TextPrompt,
     TokenPrompt,
 )
@@ -44,6 +46,7 @@ from streaming.sampling_params import SamplingParams
 
 __all__ = [
     "ANYONE",
+    "MAX_PRIORITY",
     "AnswerText",
     "AsyncEngine",
     "Backend",
@@ -68,6 +71,7 @@ __all__ = [
     "OutputFormat",
     "OutputParser",
     "Piece",
+    "Prompt",
     "Queued",
     "Reader",
     "ReasoningSyntax",

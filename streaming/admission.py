@@ -59,11 +59,11 @@ class Admission:
                     reason=f"{info.model_id} cannot be held to a grammar",
                 )
             _check_unicode("response_format", (params.grammar.source,))
-        self._check_ids("logit_bias", params.logit_bias)
-        self._check_ids("stop_token_ids", params.stop_token_ids)
+        self.check_token_ids("logit_bias", params.logit_bias)
+        self.check_token_ids("stop_token_ids", params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
             self._check_length(prompt, prompt.token_ids)
-            self._check_ids(prompt.param, prompt.token_ids)
+            self.check_token_ids(prompt.param, prompt.token_ids)
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return the prompt as ids; slow on long prompts, so run it on a worker thread.
@@ -72,20 +72,28 @@ class Admission:
             PromptTooLong: there is no room for one token of an answer.
             InvalidRequest: the chat template refuses the messages, or tools cannot be offered.
         """
-        match prompt:
-            case TextPrompt(text):
-                encoded = EncodedPrompt(self._tokenizer.encode(text))
-            case TokenPrompt(token_ids):
-                encoded = EncodedPrompt(list(token_ids))
-            case ChatPrompt():
-                check_tools(prompt.tools, prompt.tool_choice)
-                encoded = self._tokenizer.prepare_chat(prompt)
-            case _:
-                assert_never(prompt)
+        encoded = self.encode_unbounded(prompt)
         if not encoded.token_ids:
             raise InvalidRequest(param=prompt.param, reason="has no tokens")
         self._check_length(prompt, encoded.token_ids)
         return encoded
+
+    def encode_unbounded(self, prompt: Prompt) -> EncodedPrompt:
+        """Return the same, whether or not the context has room for it.
+
+        Raises:
+            InvalidRequest: the chat template refuses the messages, or tools cannot be offered.
+        """
+        match prompt:
+            case TextPrompt(text):
+                return EncodedPrompt(self._tokenizer.encode(text))
+            case TokenPrompt(token_ids):
+                return EncodedPrompt(list(token_ids))
+            case ChatPrompt():
+                check_tools(prompt.tools, prompt.tool_choice)
+                return self._tokenizer.prepare_chat(prompt)
+            case _:
+                assert_never(prompt)
 
     def language(self, request: GenerationRequest, encoded: EncodedPrompt) -> Language | None:
         """Return what the answer has to belong to; None is any text."""
@@ -127,6 +135,19 @@ class Admission:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
 
+    def check_token_ids(self, param: str, token_ids: Iterable[int]) -> None:
+        """Refuse ids that the model does not have.
+
+        Raises:
+            InvalidRequest: there is one.
+        """
+        vocab_size = self._info.vocab_size
+        for token_id in token_ids:
+            if not 0 <= token_id < vocab_size:
+                raise InvalidRequest(
+                    param=param, reason=f"token id {token_id} is not in 0..{vocab_size - 1}"
+                )
+
     def _check_chat(self, prompt: ChatPrompt) -> None:
         if self._grammars is None and may_call_tools(prompt):
             raise InvalidRequest(
@@ -149,14 +170,6 @@ class Admission:
         limit = self._info.max_model_len - 1
         if len(prompt_ids) > limit:
             raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
-
-    def _check_ids(self, param: str, token_ids: Iterable[int]) -> None:
-        vocab_size = self._info.vocab_size
-        for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise InvalidRequest(
-                    param=param, reason=f"token id {token_id} is not in 0..{vocab_size - 1}"
-                )
 
 
 def _is_empty(prompt: Prompt) -> bool:

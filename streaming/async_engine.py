@@ -19,6 +19,7 @@ from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from streaming.admission import Admission
 from streaming.backend import Backend, EncodedPrompt, ModelInfo, Tokenizer
@@ -31,6 +32,7 @@ from streaming.request import GenerationRequest, Prompt
 from streaming.sequence import Sequence
 from streaming.store import GenerationStore
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RETRY_AFTER_S = 1.0
@@ -125,17 +127,10 @@ class AsyncEngine:
             CapacityError: there is no room for all of them now.
             EngineFailure: the engine is dead.
         """
-        self._check_capacity(num_requests=len(requests))
+        self._check_capacity(num_requests=len(requests))  # cheaper than a look at the requests
         for request in requests:
             self._admission.check(request)
-        assert self._loop is not None, "the engine has not been started"
-        self._num_tokenizing += len(requests)
-        try:
-            prepared = await self._loop.run_in_executor(
-                self._tokenizer_pool, self._prepare, requests
-            )
-        finally:
-            self._num_tokenizing -= len(requests)
+        prepared = await self._work(lambda: self._prepare(requests), num_requests=len(requests))
         self._check_capacity(
             num_requests=len(requests),
             num_prompt_tokens=sum(len(encoded.token_ids) for encoded, _ in prepared),
@@ -144,6 +139,31 @@ class AsyncEngine:
             self._enqueue(request, encoded, matcher)
             for request, (encoded, matcher) in zip(requests, prepared, strict=True)
         ]
+
+    async def tokenize(self, request: GenerationRequest) -> list[int]:
+        """Return the token ids of a request's prompt, which may be longer than the context.
+
+        Raises:
+            RequestError: the request could not be served.
+            CapacityError: as many prompts as may wait are being tokenised.
+            EngineFailure: the engine is dead.
+        """
+        self._admission.check(request)
+        encoded = await self._work(lambda: self._admission.encode_unbounded(request.prompt))
+        return encoded.token_ids
+
+    async def detokenize(self, token_ids: SequenceOf[int], *, param: str) -> str:
+        """Return the text of tokens, special ones left out.
+
+        Args:
+            param: the field that the tokens came in.
+
+        Raises:
+            InvalidRequest: the model does not have one of them.
+            CapacityError: as many prompts as may wait are being tokenised.
+            EngineFailure: the engine is dead.
+        """
+        return await self._work(lambda: self._decode(param, token_ids))
 
     def find(self, generation_id: str, *, owner: str) -> Generation:
         """Return a log that can still be read.
@@ -218,6 +238,16 @@ class AsyncEngine:
             self._backend.runner.close()
 
     # On the event loop.
+
+    async def _work(self, work: Callable[[], T], *, num_requests: int = 1) -> T:
+        """Run `work` on a tokenizer thread, counted as so many waiting requests."""
+        self._check_capacity(num_requests=num_requests)
+        assert self._loop is not None, "the engine has not been started"
+        self._num_tokenizing += num_requests
+        try:
+            return await self._loop.run_in_executor(self._tokenizer_pool, work)
+        finally:
+            self._num_tokenizing -= num_requests
 
     def _check_capacity(self, *, num_requests: int, num_prompt_tokens: int = 0) -> None:
         if self.has_failed:
@@ -347,6 +377,10 @@ class AsyncEngine:
             (encoded[request.prompt], None if language is None else next(matchers[language]))
             for request, language in zip(requests, languages, strict=True)
         ]
+
+    def _decode(self, param: str, token_ids: SequenceOf[int]) -> str:
+        self._admission.check_token_ids(param, token_ids)
+        return self.tokenizer.decode(token_ids)
 
     # On the engine's thread.
 

@@ -77,6 +77,12 @@ class Tokenizer(Protocol):
     def token_text(self, token_id: int) -> str:
         """Return how one token is written when it is listed by itself, special ones included."""
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """Return the UTF-8 that a token stands for, also where it is a part of a character.
+
+        None where the tokenizer does not tell.
+        """
+
 
 class GrammarCompiler(Protocol):
     """Makes grammars ready for one tokenizer. May be called from several threads at once."""
@@ -129,8 +135,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
+    """The next token of a sequence.
+
+    Attributes:
+        prompt_logprobs: of all tokens of the prompt but the first, with the first token of a
+            sequence that wants them.
+    """
+
     token_id: int
     logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

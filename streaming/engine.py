@@ -134,6 +134,8 @@ class Engine:
                 self._scheduler.forget(sequence)
                 self.fail(sequence.generation_id, EngineFailure())
                 continue
+            if token.prompt_logprobs is not None:
+                sequence.score_prompt(token.prompt_logprobs, at=now)
             sequence.append(token.token_id, at=now, logprobs=token.logprobs)
             self._touched[sequence.generation_id] = sequence.generation
             if sequence.is_ended:

@@ -16,7 +16,7 @@ Rules of the log:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -171,6 +171,8 @@ class Generation:
         metadata: the client's own labels, given back as they came.
         prompt_tokens: size of the prompt, known at admission.
         output_format: what an `OutputParser` is to look for in the text.
+        scored_prompt: the prompt's tokens, where their log probabilities are wanted; the first has
+            none. It is there before the first token is.
         num_bytes: about what the log takes in memory, rather too much than too little.
     """
 
@@ -184,6 +186,7 @@ class Generation:
     metadata: Mapping[str, str] = field(default_factory=dict)
     queued: Queued | None = None
     started: Started | None = None
+    scored_prompt: tuple[Token, ...] | None = None
     num_bytes: int = _LOG_BYTES
     _records: list[Record] = field(default_factory=list)
     _num_tokens: int = 0
@@ -204,12 +207,16 @@ class Generation:
     def append(self, record: Token | Tail) -> None:
         """Add text to the open log."""
         assert not self.is_ended, "a log takes nothing after its end"
-        self.num_bytes += _RECORD_BYTES + _num_bytes(record.text)
+        self.num_bytes += _record_bytes(record)
         if isinstance(record, Token):
             self._num_tokens += 1
-            if record.logprobs is not None:
-                self.num_bytes += _LOGPROB_BYTES * (1 + len(record.logprobs.top))
         self._records.append(record)
+
+    def score_prompt(self, tokens: Iterable[Token]) -> None:
+        """Take the prompt's tokens with their log probabilities, before the first record."""
+        assert not self._records, "readers that have seen a token have seen the prompt"
+        self.scored_prompt = tuple(tokens)
+        self.num_bytes += sum(map(_record_bytes, self.scored_prompt))
 
     def end(self, record: Finished | Failed) -> None:
         """Close the log, once."""
@@ -393,6 +400,13 @@ class Reader:
 
 def _join_text(records: list[Record]) -> str:
     return "".join(record.text for record in records if isinstance(record, Token | Tail))
+
+
+def _record_bytes(record: Token | Tail) -> int:
+    num_bytes = _RECORD_BYTES + _num_bytes(record.text)
+    if isinstance(record, Token) and record.logprobs is not None:
+        num_bytes += _LOGPROB_BYTES * (1 + len(record.logprobs.top))
+    return num_bytes
 
 
 def _num_bytes(text: str) -> int:

@@ -38,6 +38,10 @@ class Prefix:
     next_key: Key | None
 
 
+NO_PREFIX = Prefix((), _ROOT, None)
+"""Of a sequence that is to be computed from its first token, and that nobody waits for."""
+
+
 class BlockTable:
     """The blocks of one sequence, in the order of its tokens."""
 

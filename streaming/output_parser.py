@@ -137,6 +137,11 @@ class OutputParser:
         self._skips_blanks = self._state is not _State.ANSWER
 
     @property
+    def is_in_reasoning(self) -> bool:
+        """Whether the text so far ends inside of reasoning."""
+        return self._state is _State.REASONING
+
+    @property
     def ends_with_calls(self) -> bool:
         """Whether calls have been shown, all of them whole."""
         return bool(self._num_calls) and self._state is not _State.ARGUMENTS

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from streaming.chat import ANY_TOOL, ChatMessage, Tool, ToolChoice
-from streaming.sampling_params import SamplingParams
+from streaming.sampling_params import SamplingParams, check_range
 
 ANYONE = "anyone"
 """The caller when no API keys are set."""
+MAX_PRIORITY = 100
+"""And its negative is the lowest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,9 @@ class GenerationRequest:
         timeout_s: ends the generation with an error; None, or more than the server's own limit,
             leaves that limit.
         metadata: the caller's own labels, given back as they came.
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` names the field.
     """
 
     prompt: Prompt
@@ -89,3 +95,8 @@ class GenerationRequest:
     priority: int = 0
     timeout_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_range("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        if self.timeout_s is not None:
+            check_range("timeout_s", self.timeout_s, 0.0, math.inf, above_low=True)

@@ -29,6 +29,7 @@ class SamplingParams:
         top_k: 0 keeps all tokens.
         min_p: least probability relative to the likeliest token, arXiv:2407.01082.
         stop: strings that end the text and are not part of it.
+        include_stop_str_in_output: they are part of it.
         stop_token_ids: token ids that end the text; the model's own end tokens are added to them.
         seed: None draws a fresh one for each request.
         presence_penalty: subtracted from logits of tokens already generated.
@@ -38,6 +39,7 @@ class SamplingParams:
         logit_bias: added to the logits, by token id.
         logprobs: number of alternatives to report for each token; 0 reports the chosen one only,
             None reports nothing. Taken from the model's own distribution, before any of the above.
+        prompt_logprobs: the same for each token of the prompt but the first.
         ignore_eos: the model's end tokens do not end the text.
         grammar: the language of the whole text; None is any text. It goes before all of the above:
             a text that is complete ends, whatever `min_tokens` and `ignore_eos` say, and one that
@@ -54,6 +56,7 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()
+    include_stop_str_in_output: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     seed: int | None = None
     presence_penalty: float = 0.0
@@ -61,24 +64,27 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     ignore_eos: bool = False
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None:
-            _check_range("max_tokens", self.max_tokens, 1, math.inf)
-        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens or math.inf)
-        _check_range("temperature", self.temperature, 0.0, 2.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0, above_low=True)
-        _check_range("top_k", self.top_k, 0, math.inf)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
+            check_range("max_tokens", self.max_tokens, 1, math.inf)
+        check_range("min_tokens", self.min_tokens, 0, self.max_tokens or math.inf)
+        check_range("temperature", self.temperature, 0.0, 2.0)
+        check_range("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        check_range("top_k", self.top_k, 0, math.inf)
+        check_range("min_p", self.min_p, 0.0, 1.0)
+        check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
         if self.seed is not None:
-            _check_range("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
+            check_range("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         if self.logprobs is not None:
-            _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+            check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequest(param="stop", reason=f"at most {MAX_STOP_STRINGS} stop strings")
         if any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in self.stop):
@@ -88,16 +94,21 @@ class SamplingParams:
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
             raise InvalidRequest(param="logit_bias", reason=f"at most {MAX_LOGIT_BIASES} entries")
         for bias in self.logit_bias.values():
-            _check_range("logit_bias", bias, -100.0, 100.0)
+            check_range("logit_bias", bias, -100.0, 100.0)
 
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
 
 
-def _check_range(
+def check_range(
     param: str, value: float, low: float, high: float, *, above_low: bool = False
 ) -> None:
+    """Refuse a value outside of `low` to `high`, both included unless told otherwise.
+
+    Raises:
+        InvalidRequest: it is outside, or not a number.
+    """
     too_low = value <= low if above_low else value < low
     if value != value or too_low or value > high:  # only NaN is not itself
         more = "more than" if above_low else "at least"

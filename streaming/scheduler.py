@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from streaming.backend import Batch, Chunk
 from streaming.fair_queue import FairQueue
-from streaming.kv_cache import KVCache, Prefix
+from streaming.kv_cache import NO_PREFIX, KVCache, Prefix
 from streaming.sequence import Sequence, SequenceState
 from streaming.step_pacer import StepPacer
 
@@ -171,7 +171,7 @@ class Scheduler:
         for sequence in self._queue:
             if not budget or len(self._running) == self._max_num_seqs:
                 break
-            prefix = cache.find_prefix(sequence.token_ids)
+            prefix = _find_prefix(cache, sequence)
             if prefix.next_key in expected:
                 continue
             if not self._has_room(cache, sequence, prefix):
@@ -189,7 +189,7 @@ class Scheduler:
     def _fits(self, cache: KVCache, sequence: Sequence) -> bool:
         if len(self._running) == self._max_num_seqs:
             return False
-        return self._has_room(cache, sequence, cache.find_prefix(sequence.token_ids))
+        return self._has_room(cache, sequence, _find_prefix(cache, sequence))
 
     def _has_room(self, cache: KVCache, sequence: Sequence, prefix: Prefix) -> bool:
         """Whether the cache holds the whole sequence, with a block to spare for each that runs.
@@ -216,3 +216,10 @@ class Scheduler:
 
 def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
     return Chunk(sequence, start=sequence.num_computed_tokens, num_tokens=num_tokens)
+
+
+def _find_prefix(cache: KVCache, sequence: Sequence) -> Prefix:
+    """Return what the cache knows of a sequence; nothing where all its logits are wanted."""
+    if sequence.wants_prompt_logprobs:
+        return NO_PREFIX
+    return cache.find_prefix(sequence.token_ids)

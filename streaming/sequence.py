@@ -90,8 +90,9 @@ class Sequence:
             # A grammar lets them come where the text is complete, and then it is.
             frozenset() if params.ignore_eos and matcher is None else eos_token_ids
         )
+        self._decode = decode
         self._detokenizer = Detokenizer(decode, self.prompt_ids)
-        self._stop_checker = StopChecker(params.stop)
+        self._stop_checker = StopChecker(params.stop, keeps_stop=params.include_stop_str_in_output)
 
     @property
     def generation_id(self) -> str:
@@ -132,6 +133,28 @@ class Sequence:
         if state not in _NEXT_STATES[self.state]:
             raise InvalidTransition(f"{self.state} -> {state}")
         self.state = state
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the log probabilities of the prompt are still to be reported."""
+        return self.params.prompt_logprobs is not None and not self.output_ids
+
+    def score_prompt(self, logprobs: SequenceOf[TokenLogprobs], *, at: float) -> None:
+        """Take the log probabilities of all tokens of the prompt but the first, before any token.
+
+        A token's text is what it sets free, as in the answer.
+        """
+        assert self.wants_prompt_logprobs
+        assert len(logprobs) == self.num_prompt_tokens - 1
+        detokenizer = Detokenizer(self._decode)
+        texts = [detokenizer.feed(token_id) for token_id in self.prompt_ids]
+        texts[-1] += detokenizer.flush()
+        self.generation.score_prompt(
+            Token(token_id, text, at, token_logprobs)
+            for token_id, text, token_logprobs in zip(
+                self.prompt_ids, texts, (None, *logprobs), strict=True
+            )
+        )
 
     def append(self, token_id: int, *, at: float, logprobs: TokenLogprobs | None = None) -> None:
         """Take the next token into the log, and end the log where this token ends it.

@@ -10,10 +10,15 @@ class StopChecker:
 
     What could be the beginning of a stop string is held until it is decided; the result does not
     depend on where the pieces are cut.
+
+    Args:
+        stop: the strings.
+        keeps_stop: the stop string itself is passed on, too.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
+    def __init__(self, stop: Sequence[str], *, keeps_stop: bool = False) -> None:
         self._stop = tuple(stop)
+        self._keeps_stop = keeps_stop
         self._held = ""
         self.is_stopped = False
 
@@ -29,7 +34,8 @@ class StopChecker:
         if matches:
             self.is_stopped = True
             self._held = ""
-            return text[: min(matches)[1]]
+            end, start = min(matches)
+            return text[: end if self._keeps_stop else start]
         num_held = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - num_held :]
         return text[: len(text) - num_held]

@@ -52,7 +52,8 @@ APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.errors": set(),
     "app.settings": {"app.errors"},
     "app.schemas": {"app.errors"},
-    "app.protocol": {"app.errors", "app.schemas"},
+    "app.json_object": {"app.errors", "app.schemas"},
+    "app.protocol": {"app.errors", "app.schemas", "app.json_object"},
 }
 """All of `app` that its lower parts may import, besides themselves."""
 

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from app.protocol.parsing import parse_object, to_message
+from app.json_object import parse_object
+from app.protocol.parsing import to_message
 from app.schemas.completions import CompletionRequest
 from tests.readme_tables import README, TABLES, section
 
@@ -30,7 +31,7 @@ def test_every_frame_that_a_client_is_shown_to_send_is_one():
     ]
     assert len(frames) >= 2
     for frame in frames:
-        to_message(parse_object(frame))
+        to_message(parse_object(frame, what="frame"))
 
 
 def test_the_curl_command_sends_a_valid_body():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import assert_never
 
 from app.errors import ErrorInfo
+from app.schemas.logprobs import shown
 from app.schemas.stream_frames import (
     AcceptedFrame,
     DeltaFrame,
@@ -36,9 +37,6 @@ TokenText = Callable[[int], str]
 MAX_DELTA_TOKENS = 256
 """A longer delta is cut. With 20 logprobs a token costs about 1.2 kB, and a client commonly takes
 frames of up to 1 MiB; a whole log in one frame could never be resumed by such a client."""
-
-_MIN_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
 
 
 def serialize(frame: Frame) -> str:
@@ -168,7 +166,7 @@ def _logprob(logprob: Logprob, token_text: TokenText) -> LogprobEntry:
     return {
         "token_id": logprob.token_id,
         "token": token_text(logprob.token_id),
-        "logprob": round(max(_MIN_LOGPROB, logprob.logprob), 6),
+        "logprob": round(shown(logprob), 6),
     }
 
 

@@ -1,10 +1,9 @@
-"""One text frame of a client, from JSON to a checked message."""
+"""One text frame of a client, from its JSON object to a checked message."""
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,41 +18,7 @@ from app.schemas.stream import (
 from app.schemas.validation import to_error_info
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _MAX_SHOWN_CHARS = 64
-
-
-def parse_object(frame: str) -> dict[str, Any]:
-    """Return the frame's JSON object.
-
-    Raises:
-        RequestRefused: it is no JSON (RFC 8259, so no NaN and no Infinity), or no object.
-    """
-    try:
-        fields = json.loads(frame, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        position = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-        raise _refused("invalid_json", f"The frame is not valid JSON{position}.") from error
-    if not isinstance(fields, dict):
-        raise _refused("invalid_request", "The frame is not a JSON object.")
-    return fields
-
-
-def check_unicode(fields: dict[str, Any], frame: str) -> None:
-    """Refuse half a surrogate pair: it is no text, and could never be sent back.
-
-    Raises:
-        RequestRefused: there is one somewhere in the object that the frame was parsed into.
-    """
-    if not _SURROGATE_ESCAPE.search(frame):
-        return  # the frame itself was UTF-8, so half a pair can only come from an escape
-    for name, value in fields.items():
-        if not _is_unicode(name):
-            raise _refused("invalid_request", "A field's name has a lone surrogate.")
-        if not _is_unicode(value):
-            shown = name[:_MAX_SHOWN_CHARS]
-            reason = "is not valid Unicode: it has a lone surrogate"
-            raise _refused("invalid_request", f"{shown}: {reason}", param=shown)
 
 
 def to_message(fields: dict[str, Any]) -> GenerateMessage | CancelMessage | ResumeMessage:
@@ -91,18 +56,6 @@ def attempted_id(fields: dict[str, Any]) -> str | None:
     stream_id = fields.get("id")
     is_valid = isinstance(stream_id, str) and _ID.fullmatch(stream_id)
     return stream_id if is_valid else None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-def _is_unicode(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _refused(code: str, message: str, *, param: str | None = None) -> RequestRefused:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, assert_never
 
 from app.errors import ErrorInfo, RequestRefused
+from app.json_object import FieldsRefused, parse_object
 from app.protocol.commands import (
     CancelGeneration,
     Close,
@@ -37,7 +38,7 @@ from app.protocol.frames import (
     started_frame,
 )
 from app.protocol.open_stream import OpenStream, StreamState
-from app.protocol.parsing import attempted_id, check_unicode, parse_object, to_message
+from app.protocol.parsing import attempted_id, to_message
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
 from app.schemas.stream_frames import ServerFrame
@@ -90,9 +91,10 @@ class StreamProtocol:
             if retry_after_s := self._limiter.refused_for_s(now=now):
                 fields = _glance_at(frame)
                 raise RequestRefused(_rate_limited("too many messages", retry_after_s))
-            fields = parse_object(frame)
-            check_unicode(fields, frame)
+            fields = parse_object(frame, what="frame")
             self._receive_message(to_message(fields))
+        except FieldsRefused as refused:
+            self._refuse(refused.info, attempted_id(refused.fields))
         except RequestRefused as refused:
             self._refuse(refused.info, attempted_id(fields))
         except StreamingError as error:
@@ -296,6 +298,6 @@ def _glance_at(frame: str) -> dict[str, Any]:
     if len(frame) > _MAX_REFUSED_FRAME_CHARS:
         return {}
     try:
-        return parse_object(frame)
+        return parse_object(frame, what="frame")
     except RequestRefused:
         return {}

@@ -22,6 +22,24 @@ class ErrorBody(BaseModel):
     error: ErrorDetail
 
 
+GENERATION_ERRORS = (
+    "invalid_json",
+    "unauthorized",
+    "forbidden_origin",
+    "model_not_found",
+    "prompt_too_long",
+    "message_too_big",
+    "unsupported_media_type",
+    "invalid_request",
+    "engine_error",
+    "internal_error",
+    "overloaded",
+    "shutting_down",
+    "timeout",
+)
+"""What a route that takes a body and generates may answer."""
+
+
 def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Return what a route documents for these errors, by HTTP status."""
     by_status: dict[int | str, list[str]] = {}

@@ -11,10 +11,12 @@ from pydantic_core import PydanticCustomError
 
 from app.schemas.response_format import ResponseFormat
 from app.schemas.wire_model import WireModel
-from streaming import SamplingParams
+from streaming import MAX_PRIORITY, GenerationRequest, Prompt, SamplingParams
 from streaming.errors import InvalidRequest
 
 _DEFAULTS = SamplingParams()
+_REQUEST_FIELDS = {"priority", "timeout_s"}
+"""Fields that are about the request as a whole, not about its tokens."""
 
 
 def _check_biases(value: Any) -> Any:
@@ -26,7 +28,7 @@ def _check_biases(value: Any) -> Any:
 
 
 class SamplingFields(WireModel):
-    """How tokens are chosen and when they end. `null` means the default."""
+    """How tokens are chosen, when they end, and how urgent they are. `null` means the default."""
 
     max_tokens: int | None = Field(
         None, description="Most tokens to generate; never more than the context leaves."
@@ -46,6 +48,9 @@ class SamplingFields(WireModel):
     )
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="Strings that end the text and are not part of it."
+    )
+    include_stop_str_in_output: bool | None = Field(
+        _DEFAULTS.include_stop_str_in_output, description="They are part of it."
     )
     stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(
         None, description="Token ids that end the text."
@@ -76,9 +81,49 @@ class SamplingFields(WireModel):
         "stop string or stop token of the request cut it; one that ends with `length` is its "
         "beginning.",
     )
+    priority: int | None = Field(
+        0,
+        description=f"-{MAX_PRIORITY} to {MAX_PRIORITY}. While requests wait, one of a higher "
+        "priority is started before all of lower ones, those of other callers included; within a "
+        "priority, callers take turns. What has been started is not held up.",
+    )
+    timeout_s: float | None = Field(
+        None,
+        description="The generation is ended with an error after so many seconds, waiting "
+        "included; the server's own limit stays.",
+        examples=[30],
+    )
+
+    def to_generation_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        owner: str,
+        model: str | None,
+        metadata: Mapping[str, str],
+    ) -> GenerationRequest:
+        """Return the engine's form of a request for one log.
+
+        Raises:
+            InvalidRequest: a value is out of range; `param` names the field.
+        """
+        return GenerationRequest(
+            prompt=prompt,
+            params=params,
+            owner=owner,
+            model=model,
+            priority=0 if self.priority is None else self.priority,
+            timeout_s=self.timeout_s,
+            metadata=metadata,
+        )
 
     def to_sampling_params(
-        self, *, default_max_tokens: int | None = None, logprobs: int | None = None
+        self,
+        *,
+        default_max_tokens: int | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
     ) -> SamplingParams:
         """Return the engine's form.
 
@@ -87,7 +132,7 @@ class SamplingFields(WireModel):
         """
         given = {
             name: value
-            for name in SamplingFields.model_fields
+            for name in SamplingFields.model_fields.keys() - _REQUEST_FIELDS
             if (value := getattr(self, name)) is not None
         }
         given.setdefault("max_tokens", default_max_tokens)
@@ -99,7 +144,7 @@ class SamplingFields(WireModel):
             given["logit_bias"] = _to_logit_bias(self.logit_bias or {})
         if (response_format := given.pop("response_format", None)) is not None:
             given["grammar"] = response_format.to_grammar()
-        return SamplingParams(**given, logprobs=logprobs)
+        return SamplingParams(**given, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
 
 
 def _to_logit_bias(biases: Mapping[str, float]) -> Mapping[int, float]:

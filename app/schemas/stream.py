@@ -31,7 +31,7 @@ def _check_num_pairs(value: Any) -> Any:
     return value
 
 
-_Metadata = Annotated[
+Metadata = Annotated[
     dict[
         Annotated[str, Field(max_length=MAX_METADATA_KEY_CHARS)],
         Annotated[str, Field(max_length=MAX_METADATA_VALUE_CHARS)],
@@ -61,7 +61,7 @@ class GenerateMessage(SamplingFields):
         None, description="Alternatives to report with each token; 0 reports the chosen one only."
     )
     return_token_ids: bool = False
-    metadata: _Metadata | None = None
+    metadata: Metadata | None = None
 
     def to_request(self, *, owner: str) -> GenerationRequest:
         """Return the engine's form.
@@ -69,9 +69,9 @@ class GenerateMessage(SamplingFields):
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
         """
-        return GenerationRequest(
-            prompt=self._to_prompt(),
-            params=self.to_sampling_params(
+        return self.to_generation_request(
+            self._to_prompt(),
+            self.to_sampling_params(
                 default_max_tokens=DEFAULT_MAX_TOKENS if self.messages is None else None,
                 logprobs=self.logprobs,
             ),

@@ -28,6 +28,7 @@ from streaming.backends.paged_attention import (
     PrefillRows,
     paged_attention,
 )
+from streaming.backends.prompt_scorer import PromptScorer
 from streaming.backends.sampler import sample
 from streaming.backends.warm_up import warm_up
 from streaming.config import BackendName, ModelConfig
@@ -77,6 +78,7 @@ class BatchedRunner:
             num_blocks=num_blocks, block_size=block_size, max_batch_tokens=max_batch_tokens
         )
         self.max_num_seqs = max_num_seqs
+        self._prompts = PromptScorer()
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
@@ -84,8 +86,11 @@ class BatchedRunner:
         prefills = [chunk for chunk in batch.chunks if not chunk.is_decode]
         chunks = decodes + prefills
         layout = self._lay_out(decodes, prefills)
-        yielding_rows, end = [], 0
+        yielding_rows: list[int] = []
+        prompt_rows: list[int] = []
+        end = 0
         for chunk in chunks:
+            prompt_rows += range(end, end + self._prompts.num_wanted(chunk))
             end += chunk.num_tokens
             if chunk.yields_token:
                 yielding_rows.append(end - 1)
@@ -98,16 +103,26 @@ class BatchedRunner:
             past_key_values=self._cache,
             use_cache=True,
             # Logits of one row at least: some models take an empty choice for all rows.
-            logits_to_keep=self._tensor(yielding_rows or [0]),
+            logits_to_keep=self._tensor(yielding_rows + prompt_rows or [0]),
             **{LAYOUT_ARGUMENT: layout},
         )
+        logits, start = output.logits[0], len(yielding_rows)
+        for chunk in chunks:
+            if num_wanted := self._prompts.num_wanted(chunk):
+                self._prompts.take(chunk, logits[start : start + num_wanted])
+                start += num_wanted
         sequences = [chunk.sequence for chunk in chunks if chunk.yields_token]
-        sampled = sample(output.logits[0], sequences) if sequences else []
+        sampled = sample(logits[: len(yielding_rows)], sequences) if sequences else []
         by_sequence = dict(zip(sequences, sampled, strict=True))
-        return [by_sequence[chunk.sequence] for chunk in batch.chunks if chunk.yields_token]
+        return [
+            self._prompts.add_to(chunk, by_sequence[chunk.sequence])
+            for chunk in batch.chunks
+            if chunk.yields_token
+        ]
 
     def release(self, sequence: Sequence) -> None:
-        """Nothing is kept for a sequence: its blocks are the engine's to give back."""
+        """Forget what was known of its prompt: its blocks are the engine's to give back."""
+        self._prompts.forget(sequence.generation_id)
 
     def close(self) -> None:
         self._model = None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer
 
-from streaming.backend import Backend, Batch, FailedRow, SampledToken
+from streaming.backend import Backend, Batch, Chunk, FailedRow, SampledToken
 from streaming.backends import OnProgress
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import load_model
@@ -25,6 +25,7 @@ from streaming.backends.logits_processors import (
     Penalties,
     RawDistribution,
 )
+from streaming.backends.prompt_scorer import PromptScorer
 from streaming.backends.warm_up import warm_up
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
@@ -100,9 +101,10 @@ class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
 class _Job:
     """One call of `generate`."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        self.sequence = sequence
-        self.raw = RawDistribution(sequence.params.logprobs)
+    def __init__(self, prompt: Chunk) -> None:
+        self.prompt = prompt
+        self.sequence = prompt.sequence
+        self.raw = RawDistribution(self.sequence.params.logprobs)
         self.streamer = TokenStreamer(self.raw)
         self.is_over = threading.Event()
 
@@ -122,6 +124,7 @@ class GenerateRunner:
         model.generation_config = GenerationConfig()
         self._model = model
         self._device: torch.device = model.device
+        self._prompts = PromptScorer()
         self._job: _Job | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # One thread for all: torch keeps a pool of compute threads for each thread that calls it.
@@ -130,17 +133,18 @@ class GenerateRunner:
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         (chunk,) = batch.chunks
         if self._job is None:
-            self._job = _Job(chunk.sequence)
+            self._job = _Job(chunk)
             self._start_job(self._job)
         else:
             assert self._job.sequence is chunk.sequence, "one sequence runs until it is released"
             self._job.streamer.go_on()
-        return [self._job.streamer.next_token()]
+        return [self._prompts.add_to(chunk, self._job.streamer.next_token())]
 
     def release(self, sequence: Sequence) -> None:
         """Stop computing for the sequence; it has stopped when this returns."""
         if self._job is not None and self._job.sequence is sequence:
             self._end_job(self._job)
+        self._prompts.forget(sequence.generation_id)
 
     def close(self) -> None:
         if self._job is not None:
@@ -185,6 +189,11 @@ class GenerateRunner:
             # The process-wide generator: nothing else draws from it while this sequence runs.
             torch.manual_seed(sequence.params.seed)
         token_ids = [*sequence.prompt_ids, *sequence.output_ids]
+        if num_wanted := self._prompts.num_wanted(job.prompt):
+            # `generate` keeps the logits of the last token only, so the prompt is read twice.
+            prompt = torch.tensor([sequence.prompt_ids], device=self._device)
+            logits = self._model(input_ids=prompt, use_cache=False).logits[0]
+            self._prompts.take(job.prompt, logits[:num_wanted])
         processors = [job.raw]
         if Penalties.are_wanted(sequence):
             processors.append(Penalties(sequence))

@@ -60,12 +60,9 @@ class ByteTokenizer:
         return self.prepare_chat(prompt).token_ids
 
     def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
-        if prompt.template_kwargs:
-            raise InvalidRequest(
-                param="chat_template_kwargs", reason="the scripted model's template takes none"
-            )
         tools = prompt.tools if may_call_tools(prompt) else ()
         lines = [
+            *([f"template: {prompt.template_kwargs}\n"] if prompt.template_kwargs else []),
             *(f"tool: {tool.name} {tool.description} {tool.parameters}\n" for tool in tools),
             *map(_turn, prompt.messages),
         ]
@@ -81,6 +78,9 @@ class ByteTokenizer:
 
     def token_text(self, token_id: int) -> str:
         return "<eos>" if token_id == EOS else bytes([token_id]).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"<eos>" if token_id == EOS else bytes([token_id])
 
 
 def _turn(message: ChatMessage) -> str:
@@ -185,13 +185,20 @@ class ScriptedRunner:
         token_id = next(line, EOS)
         if isinstance(token_id, Exception):
             raise token_id
-        if sequence.params.logprobs is None:
-            return SampledToken(token_id)
-        top = tuple(
-            Logprob((token_id + rank) % _VOCAB_SIZE, -0.5 - rank)
-            for rank in range(sequence.params.logprobs)
-        )
-        return SampledToken(token_id, TokenLogprobs(Logprob(token_id, -0.5), top))
+        prompt_logprobs = None
+        if sequence.wants_prompt_logprobs:
+            prompt_logprobs = tuple(
+                _logprobs(prompt_id, sequence.params.prompt_logprobs or 0)
+                for prompt_id in sequence.prompt_ids[1:]
+            )
+        num_top = sequence.params.logprobs
+        logprobs = None if num_top is None else _logprobs(token_id, num_top)
+        return SampledToken(token_id, logprobs, prompt_logprobs)
+
+
+def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:
+    top = (Logprob((token_id + rank) % _VOCAB_SIZE, -0.5 - rank) for rank in range(num_top))
+    return TokenLogprobs(Logprob(token_id, -0.5), tuple(top))
 
 
 def say(*texts: str) -> Script:

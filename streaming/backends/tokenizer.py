@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer as RustTokenizer
 
 from streaming.backend import EncodedPrompt, Tokenizer
+from streaming.backends.token_bytes import to_bytes
 from streaming.backends.token_width import LOOSE_MAX_CHARS_PER_TOKEN, max_chars_per_token
 from streaming.chat import ChatMessage
 from streaming.chat_format import may_call_tools
@@ -105,6 +106,9 @@ class FastTokenizer:
         text: str = self._rust.decode([*self._anchor, token_id], skip_special_tokens=False)
         return text.removeprefix(before)
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        return to_bytes(self.token_text(token_id), name=self._rust.id_to_token(token_id))
+
     def _encode(self, text: str, *, with_specials: bool) -> list[int]:
         encodings = self._rust.encode_batch_fast([text], add_special_tokens=with_specials)
         token_ids: list[int] = encodings[0].ids
@@ -150,6 +154,11 @@ class SlowTokenizer:
 
     def token_text(self, token_id: int) -> str:
         return self._decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        with self._lock:
+            name = self._hf.convert_ids_to_tokens(token_id)
+        return to_bytes(self.token_text(token_id), name=name)
 
     def _decode(self, token_ids: SequenceOf[int], *, skip_special_tokens: bool) -> str:
         with self._lock:

@@ -8,15 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import RequestRefused
-from app.protocol.parsing import attempted_id, check_unicode, parse_object, to_message
+from app.json_object import parse_object
+from app.protocol.parsing import attempted_id, to_message
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
 from tests.support import property_test
 
 
 def parse(text: str) -> GenerateMessage | CancelMessage | ResumeMessage:
-    fields = parse_object(text)
-    check_unicode(fields, text)
-    return to_message(fields)
+    return to_message(parse_object(text, what="frame"))
 
 
 def refusal(text: str) -> tuple[str, str | None, str]:
@@ -47,7 +46,9 @@ def test_what_is_no_json(text: str) -> None:
 
 
 def test_message_says_where_the_json_breaks() -> None:
-    assert refusal('{"type": }')[2] == "The frame is not valid JSON at character 9."
+    assert refusal('{"type": }')[2] == (
+        "The frame is not valid JSON: Expecting value: line 1 column 10 (char 9)."
+    )
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '"generate"', "1", "true"])
@@ -99,7 +100,7 @@ def test_wrong_types(fields: dict[str, Any], expected: str) -> None:
     ("kind", "fields", "param"),
     [
         ("generate", {"prompt": 5}, "prompt"),
-        ("generate", {"prompt": ["a"]}, "prompt.0"),
+        ("generate", {"prompt": ["a"]}, "prompt[0]"),
         ("generate", {"temperatur": 1}, "temperatur"),
         ("generate", {"stream": True}, "stream"),
         ("generate", {"temperature": "1"}, "temperature"),
@@ -110,8 +111,8 @@ def test_wrong_types(fields: dict[str, Any], expected: str) -> None:
         ("generate", {"stop": 1}, "stop"),
         ("generate", {"model": "m" * 300}, "model"),
         ("generate", {"messages": "hi"}, "messages"),
-        ("generate", {"messages": [{"role": "user"}]}, "messages.0.content"),
-        ("generate", {"messages": [{"role": "tool", "content": ""}]}, "messages.0.role"),
+        ("generate", {"messages": [{"role": "user"}]}, "messages[0].content"),
+        ("generate", {"messages": [{"role": "tool", "content": ""}]}, "messages[0].role"),
         ("generate", {"messages": [{"role": "user", "content": ""}] * 4097}, "messages"),
         ("generate", {"id": ""}, "id"),
         ("generate", {"id": "a b"}, "id"),

@@ -235,6 +235,13 @@ def test_half_a_surrogate_pair_is_refused_under_its_id(talk: Conversation) -> No
     assert talk.error() == ("invalid_request", "prompt", "a")
 
 
+def test_a_field_given_twice_refuses_under_the_id_unless_that_is_it(talk: Conversation) -> None:
+    talk.core.receive_text('{"type": "generate", "id": "a", "seed": 1, "seed": 2}', now=0.0)
+    talk.core.receive_text('{"type": "generate", "id": "a", "id": "b"}', now=0.0)
+    shown = [(frame.get("id"), frame["error"]["param"]) for frame in talk.heard()]
+    assert shown == [("a", "seed"), (None, "id")]
+
+
 def test_null_response_format_is_none(talk: Conversation) -> None:
     assert len(talk.generate(response_format=None)) == 1
 

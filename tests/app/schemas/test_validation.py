@@ -34,10 +34,10 @@ def complaint(model: type[WireModel], fields: Any) -> tuple[str | None, str]:
     ("fields", "param", "message"),
     [
         ({"name": 5}, "name", "name: Input should be a valid string"),
-        ({"name": ["a", 5]}, "name.1", "name.1: Input should be a valid string"),
+        ({"name": ["a", 5]}, "name[1]", "name[1]: Input should be a valid string"),
         ({"inner": {"size": "x"}}, "inner.size", "inner.size: Input should be a valid integer"),
         ({"inner": {}}, "inner.size", "inner.size: Field required"),
-        ({"many": [{"size": 1}, {}]}, "many.1.size", "many.1.size: Field required"),
+        ({"many": [{"size": 1}, {}]}, "many[1].size", "many[1].size: Field required"),
         ({"nme": 5}, "nme", "nme: unknown field"),
         ({"inner": 1, "name": 5}, "name", "name: Input should be a valid string"),
         ({str(i): i for i in range(65)}, None, "more than 64 fields"),

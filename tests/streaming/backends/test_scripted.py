@@ -153,12 +153,6 @@ async def test_choices_of_one_request_each_have_their_calls():
         (with_tools(choice=ToolChoice(names=frozenset({"x"}))), "tool_choice"),
         (with_tools(tools=(), choice=ToolChoice(ToolMode.REQUIRED)), "tool_choice"),
         (with_tools(grammar=Grammar(GrammarKind.JSON_OBJECT)), "response_format"),
-        (
-            GenerationRequest(
-                prompt=ChatPrompt((ChatMessage("user", "x"),), template_kwargs='{"a": 1}')
-            ),
-            "chat_template_kwargs",
-        ),
     ],
 )
 async def test_what_cannot_be_served_is_refused_before_it_is_queued(

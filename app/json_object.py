@@ -1,0 +1,97 @@
+"""JSON from a client, read the same way on every transport: RFC 8259 and well-formed Unicode, with
+no field given twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from functools import partial
+from typing import Any, NoReturn
+
+from app.errors import ErrorInfo, RequestRefused
+from app.schemas.validation import printable
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class FieldsRefused(RequestRefused):
+    """The object could be read, but not all of it means something.
+
+    Attributes:
+        fields: the object without what was given twice.
+    """
+
+    def __init__(self, reason: str, *, param: str | None, fields: dict[str, Any]) -> None:
+        self.fields = fields
+        message = reason if param is None else f"{param}: {reason}"
+        super().__init__(ErrorInfo(code="invalid_request", message=message, param=param))
+
+
+def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
+    """Return the JSON object that `text` is.
+
+    Args:
+        what: what the client calls the text: the body, the frame.
+
+    Raises:
+        FieldsRefused: a field is given twice (which one counts would be a guess, RFC 8259 §4), or
+            has half a surrogate pair: that is no text, and could never be sent back.
+        RequestRefused: it is no JSON, or no object.
+    """
+    repeated: list[str] = []
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(
+            text,
+            parse_constant=partial(_refuse_constant, what),
+            object_pairs_hook=partial(_to_fields, repeated),
+        )
+    except (ValueError, RecursionError) as error:
+        # Of all of these only JSONDecodeError says something that helps and is safe to show.
+        reason = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
+        raise _refused("invalid_json", f"The {what} is not valid JSON{reason}.") from error
+    if not isinstance(value, dict):
+        raise _refused("invalid_request", f"The {what} must be a JSON object.")
+    if repeated:
+        raise FieldsRefused("given twice", param=printable(repeated[0]), fields=value)
+    if _SURROGATE_ESCAPE.search(text):  # the text was UTF-8, so half a pair is an escape
+        _check_unicode(value)
+    return value
+
+
+def _to_fields(repeated: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
+                repeated.append(name)
+                del fields[name]
+    return fields
+
+
+def _check_unicode(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if not _is_unicode(name):
+            reason = "A field's name has a lone surrogate."
+            raise FieldsRefused(reason, param=None, fields=fields)
+        if not _is_unicode(value):
+            reason = "is not valid Unicode: it has a lone surrogate"
+            raise FieldsRefused(reason, param=printable(name), fields=fields)
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_constant(what: str, name: str) -> NoReturn:
+    """Refuse what Python's parser takes beyond RFC 8259: NaN and the infinities."""
+    raise _refused("invalid_json", f"The {what} is not valid JSON: {name} is not a JSON number.")
+
+
+def _refused(code: str, message: str) -> RequestRefused:
+    return RequestRefused(ErrorInfo(code=code, message=message))

@@ -1,0 +1,70 @@
+"""Log probabilities as clients read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+from pydantic import BaseModel, Field
+
+from streaming import Logprob, Token, TokenLogprobs
+
+MIN_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+
+def shown(logprob: Logprob) -> float:
+    """Return a log probability that JSON can say."""
+    return max(MIN_LOGPROB, logprob.logprob)
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None = Field(
+        description="The token's UTF-8, which may be a part of a character's; null where the "
+        "tokenizer does not tell."
+    )
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens, best first.")
+
+
+class ChatLogprobs(BaseModel):
+    """OpenAI's newer form: one entry for each token, those of calls and of the end included."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = Field(None, description="Always null.")
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Sequence[Token],
+        *,
+        token_text: Callable[[int], str],
+        token_bytes: Callable[[int], bytes | None],
+    ) -> Self:
+        """Return the log probabilities of tokens that have them."""
+
+        def top(logprob: Logprob) -> TopLogprob:
+            utf8 = token_bytes(logprob.token_id)
+            return TopLogprob(
+                token=token_text(logprob.token_id),
+                logprob=shown(logprob),
+                bytes=None if utf8 is None else list(utf8),
+            )
+
+        def of_token(logprobs: TokenLogprobs) -> ChatTokenLogprob:
+            chosen = top(logprobs.chosen)
+            return ChatTokenLogprob(
+                token=chosen.token,
+                logprob=chosen.logprob,
+                bytes=chosen.bytes,
+                top_logprobs=list(map(top, logprobs.top)),
+            )
+
+        return cls(
+            content=[of_token(token.logprobs) for token in tokens if token.logprobs is not None],
+            refusal=None,
+        )

@@ -1,0 +1,80 @@
+"""Fields and values of OpenAI's API and of other servers that are not served, and what to do."""
+
+from __future__ import annotations
+
+_LOCAL = "nothing is kept or looked up for a later request"
+_FORMAT = "use response_format"
+_SAMPLERS = "this sampler is not there; temperature, top_p, top_k and min_p are"
+
+HINTS: dict[str, str] = {
+    # OpenAI's.
+    "audio": "this server writes text",
+    "function_call": "it is deprecated; use tool_choice",
+    "functions": "they are deprecated; use tools",
+    "modalities": "this server writes text",
+    "moderation": "nothing is moderated here",
+    "prompt_cache_options": "prefixes are kept by themselves, while there is room",
+    "prompt_cache_retention": "prefixes are kept in memory, while there is room",
+    "service_tier": "there is one tier; use priority",
+    "store": _LOCAL,
+    "stream_options.include_obfuscation": "chunks are not padded",
+    "suffix": "text is continued, never filled in",
+    "verbosity": "ask for it in the prompt",
+    "web_search_options": "this server searches nothing",
+    # vLLM's.
+    "add_special_tokens": "a raw prompt begins as the model's tokenizer has it; a chat template "
+    "writes its own",
+    "allowed_token_ids": "use logit_bias, or response_format",
+    "bad_words": "use logit_bias",
+    "cache_salt": "the prefix cache is shared by all callers",
+    "chat_template": "the model's own is used",
+    "documents": "put them into a message",
+    "guided_choice": _FORMAT,
+    "guided_grammar": _FORMAT,
+    "guided_json": _FORMAT,
+    "guided_regex": _FORMAT,
+    "include_reasoning": "reasoning has a field of its own, which may be left unread",
+    "length_penalty": "there is no beam search",
+    "logits_processors": "requests bring no code",
+    "min_completion_tokens": "use min_tokens",
+    "prompt_logprobs": "use echo with logprobs, in /v1/completions",
+    "request_id": "the answer's id is made here",
+    "return_tokens_as_token_ids": "use return_token_ids",
+    "skip_special_tokens": "special tokens are no part of a text; return_token_ids shows them",
+    "spaces_between_special_tokens": "special tokens are no part of a text",
+    "stream_options.continuous_usage_stats": "usage comes once, at the end",
+    "structured_outputs": _FORMAT,
+    "thinking_token_budget": "use max_tokens",
+    "truncate_prompt_tokens": "a prompt is served whole, or refused",
+    "use_beam_search": "there is no beam search",
+    # llama.cpp's.
+    "cache_prompt": "prefixes are always cached",
+    "dry_allowed_length": _SAMPLERS,
+    "dry_base": _SAMPLERS,
+    "dry_multiplier": _SAMPLERS,
+    "dry_penalty_last_n": _SAMPLERS,
+    "dry_sequence_breakers": _SAMPLERS,
+    "dynatemp_exponent": _SAMPLERS,
+    "dynatemp_range": _SAMPLERS,
+    "grammar": "use response_format with the type grammar",
+    "id_slot": "sequences have no slots here",
+    "json_schema": "use response_format with the type json_schema",
+    "lora": "one model is served, as it is",
+    "mirostat": _SAMPLERS,
+    "mirostat_eta": _SAMPLERS,
+    "mirostat_tau": _SAMPLERS,
+    "n_keep": "a prompt is served whole, or refused",
+    "n_predict": "use max_tokens",
+    "n_probs": "use logprobs",
+    "post_sampling_probs": "log probabilities are those of the model itself",
+    "reasoning_format": "reasoning is always in reasoning_content",
+    "repeat_last_n": "repetition_penalty looks at the whole text",
+    "repeat_penalty": "use repetition_penalty",
+    "return_progress": "WS /v1/stream tells it",
+    "samplers": "their order is fixed",
+    "timings_per_token": "WS /v1/stream tells timings",
+    "typical_p": _SAMPLERS,
+    "xtc_probability": _SAMPLERS,
+    "xtc_threshold": _SAMPLERS,
+}
+"""By the field's path: what is said of a field, or a value, that is refused."""
