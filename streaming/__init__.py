@@ -46,7 +46,6 @@ from streaming.sampling_params import SamplingParams
 
 __all__ = [
     "ANYONE",
-    "MAX_PRIORITY",
     "AnswerText",
     "AsyncEngine",
     "Backend",
@@ -66,6 +65,7 @@ __all__ = [
     "Grammar",
     "GrammarKind",
     "Logprob",
+    "MAX_PRIORITY",
     "ModelConfig",
     "ModelInfo",
     "OutputFormat",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
@@ -23,10 +23,10 @@ class TokenizeRequest(PromptFields):
     messages: Messages | None = Field(
         None, description="A conversation, written with the model's chat template."
     )
-    add_special_tokens: Literal[True] | None = Field(
+    add_special_tokens: bool | None = Field(
         None,
-        description="Only `true`: what is counted is what would be generated from. A chat template "
-        "writes its own special tokens.",
+        description="Only `true` with a prompt, and only `false` with messages, whose template "
+        "writes its own: what is told is what would be generated from.",
     )
     return_token_strs: bool | None = Field(False, description="Also return `token_strs`.")
 
@@ -36,6 +36,11 @@ class TokenizeRequest(PromptFields):
         Raises:
             InvalidRequest: there is no prompt, or there are two.
         """
+        if self.add_special_tokens is (self.messages is not None):
+            raise InvalidRequest(
+                param="add_special_tokens",
+                reason="must be true with a prompt, and false with messages",
+            )
         if self.messages is not None:
             if self.prompt is not None:
                 raise InvalidRequest(param="messages", reason="cannot be given beside a prompt")

@@ -290,6 +290,37 @@ async def test_a_prompt_that_is_shared_is_tokenised_once():
     assert len(tokenizer.thread_names) == 2
 
 
+async def test_a_prompt_is_tokenised_alone_whether_or_not_it_fits():
+    async with running_engine(scripted_backend(max_model_len=4)) as engine:
+        assert await engine.tokenize(ask("héy")) == list("héy".encode())
+        with pytest.raises(PromptTooLong):  # more characters than all tokens could stand for
+            await engine.tokenize(ask("12345"))
+        with pytest.raises(InvalidRequest):
+            await engine.tokenize(ask(""))
+        assert await engine.detokenize(list("hé".encode()), param="tokens") == "hé"
+        with pytest.raises(InvalidRequest) as caught:
+            await engine.detokenize([1, 257], param="tokens")
+        assert caught.value.param == "tokens"
+
+
+async def test_what_is_only_tokenised_waits_with_the_requests():
+    backend, tokenizer = held_backend()
+    config = EngineConfig(max_waiting_requests=1)
+    async with running_engine(backend, config, gate=tokenizer) as engine:
+        tokenizing = asyncio.ensure_future(engine.tokenize(ask("first")))
+        await entered(tokenizer)
+        for refused in (
+            engine.tokenize(ask("second")),
+            engine.detokenize([1], param="tokens"),
+            engine.submit(ask("third")),
+        ):
+            with pytest.raises(Overloaded):
+                await refused
+        tokenizer.open()
+        assert await tokenizing == list(b"first")
+        assert await engine.tokenize(ask("again")) == list(b"again")
+
+
 async def test_a_submit_that_is_cancelled_while_it_tokenises_leaves_nothing():
     backend, tokenizer = held_backend()
     config = EngineConfig(max_waiting_requests=1)

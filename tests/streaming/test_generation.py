@@ -493,3 +493,19 @@ def test_a_stream_cut_at_every_cursor_joins_without_gap_or_overlap(data: st.Data
         with Reader(generation, after=after) as reader:
             assert_well_formed(reader.read(), generation, after=after)
             assert reader.is_done
+
+
+def test_a_scored_prompt_is_there_before_the_first_token_and_counts_as_memory():
+    generation = make_generation()
+    num_bytes = generation.num_bytes
+    prompt = (
+        Token(1, "a", at=0.0),
+        Token(2, "b", at=0.0, logprobs=TokenLogprobs(Logprob(2, -1.0), (Logprob(1, -0.5),))),
+    )
+    generation.score_prompt(prompt)
+    assert generation.scored_prompt == prompt
+    assert (generation.last_seq, generation.usage.completion_tokens) == (-1, 0)
+    assert generation.num_bytes > num_bytes + 900
+    words(generation, "x")
+    with pytest.raises(AssertionError):
+        generation.score_prompt(prompt)

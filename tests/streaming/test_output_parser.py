@@ -214,3 +214,21 @@ def test_what_is_certain_is_not_held():
         ToolCallStarted(0, "f"),
         ToolArguments(0, '{"a'),
     ]
+
+
+@pytest.mark.parametrize(
+    ("output_format", "texts", "expected"),
+    [
+        (OutputFormat(reasoning=THINK), ["<thi", "nk>", "hm", "</think", ">", "Yes"], "-rrr--"),
+        (OutputFormat(reasoning=THINK, starts_in_reasoning=True), ["", "hm", "</think>"], "rr-"),
+        (OutputFormat(reasoning=THINK), ["No <think>"], "-"),
+        (PLAIN, ["<think>"], "-"),
+    ],
+)
+def test_it_tells_where_the_text_is(output_format: OutputFormat, texts: list[str], expected: str):
+    parser = OutputParser(output_format)
+    seen = ""
+    for text in texts:
+        parser.feed(text)
+        seen += "r" if parser.is_in_reasoning else "-"
+    assert seen == expected

@@ -1,12 +1,17 @@
-"""What a prompt says of itself."""
+"""What a prompt says of itself, and how urgent a request may be."""
 
 from __future__ import annotations
+
+from math import inf, nan
+from typing import Any
 
 import pytest
 
 from streaming.chat import ChatMessage, Tool, ToolCall
+from streaming.errors import InvalidRequest
 from streaming.request import (
     ANYONE,
+    MAX_PRIORITY,
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -60,3 +65,34 @@ def test_a_request_asks_for_the_served_model_as_anyone():
     request = GenerationRequest(prompt=TextPrompt("hi"))
     assert (request.owner, request.model, request.params) == (ANYONE, None, SamplingParams())
     assert dict(request.metadata) == {}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"priority": MAX_PRIORITY},
+        {"priority": -MAX_PRIORITY},
+        {"timeout_s": 0.001},
+        {"timeout_s": inf},
+    ],
+)
+def test_urgency_within_its_bounds(fields: dict[str, Any]):
+    request = GenerationRequest(prompt=TextPrompt("hi"), **fields)
+    assert {name: getattr(request, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("param", "value"),
+    [
+        ("priority", MAX_PRIORITY + 1),
+        ("priority", -MAX_PRIORITY - 1),
+        ("timeout_s", 0.0),
+        ("timeout_s", -1.0),
+        ("timeout_s", nan),
+    ],
+)
+def test_urgency_out_of_bounds_is_refused_by_name(param: str, value: float):
+    fields: dict[str, Any] = {param: value}
+    with pytest.raises(InvalidRequest) as caught:
+        GenerationRequest(prompt=TextPrompt("hi"), **fields)
+    assert caught.value.param == param

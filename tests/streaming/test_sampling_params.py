@@ -32,6 +32,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
         [(), ("a",), ("a" * MAX_STOP_CHARS,), ("a",) * MAX_STOP_STRINGS],
         [("",), ("a", ""), ("a" * (MAX_STOP_CHARS + 1),), ("a",) * (MAX_STOP_STRINGS + 1)],
     ),
+    "include_stop_str_in_output": ([False, True], []),
     "stop_token_ids": ([frozenset(), frozenset({0, 1})], []),
     "seed": (
         [None, 0, -1, MAX_SEED, -MAX_SEED - 1],
@@ -45,6 +46,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
         [{5: 100.001}, {5: -100.001}, {5: NAN}, dict.fromkeys(range(MAX_LOGIT_BIASES + 1), 0.0)],
     ),
     "logprobs": ([None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1, HUGE]),
+    "prompt_logprobs": ([None, 0, MAX_LOGPROBS], [-1, MAX_LOGPROBS + 1, HUGE]),
     "ignore_eos": ([False, True], []),
     "grammar": ([None, Grammar(GrammarKind.REGEX, "a")], []),
 }

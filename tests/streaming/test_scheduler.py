@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from streaming.backend import Batch, Chunk
 from streaming.kv_cache import KVCache
+from streaming.sampling_params import SamplingParams
 from streaming.scheduler import Scheduler
 from streaming.sequence import Sequence, SequenceState
 from streaming.step_pacer import StepPacer
@@ -140,14 +141,20 @@ class Rig:
         self.live: list[Sequence] = []
 
     def add(
-        self, prompt: str, *, owner: str = "anyone", priority: int = 0, max_tokens: int = 1000
+        self,
+        prompt: str,
+        *,
+        owner: str = "anyone",
+        priority: int = 0,
+        max_tokens: int = 1000,
+        prompt_logprobs: int | None = None,
     ) -> Sequence:
         sequence = make_sequence(
             f"{owner} {prompt[:9]}",
             prompt=prompt,
             owner=owner,
             priority=priority,
-            max_tokens=max_tokens,
+            params=SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs),
         )
         self.scheduler.add(sequence)
         self.live.append(sequence)
@@ -495,3 +502,25 @@ def test_everybody_is_served_to_the_end_whatever_happens(
     rig.finish()
     assert all(len(sequence.output_ids) == sequence.max_tokens for sequence in sequences)
     assert (len(rig.scheduler), rig.cache.num_free_blocks) == (0, num_blocks)
+
+
+def test_a_prompt_to_be_scored_takes_nothing_from_the_cache_and_gives_to_it():
+    rig = Rig(max_batch_tokens=10)
+    a = rig.add("same prompt", prompt_logprobs=0, max_tokens=1)
+    assert [rig.step(), rig.step()] == [[(a, 0, 10)], [(a, 10, 11)]]
+    b = rig.add("same prompt", prompt_logprobs=0, max_tokens=1)
+    c = rig.add("same prompt", max_tokens=1)
+    assert rig.step() == [(b, 0, 10)]
+    assert rig.step() == [(b, 10, 11), (c, 8, 11)]
+
+
+def test_a_prompt_that_has_been_scored_may_take_from_the_cache_when_it_comes_back():
+    rig = Rig(num_blocks=6)
+    a = rig.add("a" * 8)
+    b = rig.add("b" * 8, prompt_logprobs=0)
+    while not rig.scheduler.num_preemptions:
+        rig.step()
+    assert (b.state, b.wants_prompt_logprobs) == (SequenceState.WAITING, False)
+    rig.scheduler.remove(a)
+    rig.live.remove(a)
+    assert rig.step() == [(b, 8, b.num_tokens - 1)]

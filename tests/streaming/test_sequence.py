@@ -388,3 +388,44 @@ def test_a_stop_string_cuts_a_constrained_text_too():
     sequence = make_constrained("word", stop=("or",))
     feed(sequence, b"word")
     assert outcome(sequence) == ("w", "stop", 3)
+
+
+# The prompt's own log probabilities.
+
+
+def test_the_prompt_is_scored_once_and_its_texts_join_to_it():
+    sequence = make_sequence(prompt="aé!", params=SamplingParams(max_tokens=5, prompt_logprobs=0))
+    assert sequence.wants_prompt_logprobs
+    scores = [TokenLogprobs(Logprob(token_id, -1.0)) for token_id in sequence.prompt_ids[1:]]
+    sequence.score_prompt(scores, at=2.0)
+    assert sequence.generation.scored_prompt == tuple(
+        Token(token_id, text, 2.0, logprobs)
+        for token_id, text, logprobs in zip(
+            "aé!".encode(), ["a", "", "é", "!"], [None, *scores], strict=True
+        )
+    )
+    feed(sequence, b"x")
+    assert not sequence.wants_prompt_logprobs, "a preempted sequence does not report it twice"
+
+
+def test_a_prompt_that_ends_inside_a_character_shows_no_half():
+    params = SamplingParams(max_tokens=5, prompt_logprobs=0)
+    sequence = make_sequence(prompt="aé", params=params)
+    sequence.prompt_ids = sequence.prompt_ids[:-1]
+    sequence.score_prompt([TokenLogprobs(Logprob(0, -1.0))], at=0.0)
+    assert sequence.generation.scored_prompt is not None
+    assert [token.text for token in sequence.generation.scored_prompt] == ["a", ""]
+
+
+def test_a_prompt_that_nobody_asked_about_is_not_scored():
+    sequence = make_sequence(prompt="ab")
+    assert not sequence.wants_prompt_logprobs
+    with pytest.raises(AssertionError):
+        sequence.score_prompt([TokenLogprobs(Logprob(0, -1.0))], at=0.0)
+
+
+def test_a_stop_string_that_is_asked_for_is_shown():
+    params = SamplingParams(max_tokens=9, stop=("END",), include_stop_str_in_output=True)
+    sequence = make_sequence(params=params)
+    feed(sequence, b"one END two")
+    assert outcome(sequence) == ("one END", "stop", 7)

@@ -115,3 +115,16 @@ def test_held_is_the_longest_beginning_of_a_stop_string(pieces: list[str], stop:
             return
         begun = [n for string in stop for n in range(len(string)) if text.endswith(string[:n])]
         assert shown == text[: len(text) - max(begun)]
+
+
+@pytest.mark.parametrize(("text", "stop"), CASES)
+def test_a_stop_string_that_is_kept_ends_the_text_wherever_it_is_cut(text: str, stop: list[str]):
+    shown, is_stopped = reference(text, stop)
+    found = [string for string in stop if is_stopped and text.startswith(shown + string)]
+    expected = shown + min(found, key=len, default="")
+    for cut in range(len(text) + 1):
+        checker = StopChecker(stop, keeps_stop=True)
+        pieces = checker.feed(text[:cut])
+        if not checker.is_stopped:
+            pieces += checker.feed(text[cut:])
+        assert (pieces + checker.flush(), checker.is_stopped) == (expected, is_stopped)
