@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from app.auth import Authenticator, bearer_key
 from app.connections import ConnectionRegistry
 from app.errors import ErrorInfo, RequestRefused
+from app.responses.service import ResponseService
 from app.settings import Settings
 from streaming import AsyncEngine
 
@@ -29,6 +30,7 @@ class Services:
     engine: AsyncEngine
     authenticator: Authenticator
     connections: ConnectionRegistry
+    responses: ResponseService
     started_at: float
     """Monotonic seconds."""
     created_at: float = field(default_factory=time.time)

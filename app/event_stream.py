@@ -25,6 +25,11 @@ def to_message(data: str) -> bytes:
     return f"data: {data}\n\n".encode()
 
 
+def to_event_message(event: str, data: str) -> bytes:
+    """Frame one line of JSON, with the name of its event."""
+    return f"event: {event}\ndata: {data}\n\n".encode()
+
+
 class EventStream(Response):
     """Sends the messages of `source` as they come, until they or the client end.
 

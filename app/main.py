@@ -10,6 +10,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import platformdirs
 from fastapi import FastAPI
 
 from app.auth import Authenticator
@@ -17,7 +18,9 @@ from app.connections import ConnectionRegistry
 from app.dependencies import Services
 from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
-from app.routes import asyncapi, chat, completions, health, models, stream, tokenize
+from app.responses.service import ResponseService
+from app.responses.store import ResponseStore
+from app.routes import asyncapi, chat, completions, health, models, responses, stream, tokenize
 from app.routes.page import add_pages
 from app.settings import Settings
 from streaming import AsyncEngine, load_backend
@@ -39,6 +42,26 @@ def load_engine(
     return AsyncEngine(backend, settings.to_engine_config())
 
 
+def make_response_service(settings: Settings, engine: AsyncEngine) -> ResponseService:
+    """Return what keeps responses; it opens its file when it is started."""
+    store = None
+    if settings.store_responses:
+        store = ResponseStore(
+            Path(settings.data_dir).expanduser()
+            if settings.data_dir is not None
+            else Path(platformdirs.user_data_dir("tokenwire", appauthor=False)),
+            ttl_s=settings.stored_responses_ttl_s,
+            max_bytes=settings.stored_responses_bytes,
+        )
+    return ResponseService(
+        engine,
+        store,
+        retention_s=settings.retention_s,
+        retention_bytes=settings.retention_bytes,
+        reasoning_dialect=settings.reasoning_events,
+    )
+
+
 def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI:
     """Build the application.
 
@@ -50,18 +73,22 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         served = await asyncio.to_thread(load_engine, settings) if engine is None else engine
+        service = make_response_service(settings, served)
         app.state.services = Services(
             settings=settings,
             engine=served,
             authenticator=Authenticator(key.get_secret_value() for key in settings.api_keys),
             connections=ConnectionRegistry(max_connections=settings.max_connections),
+            responses=service,
             started_at=time.monotonic(),
         )
         await served.start()
+        await service.start()
         try:
             yield
         finally:
             await served.aclose()
+            await service.aclose()
 
     app = FastAPI(
         title="Tokenwire",
@@ -76,6 +103,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     for router in (
         chat.router,
         completions.router,
+        responses.router,
         models.router,
         tokenize.router,
         health.router,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
@@ -18,6 +19,13 @@ from streaming import BackendName, EngineConfig, ModelConfig
 _MODEL = ModelConfig()
 _ENGINE = EngineConfig()
 _PREFIX = "TOKENWIRE_"
+
+
+class ReasoningDialect(StrEnum):
+    """How the events of reasoning are called, which OpenAI and Open Responses do not agree on."""
+
+    OPENAI = "openai"
+    OPEN_RESPONSES = "open_responses"
 
 
 def _check_log_level(value: str) -> str:
@@ -106,6 +114,25 @@ class Settings(BaseSettings):
     )
     retention_bytes: int = Field(
         _ENGINE.retention_bytes, ge=0, description="Memory that ended generations may take."
+    )
+    store_responses: bool = Field(
+        True,
+        description="Keep ended responses on disk; without it, in memory only, by the two limits "
+        "above.",
+    )
+    data_dir: str | None = Field(
+        None,
+        description="Where responses are kept; without it, the user's own directory for data.",
+    )
+    stored_responses_ttl_s: float = Field(
+        30 * 24 * 3600.0, gt=0, description="How long a response is kept on disk."
+    )
+    stored_responses_bytes: int = Field(
+        2**30, ge=2**20, description="Disk that responses may take; the oldest go first."
+    )
+    reasoning_events: ReasoningDialect = Field(
+        ReasoningDialect.OPENAI,
+        description="How events of reasoning are called in responses: openai, or open_responses.",
     )
     disconnect_grace_s: float = Field(
         30.0, ge=0, description="A generation whose socket dropped goes on this long."

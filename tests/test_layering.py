@@ -45,6 +45,7 @@ APP_IMPORTERS = {
     "app.middleware": {"app.main", "app.routes"},
     "app.asyncapi": {"app.main", "app.routes"},
     "app.protocol": {"app.main", "app.routes", "app.websocket", "app.asyncapi"},
+    "app.responses": {"app.main", "app.dependencies", "app.routes", "app.websocket"},
 }
 """Who may import the upper parts of `app`, besides themselves."""
 
@@ -54,6 +55,7 @@ APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.schemas": {"app.errors"},
     "app.json_object": {"app.errors", "app.schemas"},
     "app.protocol": {"app.errors", "app.schemas", "app.json_object"},
+    "app.responses": {"app.errors", "app.schemas", "app.settings"},
 }
 """All of `app` that its lower parts may import, besides themselves."""
 

@@ -1,0 +1,141 @@
+"""A response: one that is generated here, and what is kept of one that has ended."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from app.responses.conversation import to_context
+from app.responses.writer import EventFields, ResponseHead, ResponseWriter
+from app.schemas.response_items import Item
+from streaming import Generation
+
+_RESPONSE_BYTES = 4000
+"""Cost of a response without its items and its log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredResponse:
+    """A response that has ended, without its log.
+
+    Attributes:
+        owner: the caller that it belongs to.
+        last_snapshot: the response as clients see it.
+        context: all items that its prompt was made of.
+        num_inherited: so many of these, the first ones, are of earlier responses.
+    """
+
+    response_id: str
+    owner: str
+    last_snapshot: EventFields
+    context: tuple[Item, ...]
+    num_inherited: int
+
+    @property
+    def is_ended(self) -> bool:
+        return True
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory."""
+        return _RESPONSE_BYTES + 2 * len(json.dumps((self.context, self.last_snapshot)))
+
+    @property
+    def input_items(self) -> tuple[Item, ...]:
+        return self.context[self.num_inherited :]
+
+    def snapshot(self) -> EventFields:
+        return self.last_snapshot
+
+    def conversation(self) -> tuple[Item, ...]:
+        """Return all items that a response which goes on from here begins with."""
+        return (*self.context, *to_context(self.last_snapshot["output"]))
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class LiveResponse:
+    """A response whose log is in memory, open or ended.
+
+    Attributes:
+        head: what each of its snapshots and events shows.
+        owner: the caller that it belongs to.
+        generation: its log.
+        context: all items that its prompt is made of.
+        num_inherited: so many of these, the first ones, are of earlier responses.
+        is_stored: it can be fetched, and be gone on from, by whoever has its owner's key.
+        is_deleted: nothing of it may be kept.
+    """
+
+    head: ResponseHead
+    owner: str
+    generation: Generation
+    context: tuple[Item, ...]
+    num_inherited: int
+    is_stored: bool
+    is_deleted: bool = False
+    _num_context_bytes: int = 0
+    _writer: ResponseWriter | None = None
+    _stored: StoredResponse | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        self._num_context_bytes = len(json.dumps((self.context, self.head.echo)))
+
+    @property
+    def response_id(self) -> str:
+        return self.head.response_id
+
+    @property
+    def is_background(self) -> bool:
+        return self.head.is_background
+
+    @property
+    def is_ended(self) -> bool:
+        return self.generation.is_ended
+
+    @property
+    def input_items(self) -> tuple[Item, ...]:
+        return self.context[self.num_inherited :]
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory; its text counts thrice, as its end is kept written out."""
+        return _RESPONSE_BYTES + 2 * self._num_context_bytes + 3 * self.generation.num_bytes
+
+    def writer(self, *, after: int = -1) -> ResponseWriter:
+        """Return a writer for one reader, whose last event was `after`."""
+        return ResponseWriter(self.head, self.generation, after=after)
+
+    def snapshot(self) -> EventFields:
+        """Return the response as it stands.
+
+        Takes time by the length of the text, so call it for an ended response on a worker thread;
+        the last snapshot is made once.
+        """
+        if self._stored is not None:
+            return self._stored.last_snapshot
+        writer = self._writer = self._writer or self.writer()
+        writer.advance()
+        return writer.snapshot()
+
+    def settle(self) -> StoredResponse:
+        """Return what is to be kept of it; it has ended. Makes that once; as slow as `snapshot`."""
+        assert self.is_ended, "an open response cannot be settled"
+        if self._stored is None:
+            writer = self.writer()
+            writer.advance()
+            self._stored = StoredResponse(
+                response_id=self.response_id,
+                owner=self.owner,
+                last_snapshot=writer.snapshot(),
+                context=self.context,
+                num_inherited=self.num_inherited,
+            )
+            self._writer = None
+        return self._stored
+
+    def conversation(self) -> tuple[Item, ...]:
+        """Return all items that a response which goes on from here begins with; it has ended."""
+        return self.settle().conversation()
+
+
+AnyResponse = LiveResponse | StoredResponse

@@ -1,0 +1,344 @@
+"""Responses from the first to the last: made, found, followed, cancelled, kept and deleted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from app.errors import RequestRefused
+from app.responses.conversation import to_messages
+from app.responses.dialect import in_this_dialect
+from app.responses.refusals import not_found, previous_not_found, store_unavailable
+from app.responses.registry import ResponseRegistry
+from app.responses.response import AnyResponse, LiveResponse, StoredResponse
+from app.responses.store import ResponseStore, StoreUnavailable, encode
+from app.responses.truncation import shorten
+from app.responses.writer import EventFields, ResponseHead
+from app.schemas.response_items import Item
+from app.schemas.responses import ResponseRequest
+from app.settings import ReasoningDialect
+from streaming import (
+    AsyncEngine,
+    Finished,
+    FinishReason,
+    Generation,
+    GenerationRequest,
+    Reader,
+)
+from streaming.errors import InvalidRequest, PromptTooLong
+
+logger = logging.getLogger(__name__)
+
+MAX_ENDED_RESPONSES = 4096
+"""Ended responses that are kept in memory, where their size allows so many."""
+
+_WARM_UP = "warmup"
+
+
+class ResponseService:
+    """Owns all responses, and the tasks that follow each to its end.
+
+    Args:
+        engine: generates.
+        store: keeps what has ended; None keeps it in memory only.
+        retention_s: how long an ended response stays in memory.
+        retention_bytes: how much memory ended responses may take.
+        reasoning_dialect: how the events of reasoning are called.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        store: ResponseStore | None,
+        *,
+        retention_s: float,
+        retention_bytes: int,
+        reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._reasoning_dialect = reasoning_dialect
+        self.registry = ResponseRegistry(
+            retention_s=retention_s,
+            max_ended=MAX_ENDED_RESPONSES,
+            retention_bytes=retention_bytes,
+        )
+        self._keepers: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Open the store; without it, say so and go on: responses are in memory only then."""
+        if self._store is None:
+            return
+        try:
+            await self._store.open()
+        except StoreUnavailable as error:
+            logger.warning("responses are kept in memory only: %s", error)
+            self._store = None
+
+    async def aclose(self) -> None:
+        """Wait until all is written, and close the store; the engine has ended every log."""
+        try:
+            await asyncio.gather(*self._keepers)
+        finally:
+            if self._store is not None:
+                await self._store.aclose()
+
+    # Making.
+
+    async def create(
+        self, body: ResponseRequest, *, caller: str, parent: AnyResponse | None = None
+    ) -> LiveResponse:
+        """Admit a request and return its response; the engine writes its log from now on.
+
+        Nothing generates for a caller that is gone: unless it is a background one, `follow` it
+        before anything is awaited.
+
+        Args:
+            parent: what `body.previous_response_id` stands for, where that is known already.
+
+        Raises:
+            StreamingError: the request cannot be served, or not now.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        key = secrets.token_hex(16)
+        context, num_inherited, request = await self._prepare(
+            body, key=key, caller=caller, parent=parent
+        )
+        generation = (
+            await self._submit(request, truncates=body.truncation == "auto")
+            if body.generates
+            else self._warm_up(request)
+        )
+        response = LiveResponse(
+            head=ResponseHead(
+                key=key,
+                echo=body.echo(),
+                token_text=self._engine.tokenizer.token_text,
+                token_bytes=self._engine.tokenizer.token_bytes,
+                is_background=bool(body.background),
+                is_warm_up=not body.generates,
+                reports_logprobs=body.includes_logprobs,
+                reasoning_dialect=self._reasoning_dialect,
+            ),
+            owner=caller,
+            generation=generation,
+            context=context,
+            num_inherited=num_inherited,
+            is_stored=body.is_stored,
+        )
+        self.registry.add(response)
+        keeper = asyncio.create_task(self._keep(response))
+        self._keepers.add(keeper)
+        keeper.add_done_callback(self._keepers.discard)
+        return response
+
+    async def _prepare(
+        self, body: ResponseRequest, *, key: str, caller: str, parent: AnyResponse | None
+    ) -> tuple[tuple[Item, ...], int, GenerationRequest]:
+        """Return the whole context, how much of it is inherited, and what to generate."""
+        body.check()
+        if parent is None and body.previous_response_id is not None:
+            parent = await self._find_parent(body.previous_response_id, caller)
+        inherited: tuple[Item, ...] = ()
+        if parent is not None:
+            if not parent.is_ended:
+                raise InvalidRequest(param="previous_response_id", reason="has not ended yet")
+            inherited = await asyncio.to_thread(parent.conversation)
+        context = (*inherited, *body.to_items(key))
+        messages = to_messages(
+            context, instructions=body.instructions, num_inherited=len(inherited)
+        )
+        if body.generates and not messages:
+            raise InvalidRequest(param="input", reason="give an input")
+        with in_this_dialect():
+            request = body.to_request(messages, owner=caller)
+        return context, len(inherited), request
+
+    async def _find_parent(self, response_id: str, caller: str) -> AnyResponse:
+        try:
+            return await self.find(response_id, caller=caller)
+        except RequestRefused as error:
+            if error.info.code != "response_not_found":
+                raise
+            raise previous_not_found(response_id) from error
+
+    async def _submit(self, request: GenerationRequest, *, truncates: bool) -> Generation:
+        with in_this_dialect():
+            while True:
+                try:
+                    return await self._engine.submit(request)
+                except PromptTooLong as error:
+                    shorter = shorten(request, error) if truncates else None
+                    if shorter is None:
+                        raise
+                    request = shorter
+
+    def _warm_up(self, request: GenerationRequest) -> Generation:
+        """Return a log that has ended and is empty."""
+        served = self._engine.info.model_id
+        if request.model not in (None, served):
+            raise InvalidRequest(param="model", reason=f"this server serves {served!r}")
+        now = time.monotonic()
+        generation = Generation(
+            generation_id=f"{_WARM_UP}_{secrets.token_hex(8)}",
+            owner=request.owner,
+            model=served,
+            created_at=time.time(),
+            submitted_at=now,
+            prompt_tokens=0,
+        )
+        generation.end(Finished(FinishReason.STOP, now))
+        return generation
+
+    async def count_input_tokens(self, body: ResponseRequest, *, caller: str) -> int:
+        """Return the size of a request's prompt, which may be longer than the context.
+
+        Raises:
+            StreamingError: the request could not be served.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        key = secrets.token_hex(16)
+        _, _, request = await self._prepare(body, key=key, caller=caller, parent=None)
+        with in_this_dialect():
+            return len(await self._engine.tokenize(request))
+
+    # Following.
+
+    @contextmanager
+    def follow(
+        self, response: LiveResponse, *, on_wake: Callable[[], None], grace_s: float = 0.0
+    ) -> Iterator[None]:
+        """Be told of news, as a client that the response lives for.
+
+        When the last follower leaves a response that is not a background one, it is cancelled after
+        `grace_s` seconds. Read with a `writer` of the response.
+        """
+        if response.is_ended:
+            yield
+        elif response.is_background:
+            with self.watch(response, on_wake=on_wake):
+                yield
+        else:
+            with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
+                yield
+
+    @contextmanager
+    def watch(self, response: LiveResponse, *, on_wake: Callable[[], None]) -> Iterator[None]:
+        """Be told of news, as one that the response does not live for."""
+        with Reader(response.generation, on_wake=on_wake):
+            yield
+
+    async def wait_ended(self, response: LiveResponse) -> None:
+        with Reader(response.generation) as reader:
+            await reader.wait_ended()
+
+    async def snapshot(self, response: AnyResponse) -> EventFields:
+        """Return the response as it stands."""
+        if isinstance(response, LiveResponse) and response.is_ended:
+            return (await asyncio.to_thread(response.settle)).last_snapshot
+        return response.snapshot()
+
+    # Finding.
+
+    async def find(self, response_id: str, *, caller: str) -> AnyResponse:
+        """Return a stored response, from memory or from the store.
+
+        Raises:
+            RequestRefused: it never was, has expired, was not to be stored, or is someone else's;
+                or the store cannot be read now.
+        """
+        live = self.registry.find(response_id, owner=caller)
+        if live is not None and live.is_stored:
+            return live
+        stored = None
+        if self._store is not None and live is None:
+            try:
+                stored = await self._store.find(response_id, owner=caller)
+            except StoreUnavailable as error:
+                logger.error("the store of responses failed: %s", error)
+                raise store_unavailable() from error
+        if stored is None:
+            raise not_found(response_id)
+        return stored
+
+    def find_live(self, response_id: str, *, caller: str) -> LiveResponse | None:
+        """Return a response whose log is in memory, stored or not: for resuming only."""
+        return self.registry.find(response_id, owner=caller)
+
+    # Ending.
+
+    def stop(self, response: LiveResponse) -> None:
+        """End a response at the engine's next step; nothing happens if it has ended."""
+        self._engine.cancel(response.generation)
+
+    async def cancel(self, response_id: str, *, caller: str) -> AnyResponse:
+        """End a background response and return it; one that has ended is returned as it is.
+
+        Raises:
+            RequestRefused: as `find` says.
+            InvalidRequest: it is open, and lives for the one that is following it.
+        """
+        response = await self.find(response_id, caller=caller)
+        if isinstance(response, LiveResponse) and not response.is_ended:
+            if not response.is_background:
+                raise InvalidRequest(
+                    param="response_id",
+                    reason="is not a background response; close its connection to end it",
+                )
+            self.stop(response)
+            await self.wait_ended(response)
+        return response
+
+    async def delete(self, response_id: str, *, caller: str) -> None:
+        """Forget a response, and end it if it is open.
+
+        Raises:
+            RequestRefused: as `find` says; or the store cannot be written now.
+        """
+        response = await self.find(response_id, caller=caller)
+        if isinstance(response, LiveResponse):
+            response.is_deleted = True
+            self.registry.remove(response)
+            self.stop(response)
+        if self._store is not None:
+            try:
+                await self._store.delete(response_id, owner=caller)
+            except StoreUnavailable as error:
+                logger.error("the store of responses failed: %s", error)
+                raise store_unavailable() from error
+
+    async def _keep(self, response: LiveResponse) -> None:
+        """Follow a response to its end, and store it."""
+        ended = asyncio.Event()
+
+        def check_ended() -> None:
+            if response.is_ended:
+                ended.set()
+
+        follow = self._engine.follow if response.is_background else Reader
+        with follow(response.generation, on_wake=check_ended):
+            check_ended()
+            await ended.wait()
+        if response.is_stored:
+            await self._write(response)
+        self.registry.settle(response)
+
+    async def _write(self, response: LiveResponse) -> None:
+        if self._store is None or response.is_deleted:
+            return
+
+        def write_out() -> tuple[StoredResponse, str]:
+            stored = response.settle()
+            return stored, encode(stored)
+
+        stored, body = await asyncio.to_thread(write_out)
+        try:
+            await self._store.put(stored, body)
+            if response.is_deleted:  # meanwhile
+                await self._store.delete(response.response_id, owner=response.owner)
+        except StoreUnavailable as error:
+            logger.warning("%s is in memory only: %s", response.response_id, error)

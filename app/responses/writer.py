@@ -1,0 +1,336 @@
+"""A log in the form of a response: the events of its stream, and the response as a whole.
+
+Events are a pure function of the request and its log. They are not kept: who comes back later has
+them written once more from the log's beginning, and gets the ones after the last that it saw. So
+nothing in them may depend on when the log is read, or by whom. Ids are made of the response's own,
+and the log is taken record by record, however much of it has come at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+from app.responses.response_item import ItemKind, ItemStatus, OutputItem
+from app.responses.unshown_tokens import UnshownTokens
+from app.schemas.logprobs import shown
+from app.settings import ReasoningDialect
+from streaming import (
+    AnswerText,
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Logprob,
+    OutputParser,
+    Piece,
+    ReasoningText,
+    Token,
+    ToolArguments,
+    ToolCallEnded,
+    ToolCallStarted,
+)
+
+EventFields = dict[str, Any]
+"""One event, ready for JSON."""
+
+_ERROR_CODES = {"overloaded": "rate_limit_exceeded", "rate_limited": "rate_limit_exceeded"}
+"""The dialect has few codes for a response that fails; all others are `server_error`."""
+
+
+_REASONING_EVENTS = {
+    ReasoningDialect.OPENAI: "response.reasoning_text",
+    ReasoningDialect.OPEN_RESPONSES: "response.reasoning",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseHead:
+    """What is known of a response before its first token.
+
+    Attributes:
+        key: makes the ids of the response and of all that is in it.
+        echo: what every snapshot shows of the request.
+        token_text: how a token is written by itself.
+        token_bytes: its UTF-8, which may be a part of a character's; None where nobody knows.
+        is_background: it may wait for its turn as `queued`.
+        is_warm_up: its log is not shown.
+        reports_logprobs: of the answer's tokens.
+    """
+
+    key: str
+    echo: Mapping[str, Any]
+    token_text: Callable[[int], str]
+    token_bytes: Callable[[int], bytes | None]
+    is_background: bool = False
+    is_warm_up: bool = False
+    reports_logprobs: bool = False
+    reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI
+
+    @property
+    def response_id(self) -> str:
+        return f"resp_{self.key}"
+
+
+class ResponseWriter:
+    """Writes one response, for one reader.
+
+    Args:
+        after: the sequence number of the last event that the reader has; -1 is none.
+    """
+
+    def __init__(self, head: ResponseHead, generation: Generation, *, after: int = -1) -> None:
+        self._head = head
+        self._generation = generation
+        self._after = after
+        self._cursor = -1
+        self._num_events = 0
+        self._parser = OutputParser(generation.output_format)
+        self._items: list[OutputItem] = []
+        self._unshown = UnshownTokens()
+        self._num_tokens = 0
+        self._num_reasoning_tokens = 0
+        self._has_answer = False
+        self._status = "queued" if head.is_background else "in_progress"
+        self._end_fields: EventFields = {}
+        self.is_done = False
+        """Whether the last event has been written."""
+
+    def events(self) -> Iterator[EventFields]:
+        """Write what the log has had since the last call, and return it; never waits.
+
+        Whoever stops before the end of it may not go on with this writer.
+        """
+        for event in self._new_events():
+            if event["sequence_number"] > self._after:
+                yield event
+
+    def advance(self) -> None:
+        """Read what the log has had since the last call, for a `snapshot`."""
+        for _ in self._new_events():
+            pass
+
+    def snapshot(self) -> EventFields:
+        """Return the response as it stood at the last event."""
+        return {
+            "id": self._head.response_id,
+            "object": "response",
+            "created_at": int(self._generation.created_at),
+            "completed_at": None,
+            "status": self._status,
+            "incomplete_details": None,
+            "model": self._generation.model,
+            "output": [item.shown() for item in self._items],
+            "error": None,
+            "usage": None,
+            **self._head.echo,
+            **self._end_fields,
+        }
+
+    def _event(self, kind: str, **fields: Any) -> EventFields:
+        event = {"type": kind, "sequence_number": self._num_events, **fields}
+        self._num_events += 1
+        return event
+
+    def _lifecycle_event(self, name: str) -> EventFields:
+        return self._event(f"response.{name}", response=self.snapshot())
+
+    def _new_events(self) -> Iterator[EventFields]:
+        if not self._num_events:
+            yield self._lifecycle_event("created")
+            yield self._lifecycle_event(self._status)
+        # The records are read before the start mark, which is set before the first of them.
+        records = self._generation.read_after(self._cursor)
+        if self._status == "queued" and (records or self._generation.started is not None):
+            self._status = "in_progress"
+            yield self._lifecycle_event(self._status)
+        for record in records:
+            self._cursor += 1
+            match record:
+                case Finished() | Failed():
+                    yield from self._end(record)
+                case Token(text=text):
+                    yield from self._feed(text, record)
+                case _:
+                    yield from self._feed(record.text, None)
+
+    def _feed(self, text: str, token: Token | None) -> Iterator[EventFields]:
+        if self._head.is_warm_up:
+            return
+        if token is not None and self._head.reports_logprobs:
+            self._unshown.add(token)
+        was_in_reasoning = self._parser.is_in_reasoning
+        pieces = self._parser.feed(text)
+        if token is not None:
+            self._num_tokens += 1
+            if was_in_reasoning or self._parser.is_in_reasoning:
+                # With those before it, which are blanks and the mark that begins it.
+                self._num_reasoning_tokens = self._num_tokens
+        yield from self._write(pieces)
+
+    def _write(self, pieces: list[Piece]) -> Iterator[EventFields]:
+        for piece in pieces:
+            match piece:
+                case ReasoningText(text):
+                    yield from self._extend(ItemKind.REASONING, text)
+                case AnswerText(text):
+                    self._has_answer = True
+                    yield from self._extend(ItemKind.MESSAGE, text)
+                case ToolCallStarted(name=name):
+                    self._has_answer = True
+                    yield from self._begin(ItemKind.FUNCTION_CALL, name)
+                case ToolArguments(text=text):
+                    yield from self._extend(ItemKind.FUNCTION_CALL, text)
+                case ToolCallEnded():
+                    yield from self._close(ItemStatus.COMPLETED)
+                case _:
+                    assert_never(piece)
+        if pieces and not isinstance(pieces[-1], AnswerText):
+            self._unshown.clear()  # what reasoning and calls are written with is not reported
+
+    @property
+    def _open_item(self) -> OutputItem | None:
+        last = self._items[-1] if self._items else None
+        return last if last is not None and last.status is ItemStatus.IN_PROGRESS else None
+
+    def _begin(self, kind: ItemKind, name: str = "") -> Iterator[EventFields]:
+        yield from self._close(ItemStatus.COMPLETED)
+        index = len(self._items)
+        item = OutputItem(kind=kind, key=f"{self._head.key}_{index}", name=name)
+        self._items.append(item)
+        yield self._event(
+            "response.output_item.added", output_index=index, item=item.shown(is_new=True)
+        )
+        if kind is not ItemKind.FUNCTION_CALL:
+            yield self._part_event("response.content_part.added", item, part=item.part)
+
+    def _extend(self, kind: ItemKind, text: str) -> Iterator[EventFields]:
+        item = self._open_item
+        if item is None or item.kind is not kind:
+            yield from self._begin(kind)
+            item = self._items[-1]
+        item.pieces.append(text)
+        match kind:
+            case ItemKind.REASONING:
+                yield self._part_event(f"{self._reasoning_event}.delta", item, delta=text)
+            case ItemKind.MESSAGE:
+                logprobs = [self._logprob(token) for token in self._unshown.take(text)]
+                item.logprobs += logprobs
+                yield self._part_event(
+                    "response.output_text.delta", item, delta=text, logprobs=logprobs
+                )
+            case ItemKind.FUNCTION_CALL:
+                yield self._item_event("response.function_call_arguments.delta", item, delta=text)
+            case _:
+                assert_never(kind)
+
+    def _close(self, status: ItemStatus) -> Iterator[EventFields]:
+        """End the open item, if there is one."""
+        item = self._open_item
+        if item is None:
+            return
+        item.status = status
+        text = item.text
+        match item.kind:
+            case ItemKind.REASONING:
+                yield self._part_event(f"{self._reasoning_event}.done", item, text=text)
+            case ItemKind.MESSAGE:
+                yield self._part_event(
+                    "response.output_text.done", item, text=text, logprobs=list(item.logprobs)
+                )
+            case ItemKind.FUNCTION_CALL:
+                yield self._item_event(
+                    "response.function_call_arguments.done", item, arguments=text
+                )
+            case _:
+                assert_never(item.kind)
+        if item.kind is not ItemKind.FUNCTION_CALL:
+            yield self._part_event("response.content_part.done", item, part=item.part)
+        yield self._event(
+            "response.output_item.done", output_index=len(self._items) - 1, item=item.shown()
+        )
+
+    def _item_event(self, kind: str, item: OutputItem, **fields: Any) -> EventFields:
+        output_index = len(self._items) - 1
+        return self._event(kind, item_id=item.item_id, output_index=output_index, **fields)
+
+    def _part_event(self, kind: str, item: OutputItem, **fields: Any) -> EventFields:
+        return self._item_event(kind, item, content_index=0, **fields)
+
+    @property
+    def _reasoning_event(self) -> str:
+        return _REASONING_EVENTS[self._head.reasoning_dialect]
+
+    def _end(self, record: Finished | Failed) -> Iterator[EventFields]:
+        is_complete = isinstance(record, Finished) and record.finish_reason in (
+            FinishReason.STOP,
+            FinishReason.TOOL_CALLS,
+        )
+        if not self._head.is_warm_up:
+            yield from self._write(self._parser.flush())
+            is_cut = self._open_item is not None and (
+                # A call that is still open at the end was cut, whatever ended the text.
+                not is_complete or self._open_item.kind is ItemKind.FUNCTION_CALL
+            )
+            yield from self._close(ItemStatus.INCOMPLETE if is_cut else ItemStatus.COMPLETED)
+            if is_complete and not self._has_answer:
+                # An answer of no text is still an answer, which clients look for.
+                yield from self._begin(ItemKind.MESSAGE)
+                yield from self._close(ItemStatus.COMPLETED)
+        event_name = self._settle(record)
+        self._end_fields["usage"] = self._usage()
+        self.is_done = True
+        yield self._lifecycle_event(event_name)
+
+    def _settle(self, record: Finished | Failed) -> str:
+        """Set what the end decides, and return the name of its event."""
+        match record:
+            case Failed(error=error):
+                self._status = "failed"
+                code = _ERROR_CODES.get(error.code, "server_error")
+                self._end_fields["error"] = {"code": code, "message": str(error)}
+                return "failed"
+            case Finished(FinishReason.STOP | FinishReason.TOOL_CALLS, at):
+                self._status = "completed"
+                duration_s = at - self._generation.submitted_at
+                self._end_fields["completed_at"] = int(self._generation.created_at + duration_s)
+                return "completed"
+            case Finished(FinishReason.LENGTH):
+                self._status = "incomplete"
+                self._end_fields["incomplete_details"] = {"reason": "max_output_tokens"}
+                return "incomplete"
+            case Finished(FinishReason.CANCELLED):
+                # There is a status for it, but no event; this one comes closest.
+                self._status = "cancelled"
+                return "incomplete"
+            case _:
+                raise AssertionError(record)
+
+    def _usage(self) -> EventFields:
+        usage = self._generation.usage
+        num_output_tokens = 0 if self._head.is_warm_up else usage.completion_tokens
+        return {
+            "input_tokens": usage.prompt_tokens,
+            "output_tokens": num_output_tokens,
+            "total_tokens": usage.prompt_tokens + num_output_tokens,
+            "input_tokens_details": {
+                "cached_tokens": usage.cached_tokens,
+                "cache_write_tokens": 0,
+            },
+            "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
+        }
+
+    def _logprob(self, token: Token) -> EventFields:
+        assert token.logprobs is not None, "asked for with every token"
+        top = [self._one_logprob(each) for each in token.logprobs.top]
+        return {**self._one_logprob(token.logprobs.chosen), "top_logprobs": top}
+
+    def _one_logprob(self, logprob: Logprob) -> EventFields:
+        text = self._head.token_text(logprob.token_id)
+        utf8 = self._head.token_bytes(logprob.token_id)
+        return {
+            "token": text,
+            "bytes": list(text.encode() if utf8 is None else utf8),
+            "logprob": shown(logprob),
+        }

@@ -1,0 +1,325 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from app.responses.writer import ResponseWriter
+from app.settings import ReasoningDialect
+from streaming import FinishReason, Generation, Logprob, OutputFormat, Token, TokenLogprobs
+from streaming.errors import DeadlineExceeded, EngineFailure, Overloaded, StreamingError
+from tests.app.response_events import check_events
+from tests.app.responses.logs import (
+    KEY,
+    REASONING,
+    TOOLS,
+    append,
+    call,
+    finish,
+    kinds,
+    make_head,
+    make_log,
+    write,
+)
+
+BEGIN = ["created", "in_progress"]
+TEXT = [
+    "output_item.added",
+    "content_part.added",
+    "output_text.delta",
+    "output_text.done",
+    "content_part.done",
+    "output_item.done",
+]
+REASONED = [
+    "output_item.added",
+    "content_part.added",
+    "reasoning_text.delta",
+    "reasoning_text.done",
+    "content_part.done",
+    "output_item.done",
+]
+CALL = [
+    "output_item.added",
+    "function_call_arguments.delta",
+    "function_call_arguments.done",
+    "output_item.done",
+]
+TWO_CALLS = call("f", '{"a": 1}') + "\n" + call("g", '{"b": "}"}')
+
+LOGS: dict[str, tuple[Generation, list[str], str]] = {
+    "text": (make_log("he", "", "llo", ""), [*TEXT, "completed"], "completed"),
+    "no text": (
+        make_log(""),
+        [kind for kind in TEXT if kind != "output_text.delta"] + ["completed"],
+        "completed",
+    ),
+    "length": (
+        make_log("he", "llo", end=FinishReason.LENGTH),
+        [*TEXT, "incomplete"],
+        "incomplete",
+    ),
+    "length before any text": (make_log("", end=FinishReason.LENGTH), ["incomplete"], "incomplete"),
+    "held text is let go": (
+        make_log("he", tail="llo", end=FinishReason.CANCELLED),
+        [*TEXT, "incomplete"],
+        "cancelled",
+    ),
+    "cancelled": (make_log("he", end=FinishReason.CANCELLED), [*TEXT, "incomplete"], "cancelled"),
+    "failed": (make_log("he", end=EngineFailure()), [*TEXT, "failed"], "failed"),
+    "failed at once": (make_log(end=EngineFailure()), ["failed"], "failed"),
+    "call": (
+        make_log(*call("f", '{"a": 1}'), end=FinishReason.TOOL_CALLS, output_format=TOOLS),
+        [*CALL, "completed"],
+        "completed",
+    ),
+    "text and two calls": (
+        make_log(*f"so: {TWO_CALLS}", end=FinishReason.TOOL_CALLS, output_format=TOOLS),
+        [*TEXT, *CALL, *CALL, "completed"],
+        "completed",
+    ),
+    "calls at once": (
+        make_log(TWO_CALLS, end=FinishReason.TOOL_CALLS, output_format=TOOLS),
+        [*CALL, *CALL, "completed"],
+        "completed",
+    ),
+    "a call that is cut": (
+        make_log(*call("f", '{"a": 1}')[:-20], end=FinishReason.LENGTH, output_format=TOOLS),
+        [*CALL, "incomplete"],
+        "incomplete",
+    ),
+    "reasoning, text and a call": (
+        make_log(
+            *f"<think>\nhm</think>\n\nso {call('f', '{}')}",
+            end=FinishReason.TOOL_CALLS,
+            output_format=REASONING,
+        ),
+        [*REASONED, *TEXT, *CALL, "completed"],
+        "completed",
+    ),
+    "reasoning that is cut": (
+        make_log(*"<think>hm", end=FinishReason.LENGTH, output_format=REASONING),
+        [*REASONED, "incomplete"],
+        "incomplete",
+    ),
+    "what looks like a call": (
+        make_log(*"a < b <tool", end=FinishReason.STOP, output_format=TOOLS),
+        [*TEXT, "completed"],
+        "completed",
+    ),
+}
+ALL_LOGS = pytest.mark.parametrize("name", LOGS)
+
+
+@ALL_LOGS
+def test_events_come_in_order_and_end_once(name: str):
+    log, expected, status = LOGS[name]
+    events = write(log)
+    assert check_events(events)["status"] == status
+    assert kinds(events) == BEGIN + expected
+    assert events[-1]["response"]["usage"]["total_tokens"] == log.usage.total_tokens
+
+
+@ALL_LOGS
+def test_the_background_kind_waits_as_queued(name: str):
+    log, expected, status = LOGS[name]
+    events = write(log, is_background=True)
+    assert check_events(events)["status"] == status
+    assert kinds(events) == ["created", "queued", "in_progress", *expected]
+    statuses = [event["response"]["status"] for event in events[:3]]
+    assert statuses == ["queued", "queued", "in_progress"]
+
+
+@ALL_LOGS
+def test_a_reader_at_any_cursor_gets_the_rest(name: str):
+    log = LOGS[name][0]
+    events = write(log)
+    for after in range(-1, len(events) + 2):
+        rest = write(log, after=after)
+        assert rest == events[after + 1 :]
+        check_events(rest, after=after, is_open=not rest)
+
+
+@ALL_LOGS
+def test_events_do_not_depend_on_when_the_log_is_read(name: str):
+    """Two writers follow the log record by record, one each time, one now and then."""
+    log = LOGS[name][0]
+    copy = make_log(end=None, output_format=log.output_format)
+    eager, lazy = (ResponseWriter(make_head(), copy) for _ in range(2))
+    seen, seen_late = list(eager.events()), list(lazy.events())
+    for number, record in enumerate(log.read_after(-1)):
+        copy._records.append(record)
+        seen += eager.events()
+        check_events(seen, is_open=not eager.is_done)
+        if number % 3 == 0:
+            seen_late += lazy.events()
+    seen_late += lazy.events()
+    copy._num_tokens = log.usage.completion_tokens
+    assert seen[:-1] == seen_late[:-1] == write(log)[:-1]
+    assert list(eager.events()) == []
+
+
+@ALL_LOGS
+def test_the_last_snapshot_is_that_of_the_last_event(name: str):
+    log = LOGS[name][0]
+    writer = ResponseWriter(make_head(), log)
+    writer.advance()
+    assert writer.snapshot() == write(log)[-1]["response"]
+    assert writer.is_done
+
+
+def test_an_open_response_shows_what_has_come():
+    log = make_log(*"<think>hm</think>he", end=None, output_format=REASONING)
+    writer = ResponseWriter(make_head(), log)
+    writer.advance()
+    reasoning, message = writer.snapshot()["output"]
+    assert (reasoning["status"], reasoning["content"][0]["text"]) == ("completed", "hm")
+    assert (message["status"], message["content"][0]["text"]) == ("in_progress", "he")
+    append(log, "llo")
+    writer.advance()
+    assert writer.snapshot()["output"][1]["content"][0]["text"] == "hello"
+
+
+def test_events_already_given_stay_as_they_were():
+    """A snapshot or an item in an event is not changed by what comes later."""
+    log = make_log("he", end=None)
+    writer = ResponseWriter(make_head(), log)
+    events = list(writer.events())
+    before = json.dumps(events)
+    append(log, "llo")
+    finish(log, FinishReason.STOP)
+    events_after = list(writer.events())
+    assert json.dumps(events) == before
+    assert events_after[-1]["response"]["output"][0]["content"][0]["text"] == "hello"
+
+
+def test_a_background_response_is_in_progress_once_it_has_started():
+    log = make_log(end=None)
+    log.started = None
+    writer = ResponseWriter(make_head(is_background=True), log)
+    assert kinds(writer.events()) == ["created", "queued"]
+    assert list(writer.events()) == []
+    log.start(cached_tokens=0, at=1.0)
+    assert kinds(writer.events()) == ["in_progress"]
+    assert list(writer.events()) == []
+
+
+def test_ids_are_made_of_the_responses_own():
+    log = LOGS["reasoning, text and a call"][0]
+    response = write(log)[-1]["response"]
+    assert response["id"] == f"resp_{KEY}"
+    assert [item["id"] for item in response["output"]] == [
+        f"rs_{KEY}_0",
+        f"msg_{KEY}_1",
+        f"fc_{KEY}_2",
+    ]
+    assert response["output"][2]["call_id"] == f"call_{KEY}_2"
+
+
+def test_usage_tells_reasoning_and_cached_tokens():
+    log = make_log(*"<think>hm</think>ok", "", output_format=REASONING)
+    assert write(log)[-1]["response"]["usage"] == {
+        "input_tokens": 3,
+        "output_tokens": len("<think>hm</think>ok") + 1,
+        "total_tokens": 3 + len("<think>hm</think>ok") + 1,
+        "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": len("<think>hm</think>")},
+    }
+
+
+def test_an_answer_without_reasoning_has_no_reasoning_tokens():
+    log = make_log("", "ok", output_format=REASONING)
+    usage = write(log)[-1]["response"]["usage"]
+    assert usage["output_tokens_details"] == {"reasoning_tokens": 0}
+
+
+def test_completion_time_is_on_the_clock_of_the_creation():
+    assert write(make_log("a"))[-1]["response"]["completed_at"] == 1_700_000_000 + 60
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (EngineFailure(), "server_error"),
+        (DeadlineExceeded(timeout_s=5), "server_error"),
+        (Overloaded(num_waiting=1, max_waiting=1, retry_after_s=1), "rate_limit_exceeded"),
+    ],
+)
+def test_a_failure_is_told_in_the_words_of_the_dialect(error: StreamingError, code: str):
+    response = check_events(write(make_log("a", end=error)))
+    assert response["error"] == {"code": code, "message": str(error)}
+    assert response["output"][0]["status"] == "incomplete"
+
+
+def test_the_reason_is_told_only_where_the_answer_was_too_long():
+    details = [
+        write(make_log("a", end=end))[-1]["response"]["incomplete_details"]
+        for end in (FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.STOP)
+    ]
+    assert details == [{"reason": "max_output_tokens"}, None, None]
+
+
+def test_reasoning_can_be_told_as_the_open_standard_does():
+    log = LOGS["reasoning, text and a call"][0]
+    events = write(log, reasoning_dialect=ReasoningDialect.OPEN_RESPONSES)
+    ours = write(log)
+    check_events(events)
+    assert "reasoning.delta" in kinds(events)
+    assert len(events) == len(ours)
+    assert [kind.replace("reasoning_text", "reasoning") for kind in kinds(ours)] == kinds(events)
+
+
+# Log probabilities.
+
+
+def logprobs_of(events: list[dict[str, Any]]) -> list[str]:
+    [message] = (item for item in events[-1]["response"]["output"] if item["type"] == "message")
+    return [each["token"] for each in message["content"][0]["logprobs"]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "output_format", "tokens"),
+    [
+        (["he", "", "llo", ""], None, ["h", "\0", "l"]),
+        ([*"a<b"], TOOLS, ["a", "<", "b"]),
+        ([*"<think>hm</think>\nhi"], REASONING, ["h", "i"]),
+        (["<think>x</think>y", "z"], REASONING, ["<", "z"]),
+        ([*f"ok\n{call('f', '{}')}"], TOOLS, ["o", "k"]),
+    ],
+)
+def test_log_probabilities_are_those_of_the_answer(
+    texts: list[str], output_format: OutputFormat | None, tokens: list[str]
+):
+    log = make_log(*texts, output_format=output_format, logprobs=True)
+    events = write(log, reports_logprobs=True)
+    check_events(events)
+    assert logprobs_of(events) == tokens
+
+
+def test_a_log_probability_has_its_bytes_and_alternatives():
+    log = make_log("é", logprobs=True)
+    message = write(log, reports_logprobs=True)[-1]["response"]["output"][0]
+    each = {"token": "é", "bytes": [0xC3, 0xA9], "logprob": -0.5}
+    assert message["content"][0]["logprobs"] == [{**each, "top_logprobs": [each]}]
+
+
+def test_a_log_probability_that_json_cannot_say_is_a_very_small_one():
+    log = make_log(end=None)
+    log.append(Token(97, "a", at=1.0, logprobs=TokenLogprobs(Logprob(97, -math.inf))))
+    finish(log, FinishReason.STOP)
+    message = write(log, reports_logprobs=True)[-1]["response"]["output"][0]
+    assert message["content"][0]["logprobs"][0]["logprob"] == -9999.0
+
+
+def test_log_probabilities_are_left_out_unless_asked_for():
+    assert logprobs_of(write(make_log("a", logprobs=True))) == []
+
+
+def test_a_warm_up_shows_nothing_of_its_log():
+    events = write(make_log("a", end=FinishReason.LENGTH), is_warm_up=True)
+    assert kinds(events) == [*BEGIN, "incomplete"]
+    response = check_events(events)
+    assert response["output"] == []
+    assert response["usage"]["output_tokens"] == 0

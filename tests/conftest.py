@@ -1,0 +1,15 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep responses out of the user's own directory, in servers that tests start, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENWIRE_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
