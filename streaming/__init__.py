@@ -46,6 +46,7 @@ from streaming.sampling_params import SamplingParams
 
 __all__ = [
     "ANYONE",
+    "MAX_PRIORITY",
     "AnswerText",
     "AsyncEngine",
     "Backend",
@@ -65,7 +66,6 @@ __all__ = [
     "Grammar",
     "GrammarKind",
     "Logprob",
-    "MAX_PRIORITY",
     "ModelConfig",
     "ModelInfo",
     "OutputFormat",

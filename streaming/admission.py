@@ -96,7 +96,11 @@ class Admission:
                 assert_never(prompt)
 
     def language(self, request: GenerationRequest, encoded: EncodedPrompt) -> Language | None:
-        """Return what the answer has to belong to; None is any text."""
+        """Return what the answer has to belong to; None is any text.
+
+        Raises:
+            InvalidRequest: text of the form that is asked for cannot be told from a call.
+        """
         prompt, output_format = request.prompt, encoded.output_format
         text = request.params.grammar
         if not isinstance(prompt, ChatPrompt) or output_format.tools is None:
@@ -105,12 +109,24 @@ class Admission:
             return AnswerGrammar(output_format=output_format, text=text)
         choice, syntax = prompt.tool_choice, output_format.tools
         is_single = not (prompt.parallel_tool_calls and syntax.allows_several)
+        must_call = choice.mode is ToolMode.REQUIRED
+        if must_call:
+            text = None
+        elif text is not None:
+            if syntax.trigger.startswith("{"):
+                raise InvalidRequest(
+                    param="response_format",
+                    reason="cannot stand beside tools: this model's calls look like JSON answers",
+                )
+            # What a text of that form quotes is no call.
+            syntax = replace(syntax, is_only_at_start=True)
+            output_format = replace(output_format, tools=syntax)
         return AnswerGrammar(
             output_format=output_format,
             tools=tuple(
                 tool for tool in prompt.tools if choice.names is None or tool.name in choice.names
             ),
-            must_call=choice.mode is ToolMode.REQUIRED,
+            must_call=must_call,
             max_calls=1 if is_single else MAX_PARALLEL_CALLS,
             text=text,
         )

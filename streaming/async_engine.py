@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from streaming.admission import Admission
@@ -27,7 +27,7 @@ from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, Overloaded, ShuttingDown
 from streaming.generation import Generation, Reader
-from streaming.grammar import GrammarMatcher
+from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
 from streaming.request import GenerationRequest, Prompt
 from streaming.sequence import Sequence
 from streaming.store import GenerationStore
@@ -374,7 +374,10 @@ class AsyncEngine:
             if language is not None
         }
         return [
-            (encoded[request.prompt], None if language is None else next(matchers[language]))
+            (
+                _read_as(language, encoded[request.prompt]),
+                None if language is None else next(matchers[language]),
+            )
             for request, language in zip(requests, languages, strict=True)
         ]
 
@@ -417,3 +420,10 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
             logger.debug("the event loop is closed; nobody is left to be told")
+
+
+def _read_as(language: Language | None, encoded: EncodedPrompt) -> EncodedPrompt:
+    """Return the prompt with the output format that its answer is held to."""
+    if not isinstance(language, AnswerGrammar):
+        return encoded
+    return replace(encoded, output_format=language.output_format)

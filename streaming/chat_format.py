@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streaming.chat import ToolMode
 from streaming.output_parser import OutputFormat, ReasoningSyntax, ToolSyntax
@@ -15,7 +15,66 @@ HERMES = ToolSyntax(
     call_end="}\n</tool_call>",
     separator="\n",
 )
+"""Hermes 2 Pro, Qwen 2.5, Qwen 3, QwQ; and what models without a syntax are told to write."""
+LLAMA = ToolSyntax(
+    trigger='{"name": "',
+    call_begin='{"name": "',
+    call_middle='", "parameters": ',
+    call_end="}",
+    is_only_at_start=True,
+    allows_several=False,
+)
+"""Llama 3.1 to 3.3, functions of the caller's own."""
+MISTRAL_LIST = ToolSyntax(
+    trigger="[TOOL_CALLS]",
+    section_begin="[TOOL_CALLS] [",
+    call_begin='{"name": "',
+    call_middle='", "arguments": ',
+    call_end="}",
+    separator=", ",
+    section_end="]",
+)
+"""Mistral 7B v0.3, Mixtral 8x22B."""
+MISTRAL_TIGHT_LIST = replace(MISTRAL_LIST, section_begin="[TOOL_CALLS][")
+"""Mistral Nemo, Mistral Large 2407."""
+MISTRAL_ARGS = ToolSyntax(
+    trigger="[TOOL_CALLS]",
+    call_begin="[TOOL_CALLS]",
+    call_middle="[ARGS]",
+    call_end="",
+)
+"""Mistral Small 3.2, Magistral, Devstral: version 11 and later of Mistral's tokenizers."""
+DEEPSEEK_R1 = ToolSyntax(
+    trigger="<｜tool▁calls▁begin｜>",
+    section_begin="<｜tool▁calls▁begin｜>",
+    call_begin="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    call_middle="\n```json\n",
+    call_end="\n```<｜tool▁call▁end｜>",
+    separator="\n",
+    section_end="<｜tool▁calls▁end｜>",
+)
+"""DeepSeek V3 and R1, and the models that were distilled from it."""
+DEEPSEEK_V3_1 = ToolSyntax(
+    trigger="<｜tool▁calls▁begin｜>",
+    section_begin="<｜tool▁calls▁begin｜>",
+    call_begin="<｜tool▁call▁begin｜>",
+    call_middle="<｜tool▁sep｜>",
+    call_end="<｜tool▁call▁end｜>",
+    section_end="<｜tool▁calls▁end｜>",
+)
+TOOL_SYNTAXES = (
+    HERMES,
+    LLAMA,
+    MISTRAL_LIST,
+    MISTRAL_TIGHT_LIST,
+    MISTRAL_ARGS,
+    DEEPSEEK_R1,
+    DEEPSEEK_V3_1,
+)
 THINK = ReasoningSyntax("<think>", "</think>")
+"""Qwen 3, QwQ, DeepSeek R1 and most others that reason."""
+MAGISTRAL_THINK = ReasoningSyntax("[THINK]", "[/THINK]")
+REASONING_SYNTAXES = (THINK, MAGISTRAL_THINK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +88,11 @@ class ChatFormat:
 
     tools: ToolSyntax = HERMES
     reasoning: ReasoningSyntax | None = None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All texts that set calls and reasoning off from the answer."""
+        return OutputFormat(self.tools, self.reasoning).marks
 
     def of_answer(self, prompt: ChatPrompt, *, text: str) -> OutputFormat:
         """Return what to look for in the answer to a prompt.

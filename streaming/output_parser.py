@@ -65,6 +65,18 @@ class OutputFormat:
     reasoning: ReasoningSyntax | None = None
     starts_in_reasoning: bool = False
 
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All texts that set calls and reasoning off from the answer."""
+        tools, reasoning = self.tools, self.reasoning
+        marks: tuple[str, ...] = ()
+        if tools is not None:
+            marks += (tools.section_begin, tools.call_begin, tools.call_middle)
+            marks += (tools.call_end, tools.separator, tools.section_end)
+        if reasoning is not None:
+            marks += (reasoning.begin, reasoning.end)
+        return marks
+
 
 PLAIN = OutputFormat()
 """All text is answer."""

@@ -11,15 +11,17 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as RustTokenizer
 
+from streaming.backends.answer_grammar import arguments_schema, write_answer_grammar
+from streaming.chat import Tool
 from streaming.errors import InvalidRequest
-from streaming.grammar import Grammar, GrammarKind, GrammarMatcher, Language
+from streaming.grammar import AnswerGrammar, Grammar, GrammarKind, GrammarMatcher, Language
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -39,6 +41,7 @@ _JSON_OPTIONS: JsonCompileOptions = {
     "coerce_one_of": False,
     "lenient": False,
 }
+_ANY_OBJECT = '{"type": "object"}'
 _LARK_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 """Where only one text can follow, llguidance would force the tokens that the tokenizer makes of it:
 for a text that is written like a special token, the special token itself."""
@@ -78,12 +81,13 @@ class LlguidanceCompiler:
         is_text[min(size, vocab_size) :] = False
         is_text[[i for i in range(size) if self._tokenizer.is_special_token(i)]] = False
         is_text[self._tokenizer.eos_tokens] = False
-        is_end = np.zeros_like(is_text)
-        is_end[[token_id for token_id in self._tokenizer.eos_tokens if token_id < vocab_size]] = (
-            True
-        )
         self._text_bits = np.packbits(is_text, bitorder="little")
-        self._end_bits = np.packbits(is_end, bitorder="little")
+        self._end_bits = self._pack(i for i in self._tokenizer.eos_tokens if i < vocab_size)
+        self._special_ids = {
+            token.content: token_id
+            for token_id, token in rust.get_added_tokens_decoder().items()
+            if token_id < min(size, vocab_size) and self._tokenizer.is_special_token(token_id)
+        }
         # Without what the user wrote: errors of a running text go to the log.
         self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
 
@@ -93,23 +97,67 @@ class LlguidanceCompiler:
         Raises:
             InvalidRequest: the grammar cannot be compiled, and why.
         """
-        assert isinstance(language, Grammar), "the tokenizer refuses tools"
-        grammar = language
-        compiled = LLMatcher(
-            self._tokenizer, _to_llguidance(grammar), log_level=0, limits=self._limits
+        match language:
+            case Grammar():
+                compiled, text_bits = self._compile_text(language), self._text_bits
+            case AnswerGrammar():
+                marks = self._marks(language)
+                compiled = self._compile_answer(language, marks)
+                text_bits = self._text_bits | self._pack(marks.values())
+            case _:
+                assert_never(language)
+        matchers: list[GrammarMatcher] = [
+            LlguidanceMatcher(compiled.deep_copy(), text_bits, self._end_bits) for _ in range(count)
+        ]
+        if not any(matchers[0].mask()):
+            raise _refused(language, "no token of this model can begin such a text")
+        return matchers
+
+    def _compile_text(self, grammar: Grammar) -> LLMatcher:
+        compiled = self._compile_source(_to_llguidance(grammar))
+        if reason := _failure(compiled):
+            raise _refused(grammar, reason)
+        return compiled
+
+    def _compile_answer(self, answer: AnswerGrammar, marks: dict[str, int]) -> LLMatcher:
+        text = None if answer.text is None else _to_llguidance(answer.text)
+        main = write_answer_grammar(
+            answer,
+            token_ids=marks,
+            arguments=[_arguments(tool) for tool in answer.tools],
+            text=None if text is None else "@text",
         )
+        compiled = self._compile_source(_join(main, text))
+        if reason := _failure(compiled):
+            self._blame_part(answer)
+            raise _refused(answer, reason)
+        return compiled
+
+    def _blame_part(self, answer: AnswerGrammar) -> None:
+        """Refuse the tool, or the text, that cannot be compiled by itself."""
+        if answer.text is not None:
+            self._compile_text(answer.text)
+        for tool in answer.tools:
+            alone = self._compile_source(_lark(f"start: {_arguments(tool)}"))
+            if reason := _failure(alone):
+                raise _refused_tool(tool, reason)
+
+    def _compile_source(self, source: str) -> LLMatcher:
+        compiled = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         if not compiled.is_error():
             # The first mask costs most, and may be more than the limits allow.
             compiled.compute_bitmask()
-        if compiled.is_error() and not compiled.get_error().startswith("NoExtension"):
-            raise _refused(grammar, compiled.get_error())
-        matchers: list[GrammarMatcher] = [
-            LlguidanceMatcher(compiled.deep_copy(), self._text_bits, self._end_bits)
-            for _ in range(count)
-        ]
-        if not any(matchers[0].mask()):
-            raise _refused(grammar, "no token of this model can begin such a text")
-        return matchers
+        return compiled
+
+    def _marks(self, answer: AnswerGrammar) -> dict[str, int]:
+        """Return the marks of an answer that are tokens of their own, and their ids."""
+        texts = "\n".join(answer.output_format.marks)
+        return {text: token_id for text, token_id in self._special_ids.items() if text in texts}
+
+    def _pack(self, token_ids: Iterable[int]) -> NDArray[np.uint8]:
+        is_in = np.zeros(len(self._text_bits) * 8, dtype=bool)
+        is_in[list(token_ids)] = True
+        return np.packbits(is_in, bitorder="little")
 
 
 class LlguidanceMatcher:
@@ -150,12 +198,22 @@ class LlguidanceMatcher:
         self._matcher.consume_token(token_id)
 
 
+def _failure(compiled: LLMatcher) -> str | None:
+    """Return why a grammar cannot be used; one that allows nothing but the empty text can."""
+    if not compiled.is_error() or compiled.get_error().startswith("NoExtension"):
+        return None
+    return compiled.get_error()
+
+
 def _to_llguidance(grammar: Grammar) -> str:
     match grammar.kind:
         case GrammarKind.JSON_OBJECT:
-            lark = _from_json_schema(Grammar(grammar.kind, '{"type": "object"}'))
+            lark = f"start: {_json_expression(_ANY_OBJECT)}"
         case GrammarKind.JSON_SCHEMA:
-            lark = _from_json_schema(grammar)
+            try:
+                lark = f"start: {_json_expression(grammar.source)}"
+            except ValueError as error:
+                raise _refused(grammar, str(error)) from error
         case GrammarKind.REGEX:
             [part] = json.loads(LLMatcher.grammar_from_regex(grammar.source))["grammars"]
             lark = part["lark_grammar"]
@@ -166,22 +224,52 @@ def _to_llguidance(grammar: Grammar) -> str:
             lark = grammar.source
     if not lark.strip():
         raise _refused(grammar, "it is empty")
-    return LLMatcher.grammar_from_lark(lark + _LARK_OPTIONS)
+    return _lark(lark)
 
 
-def _from_json_schema(grammar: Grammar) -> str:
-    try:
-        whole = LLMatcher.grammar_from_json_schema(grammar.source, overrides=_JSON_OPTIONS)
-    except ValueError as error:
-        raise _refused(grammar, str(error)) from error
+def _lark(source: str) -> str:
+    return LLMatcher.grammar_from_lark(source + _LARK_OPTIONS)
+
+
+def _join(main: str, text: str | None) -> str:
+    """Return a grammar that may refer to another one as `@text`."""
+    grammars = json.loads(_lark(main))["grammars"]
+    if text is not None:
+        [part] = json.loads(text)["grammars"]
+        grammars.append({**part, "name": "text"})
+    return json.dumps({"grammars": grammars})
+
+
+def _json_expression(schema: str) -> str:
+    """Return a schema as an expression in Lark.
+
+    Raises:
+        ValueError: it is no JSON, and where.
+    """
+    whole = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
     [part] = json.loads(whole)["grammars"]
-    return f"start: %json {json.dumps(part['json_schema'], ensure_ascii=False)}"
+    return f"%json {json.dumps(part['json_schema'], ensure_ascii=False)}"
 
 
-def _refused(grammar: Grammar, reason: str) -> InvalidRequest:
+def _arguments(tool: Tool) -> str:
+    try:
+        return _json_expression(arguments_schema(tool))
+    except ValueError as error:
+        raise _refused_tool(tool, str(error)) from error
+
+
+def _refused(language: Language, reason: str) -> InvalidRequest:
+    if isinstance(language, AnswerGrammar):
+        param, kind = ("tools", "calls") if language.tools else ("response_format", "answer")
+    else:
+        param, kind = "response_format", language.kind.value
+    return InvalidRequest(param=param, reason=f"the {kind} cannot be compiled: {_shorten(reason)}")
+
+
+def _refused_tool(tool: Tool, reason: str) -> InvalidRequest:
     return InvalidRequest(
-        param="response_format",
-        reason=f"the {grammar.kind} cannot be compiled: {_shorten(reason)}",
+        param="tools",
+        reason=f"the parameters of {tool.name!r} cannot be compiled: {_shorten(reason)}",
     )
 
 

@@ -10,12 +10,13 @@ import torch
 
 from streaming.backend import GrammarCompiler, ModelInfo, Tokenizer
 from streaming.backends import OnProgress
+from streaming.backends.chat_template import has_chat_template
 from streaming.backends.checkpoint import Checkpoint, open_checkpoint
 from streaming.backends.grammar_compiler import LlguidanceCompiler
 from streaming.backends.load_failure import failing_as
 from streaming.backends.model_source import find_model
 from streaming.backends.progress import progress_bar, quiet_transformers
-from streaming.backends.tokenizer import has_chat_template, rust_core, wrap_tokenizer
+from streaming.backends.tokenizer import rust_core, wrap_tokenizer
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
 

@@ -16,14 +16,12 @@ from collections.abc import Sequence as SequenceOf
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer as RustTokenizer
 
 from streaming.backend import EncodedPrompt, Tokenizer
+from streaming.backends.chat_template import ChatTemplate
 from streaming.backends.token_bytes import to_bytes
 from streaming.backends.token_width import LOOSE_MAX_CHARS_PER_TOKEN, max_chars_per_token
-from streaming.chat import ChatMessage
-from streaming.chat_format import may_call_tools
 from streaming.errors import InvalidRequest
 from streaming.request import ChatPrompt
 
@@ -45,12 +43,6 @@ def rust_core(tokenizer: Any) -> RustTokenizer | None:
     return core if isinstance(core, RustTokenizer) else None
 
 
-def has_chat_template(tokenizer: Any) -> bool:
-    """Whether a transformers tokenizer can write a conversation without being told how."""
-    template = getattr(tokenizer, "chat_template", None)
-    return "default" in template if isinstance(template, dict) else bool(template)
-
-
 class FastTokenizer:
     """A tokenizer with a Rust core. Thread-safe.
 
@@ -59,7 +51,6 @@ class FastTokenizer:
     """
 
     def __init__(self, tokenizer: Any, *, vocab_size: int) -> None:
-        self._hf = tokenizer
         self._rust: RustTokenizer = tokenizer.backend_tokenizer
         # Truncation that the file carries would shorten prompts without a word.
         self._rust.no_truncation()
@@ -77,6 +68,14 @@ class FastTokenizer:
             reverse=True,
         )
         self._special_pattern = re.compile("|".join(map(re.escape, special))) if special else None
+        self._template = ChatTemplate(tokenizer)
+        marks = "\n".join(self._template.format.marks)
+        shown = [text for text in special if text in marks]
+        self._hidden_ids = {
+            token_id
+            for token_id, token in self._rust.get_added_tokens_decoder().items()
+            if token.special and token.content not in shown
+        }
         self.max_chars_per_token = max_chars_per_token(self._rust)
         self._anchor = self._encode("a", with_specials=False)[-1:]
 
@@ -88,16 +87,16 @@ class FastTokenizer:
 
     def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
         hidden = _HiddenSpecials(self._special_pattern)
-        _check_tools(prompt)
-        text = _render(self._hf, [hidden.hide(message) for message in prompt.messages])
+        text, output_format = self._template.render(prompt, hide=hidden.hide)
         token_ids: list[int] = []
         for piece, is_plain in hidden.split(text):
             core = self._plain_rust if is_plain else self._rust
             token_ids += core.encode_batch_fast([piece], add_special_tokens=False)[0].ids
-        return EncodedPrompt(self._checked("messages", token_ids))
+        return EncodedPrompt(self._checked("messages", token_ids), output_format)
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
-        text: str = self._rust.decode(token_ids, skip_special_tokens=True)
+        shown_ids = [token_id for token_id in token_ids if token_id not in self._hidden_ids]
+        text: str = self._rust.decode(shown_ids, skip_special_tokens=False)
         return text
 
     def token_text(self, token_id: int) -> str:
@@ -132,6 +131,7 @@ class SlowTokenizer:
 
     def __init__(self, tokenizer: Any, *, vocab_size: int) -> None:
         self._hf = tokenizer
+        self._template = ChatTemplate(tokenizer)
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
 
@@ -143,11 +143,10 @@ class SlowTokenizer:
         return self.prepare_chat(prompt).token_ids
 
     def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
-        _check_tools(prompt)
-        text = _render(self._hf, prompt.messages)
+        text, output_format = self._template.render(prompt)
         with self._lock:
             token_ids = self._hf.encode(text, add_special_tokens=False)
-        return EncodedPrompt(_checked("messages", token_ids, self._vocab_size))
+        return EncodedPrompt(_checked("messages", token_ids, self._vocab_size), output_format)
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
         return self._decode(token_ids, skip_special_tokens=True)
@@ -178,8 +177,8 @@ class _HiddenSpecials:
         self._found: list[str] = []
         self._mark = f"x{secrets.token_hex(8)}n"  # letters and digits: no template changes them
 
-    def hide(self, message: ChatMessage) -> ChatMessage:
-        return ChatMessage(self._hide(message.role), self._hide(message.content))
+    def hide(self, text: str) -> str:
+        return self._pattern.sub(self._replace, text) if self._pattern else text
 
     def split(self, text: str) -> list[tuple[str, bool]]:
         """Return the pieces of a text with marks, and for each whether a user wrote it as mark."""
@@ -191,33 +190,9 @@ class _HiddenSpecials:
             for index, piece in enumerate(pieces)
         ]
 
-    def _hide(self, text: str) -> str:
-        return self._pattern.sub(self._replace, text) if self._pattern else text
-
     def _replace(self, match: re.Match[str]) -> str:
         self._found.append(match[0])
         return f"{self._mark}{len(self._found) - 1}x"
-
-
-def _check_tools(prompt: ChatPrompt) -> None:
-    if may_call_tools(prompt):
-        raise InvalidRequest(param="tools", reason="this backend offers no tools")
-
-
-def _render(tokenizer: Any, messages: SequenceOf[ChatMessage]) -> str:
-    if not has_chat_template(tokenizer):
-        raise InvalidRequest(param="messages", reason="this model has no chat template")
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
-        # What a template raises by itself is written for the caller: "roles must alternate".
-        reason = f"the model's chat template refuses them: {error.message or type(error).__name__}"
-        raise InvalidRequest(param="messages", reason=reason) from error
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        reason = "the model's chat template cannot write them"
-        raise InvalidRequest(param="messages", reason=reason) from error
-    return text
 
 
 def _checked(param: str, token_ids: list[int], vocab_size: int) -> list[int]:

@@ -14,7 +14,6 @@ from streaming.backends.loading import LoadedModel
 from streaming.backends.tokenizer import (
     FastTokenizer,
     SlowTokenizer,
-    has_chat_template,
     wrap_tokenizer,
 )
 from streaming.chat import ChatMessage
@@ -49,10 +48,17 @@ class PythonTokenizer:
         )
 
     def apply_chat_template(
-        self, turns: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool
+        self,
+        turns: list[dict[str, Any]],
+        tools: None,
+        chat_template: None,
+        tokenize: bool,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
     ) -> str:
         assert not tokenize
         assert add_generation_prompt
+        assert not continue_final_message
         return "".join(f"{turn['role']}:{turn['content']}\n" for turn in turns)
 
 
@@ -161,15 +167,6 @@ def test_no_template_refuses_messages_by_name() -> None:
     with pytest.raises(InvalidRequest) as caught:
         fast(chat_template=None).encode_chat(ChatPrompt((USER,)))
     assert str(caught.value) == "messages: this model has no chat template"
-
-
-def test_has_chat_template() -> None:
-    hf = tiny_models.hf_tokenizer(chat_template=None)
-    assert not has_chat_template(hf)
-    hf.chat_template = {"tool_use": "x"}
-    assert not has_chat_template(hf)
-    hf.chat_template = {"default": "x", "tool_use": "y"}
-    assert has_chat_template(hf)
 
 
 def test_tokens_that_the_model_lacks_are_refused() -> None:
