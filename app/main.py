@@ -20,7 +20,17 @@ from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
-from app.routes import asyncapi, chat, completions, health, models, responses, stream, tokenize
+from app.routes import (
+    asyncapi,
+    chat,
+    completions,
+    health,
+    models,
+    responses,
+    responses_socket,
+    stream,
+    tokenize,
+)
 from app.routes.page import add_pages
 from app.settings import Settings
 from streaming import AsyncEngine, load_backend
@@ -109,6 +119,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         health.router,
         asyncapi.router,
         stream.router,
+        responses_socket.router,
         stream.fallback_router,
     ):
         app.include_router(router)

@@ -143,6 +143,9 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(1000, ge=1, description="WebSockets open at once.")
     max_streams: int = Field(64, ge=1, description="Generations open at once on one WebSocket.")
+    max_connection_s: float = Field(
+        3600.0, gt=0, description="Age at which a WebSocket for responses takes no new work."
+    )
     max_choices: int = Field(
         128, ge=1, description="Prompts times n in one REST request, each a generation."
     )

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.errors import ErrorInfo, RequestRefused
+from app.json_object import parse_object
 from app.schemas.stream import (
     CLIENT_MESSAGE,
     CLIENT_MESSAGE_TYPES,
@@ -19,6 +20,17 @@ from app.schemas.validation import to_error_info
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_SHOWN_CHARS = 64
+_MAX_GLANCE_CHARS = 4096
+
+
+def glance_at(frame: str) -> dict[str, Any]:
+    """Return the object of a frame that is refused unread, for its id; {} if that takes reading."""
+    if len(frame) > _MAX_GLANCE_CHARS:
+        return {}
+    try:
+        return parse_object(frame, what="frame")
+    except RequestRefused:
+        return {}
 
 
 def to_message(fields: dict[str, Any]) -> GenerateMessage | CancelMessage | ResumeMessage:

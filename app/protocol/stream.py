@@ -15,7 +15,7 @@ Rules of an id:
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, assert_never
 
@@ -38,8 +38,9 @@ from app.protocol.frames import (
     started_frame,
 )
 from app.protocol.open_stream import OpenStream, StreamState
-from app.protocol.parsing import attempted_id, to_message
+from app.protocol.parsing import attempted_id, glance_at, to_message
 from app.protocol.rate_limiter import MessageRateLimiter
+from app.protocol.recent_ids import RecentIds
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
 from app.schemas.stream_frames import ServerFrame
 from streaming import Delta, Ended, Event, Generation, Queued, Started
@@ -48,8 +49,6 @@ from streaming.errors import StreamingError
 STREAMS_RETRY_AFTER_S = 1.0
 """Said when a socket has all the streams it may: how long they last, nobody knows."""
 MAX_ENDED_IDS = 1024
-_MAX_REFUSED_FRAME_CHARS = 4096
-"""A frame over the rate is looked into for its id only up to here: not reading it is the point."""
 
 
 class StreamProtocol:
@@ -73,7 +72,7 @@ class StreamProtocol:
             max_burst_messages=max(max_messages_per_s, 2 * max_streams),
         )
         self._streams: dict[str, OpenStream] = {}
-        self._ended_ids: OrderedDict[str, None] = OrderedDict()
+        self._ended_ids = RecentIds(max_ids=MAX_ENDED_IDS)
         self._num_made_ids = 0
         self._commands: list[Command] = []
         self._outbox: deque[ServerFrame | tuple[OpenStream, Delta]] = deque()
@@ -89,7 +88,7 @@ class StreamProtocol:
         fields: dict[str, Any] = {}
         try:
             if retry_after_s := self._limiter.refused_for_s(now=now):
-                fields = _glance_at(frame)
+                fields = glance_at(frame)
                 raise RequestRefused(_rate_limited("too many messages", retry_after_s))
             fields = parse_object(frame, what="frame")
             self._receive_message(to_message(fields))
@@ -268,20 +267,14 @@ class StreamProtocol:
         if stream_id is not None and stream_id in self._streams:
             stream_id = None
         if stream_id is not None:
-            self._remember_ended(stream_id)
+            self._ended_ids.remember(stream_id)
         self._outbox.append(error_frame(info, stream_id))
 
     def _end(self, stream: OpenStream) -> None:
         stream.move_to(StreamState.ENDED)
         del self._streams[stream.stream_id]
-        self._remember_ended(stream.stream_id)
+        self._ended_ids.remember(stream.stream_id)
         self._close_if_drained()
-
-    def _remember_ended(self, stream_id: str) -> None:
-        self._ended_ids[stream_id] = None
-        self._ended_ids.move_to_end(stream_id)
-        if len(self._ended_ids) > MAX_ENDED_IDS:
-            self._ended_ids.popitem(last=False)
 
     def _close_if_drained(self) -> None:
         if self._is_draining and not self._is_closed and not self._streams:
@@ -292,12 +285,3 @@ class StreamProtocol:
 def _rate_limited(reason: str, retry_after_s: float) -> ErrorInfo:
     message = f"{reason[0].upper()}{reason[1:]}; try again in {retry_after_s:.2f} s."
     return ErrorInfo(code="rate_limited", message=message, retry_after_s=retry_after_s)
-
-
-def _glance_at(frame: str) -> dict[str, Any]:
-    if len(frame) > _MAX_REFUSED_FRAME_CHARS:
-        return {}
-    try:
-        return parse_object(frame, what="frame")
-    except RequestRefused:
-        return {}

@@ -97,6 +97,11 @@ class ResponseWriter:
         self.is_done = False
         """Whether the last event has been written."""
 
+    @property
+    def num_events(self) -> int:
+        """How many events have been written, those that the reader had already included."""
+        return self._num_events
+
     def events(self) -> Iterator[EventFields]:
         """Write what the log has had since the last call, and return it; never waits.
 

@@ -3,6 +3,10 @@
 uvicorn 0.54 lets a close frame wait for room in the send buffer, and then for the buffer to empty,
 both without limit: a client that never reads would keep its socket and its buffer for ever, and
 would never be told why nothing more comes. Give this class to uvicorn as `ws`.
+
+It also decides about compression by the path, where uvicorn has one switch for all. An event of the
+Responses dialect repeats most of the one before: permessage-deflate takes a token's frame from 174
+bytes to 14, for 3 µs. The frames of our own protocol are small as they are.
 """
 
 from __future__ import annotations
@@ -11,12 +15,27 @@ import asyncio
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.http11 import Request
+
+_DEFLATED_PATHS = frozenset({"/v1/responses"})
+_DEFLATE = ServerPerMessageDeflateFactory(
+    # About 47 kB for a connection; the widest windows take 132, for 13 bytes instead of 14.
+    server_max_window_bits=12,
+    client_max_window_bits=12,
+    compress_settings={"memLevel": 5},
+)
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """Closes for certain: what a client has not read `close_timeout` seconds later is dropped."""
 
     _abort_timer: asyncio.TimerHandle | None = None
+
+    def handle_connect(self, event: Request) -> None:
+        if event.path.partition("?")[0] in _DEFLATED_PATHS:
+            self.conn.available_extensions = [_DEFLATE]
+        super().handle_connect(event)
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "websocket.close":

@@ -1,0 +1,56 @@
+"""A response, read in parts that do not hold up what else a connection reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+from app.protocol.frames import Frame
+from app.responses.writer import ResponseWriter
+
+MAX_EVENTS_PER_READ = 64
+"""What a client has missed is written out in parts of this size, each once the last was sent."""
+
+
+class ResponseReader:
+    """Follows one response from a cursor to its end.
+
+    Args:
+        writer: as made; it is read by nobody else.
+        on_wake: called when a read has left something that can be read at once.
+    """
+
+    def __init__(self, writer: ResponseWriter, *, on_wake: Callable[[], None]) -> None:
+        self._writer = writer
+        self._on_wake = on_wake
+        self._events: Iterator[Frame] | None = None
+        self._first: Frame | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the end has been read."""
+        return self._writer.is_done and self._events is None
+
+    def skip(self) -> bool:
+        """Go to the first event after the cursor; return whether there is one.
+
+        Takes time by the length of what is skipped, so call it on a worker thread.
+        """
+        self._events = self._writer.events()
+        self._first = next(self._events, None)
+        if self._first is None:
+            self._events = None
+        return self._first is not None
+
+    def read(self) -> list[Frame]:
+        """Return what is new, or the first part of it; never waits."""
+        events = [] if self._first is None else [self._first]
+        self._first = None
+        if self._events is None:
+            self._events = self._writer.events()
+        events += islice(self._events, MAX_EVENTS_PER_READ - len(events))
+        if len(events) < MAX_EVENTS_PER_READ:
+            self._events = None
+        else:
+            self._on_wake()
+        return events

@@ -1,0 +1,102 @@
+"""What holds of every conversation on `WS /v1/responses`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from app.errors import ERRORS
+from app.protocol.responses.events import TERMINAL_TYPES
+
+Frame = dict[str, Any]
+
+AT_ONCE = frozenset({"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"})
+"""Errors that do not wait for the turns before them, and end none of these."""
+_OF_NO_TURN = frozenset({"invalid_json", "unknown_type", "response_not_found"})
+
+
+def assert_responses_conversation(
+    frames: Iterable[Frame],
+    *,
+    open_lanes: Iterable[str | None] = (),
+    takes_our_events: bool = False,
+) -> None:
+    """Assert the form and the order of one socket's frames.
+
+    On each lane the responses come one after the other: each from its first event, or the one after
+    a cursor, to exactly one terminal event, numbered without a gap. Between them, an error is the
+    ending of a turn without a response.
+
+    Args:
+        open_lanes: where a response has not ended yet.
+        takes_our_events: the client asked for events that are not OpenAI's.
+    """
+    numbers: dict[str | None, int] = {}
+    response_ids: dict[str | None, str] = {}
+    for frame in frames:
+        kind, lane = frame["type"], frame.get("stream_id")
+        if "stream_id" in frame:
+            assert re.fullmatch(r"[A-Za-z0-9_.-]{1,256}", frame["stream_id"]), frame
+        if kind == "error":
+            _assert_error(frame)
+            code = frame["error"]["code"]
+            if code == "websocket_connection_limit_reached" and lane is None:
+                numbers.clear()  # concerns the connection: what has not ended is to be resumed
+            elif code not in AT_ONCE | _OF_NO_TURN:
+                assert lane not in numbers, f"an error in the middle of a response: {frame}"
+            continue
+        assert type(frame["sequence_number"]) is int, frame
+        if kind == "response.steer.failed":
+            continue
+        if kind.startswith("tokenwire:"):
+            assert takes_our_events, frame
+            continue
+        assert kind.startswith("response."), frame
+        number = frame["sequence_number"]
+        assert number == numbers.get(lane, number - 1) + 1, f"a gap or a repetition: {frame}"
+        assert (kind == "response.created") == (number == 0), frame
+        if "response" in frame:
+            response_id = frame["response"]["id"]
+            assert response_ids.setdefault(lane, response_id) == response_id, frame
+        if kind in TERMINAL_TYPES:
+            numbers.pop(lane, None)
+            response_ids.pop(lane, None)
+        else:
+            numbers[lane] = number
+    assert set(numbers) == set(open_lanes)
+
+
+def _assert_error(frame: Frame) -> None:
+    assert set(frame) - {"stream_id"} == {"type", "status", "error"}, frame
+    error = frame["error"]
+    assert set(error) - {"headers"} == {"type", "code", "message", "param"}, frame
+    row = ERRORS[error["code"]]
+    assert frame["status"] == (400 if row.http_status == 422 else row.http_status)
+    assert error["type"] == row.type
+    assert error["message"]
+    if "headers" in error:
+        assert set(error["headers"]) == {"retry-after"}
+        assert int(error["headers"]["retry-after"]) >= 1
+
+
+def endings(frames: Iterable[Frame], lane: str | None = None) -> list[str]:
+    """Return how the turns of a lane ended, in order: with which event, or which error."""
+    ended = []
+    for frame in frames:
+        if frame.get("stream_id") != lane:
+            continue
+        if frame["type"] == "error":
+            ended.append(frame["error"]["code"])
+        elif frame["type"] in TERMINAL_TYPES:
+            ended.append(frame["type"].removeprefix("response."))
+    return ended
+
+
+def text_of(frames: Iterable[Frame], lane: str | None = None) -> str:
+    """Return the text of a lane's answers."""
+    return "".join(
+        frame["delta"]
+        for frame in frames
+        if frame["type"] == "response.output_text.delta" and frame.get("stream_id") == lane
+    )
