@@ -35,7 +35,6 @@ from streaming.output_parser import (
 )
 from streaming.request import (
     ANYONE,
-    MAX_PRIORITY,
     ChatPrompt,
     GenerationRequest,
     Prompt,

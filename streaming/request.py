@@ -12,8 +12,6 @@ from streaming.sampling_params import SamplingParams, check_range
 
 ANYONE = "anyone"
 """The caller when no API keys are set."""
-MAX_PRIORITY = 100
-"""And its negative is the lowest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +93,10 @@ class GenerationRequest:
     priority: int = 0
     timeout_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    max_priority: ClassVar = 100
+    """And its negative is the lowest."""
 
     def __post_init__(self) -> None:
-        check_range("priority", self.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        check_range("priority", self.priority, -self.max_priority, self.max_priority)
         if self.timeout_s is not None:
             check_range("timeout_s", self.timeout_s, 0.0, math.inf, above_low=True)

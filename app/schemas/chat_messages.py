@@ -55,7 +55,7 @@ class SystemMessage(WireModel):
     content: Content = Field(description="Text; parts are joined with line breaks.")
     name: Name | None = Field(None, description="Few chat templates write it.")
 
-    def to_message(self, param: str, tool_names: dict[str, str]) -> ChatMessage:
+    def to_message(self, param: str) -> ChatMessage:
         return ChatMessage("system", join_content(self.content), name=self.name)
 
 
@@ -64,7 +64,7 @@ class UserMessage(WireModel):
     content: Content = Field(description="Text; parts are joined with line breaks.")
     name: Name | None = Field(None, description="Few chat templates write it.")
 
-    def to_message(self, param: str, tool_names: dict[str, str]) -> ChatMessage:
+    def to_message(self, param: str) -> ChatMessage:
         return ChatMessage("user", join_content(self.content), name=self.name)
 
 
@@ -104,8 +104,8 @@ class AssistantMessage(WireModel):
     audio: None = Field(None, description="Not supported: only `null`.")
     function_call: None = Field(None, description="Not supported: only `null`; use `tool_calls`.")
 
-    def to_message(self, param: str, tool_names: dict[str, str]) -> ChatMessage:
-        """Return the engine's form, and note which tools were called.
+    def to_message(self, param: str) -> ChatMessage:
+        """Return the engine's form.
 
         Raises:
             InvalidRequest: it says nothing, or a call's arguments are no JSON object.
@@ -114,7 +114,6 @@ class AssistantMessage(WireModel):
             _to_tool_call(call, param=f"{param}.tool_calls[{place}]")
             for place, call in enumerate(self.tool_calls or ())
         )
-        tool_names.update((call.call_id, call.name) for call in calls)
         content = self.content if self.content is not None else self.refusal
         if content is None and not calls:
             raise InvalidRequest(
@@ -143,12 +142,12 @@ class ToolMessage(WireModel):
         None, description="The tool; without it, the one that `tool_call_id` called."
     )
 
-    def to_message(self, param: str, tool_names: dict[str, str]) -> ChatMessage:
+    def to_message(self, param: str) -> ChatMessage:
         return ChatMessage(
             "tool",
             join_content(self.content),
             tool_call_id=self.tool_call_id,
-            name=self.name or tool_names.get(self.tool_call_id),
+            name=self.name,
         )
 
 
@@ -185,11 +184,7 @@ def to_chat_messages(messages: Sequence[Message], *, param: str) -> tuple[ChatMe
         InvalidRequest: a message of the assistant says nothing, or a call's arguments are no
             JSON object.
     """
-    tool_names: dict[str, str] = {}
-    return tuple(
-        message.to_message(f"{param}[{place}]", tool_names)
-        for place, message in enumerate(messages)
-    )
+    return tuple(message.to_message(f"{param}[{place}]") for place, message in enumerate(messages))
 
 
 def join_content(content: str | Sequence[TextPart | RefusalPart]) -> str:

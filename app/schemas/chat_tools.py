@@ -44,7 +44,7 @@ class ToolFields(WireModel):
             InvalidRequest: the schema is nested too deeply.
         """
         function = self.function
-        parameters = {"type": "object", "properties": {}} | (function.parameters or {})
+        parameters = function.parameters or {"type": "object", "properties": {}}
         try:
             source = json.dumps(parameters, ensure_ascii=False)
         except RecursionError as error:

@@ -11,10 +11,11 @@ from pydantic_core import PydanticCustomError
 
 from app.schemas.response_format import ResponseFormat
 from app.schemas.wire_model import WireModel
-from streaming import MAX_PRIORITY, GenerationRequest, Prompt, SamplingParams
+from streaming import GenerationRequest, Prompt, SamplingParams
 from streaming.errors import InvalidRequest
 
 _DEFAULTS = SamplingParams()
+_MAX_PRIORITY = GenerationRequest.max_priority
 _REQUEST_FIELDS = {"priority", "timeout_s"}
 """Fields that are about the request as a whole, not about its tokens."""
 
@@ -83,7 +84,7 @@ class SamplingFields(WireModel):
     )
     priority: int | None = Field(
         0,
-        description=f"-{MAX_PRIORITY} to {MAX_PRIORITY}. While requests wait, one of a higher "
+        description=f"-{_MAX_PRIORITY} to {_MAX_PRIORITY}. While requests wait, one of a higher "
         "priority is started before all of lower ones, those of other callers included; within a "
         "priority, callers take turns. What has been started is not held up.",
     )

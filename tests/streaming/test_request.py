@@ -11,7 +11,6 @@ from streaming.chat import ChatMessage, Tool, ToolCall
 from streaming.errors import InvalidRequest
 from streaming.request import (
     ANYONE,
-    MAX_PRIORITY,
     ChatPrompt,
     GenerationRequest,
     Prompt,
@@ -65,6 +64,9 @@ def test_a_request_asks_for_the_served_model_as_anyone():
     request = GenerationRequest(prompt=TextPrompt("hi"))
     assert (request.owner, request.model, request.params) == (ANYONE, None, SamplingParams())
     assert dict(request.metadata) == {}
+
+
+MAX_PRIORITY = GenerationRequest.max_priority
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def reference_model(name: str) -> Any:
 def reference(name: str, prompt: str) -> torch.Tensor:
     """Return the log probabilities before each token but the first, (num_tokens - 1, vocab)."""
     ids = torch.tensor([list(prompt.encode())])
-    logits = reference_model(name)(input_ids=ids).logits[0, :-1]
+    logits: torch.Tensor = reference_model(name)(input_ids=ids).logits[0, :-1]
     return logits.float().log_softmax(dim=-1)
 
 
