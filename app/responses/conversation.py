@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from app.schemas.response_items import Item, output_text
+from app.schemas.summary import unseal
 from streaming import ChatMessage, ToolCall
 from streaming.errors import InvalidRequest
+
+_SUMMARY = "What the conversation was about so far:"
 
 
 def to_context(output: Iterable[Item]) -> tuple[Item, ...]:
@@ -49,6 +52,8 @@ def to_messages(
                 turns.add_reasoning(_text(item["content"] or item["summary"]))
             case "function_call":
                 turns.add_call(ToolCall(item["call_id"], item["name"], item["arguments"]))
+            case "compaction":
+                turns.compact(unseal(item["encrypted_content"]))
             case "function_call_output":
                 if not turns.add_output(item["call_id"], _text(item["output"])):
                     raise InvalidRequest(
@@ -87,6 +92,13 @@ class _Turns:
         if len(self._messages) == 1 and self._messages[0].role == "system":
             text = f"{self._messages.pop().content}\n\n{text}"
         self._messages.append(ChatMessage("system", text))
+
+    def compact(self, summary: str) -> None:
+        """Let a summary stand for all turns so far but the system's."""
+        self.close()
+        self._messages = [message for message in self._messages if message.role == "system"]
+        self._names.clear()
+        self.add_system(f"{_SUMMARY}\n{summary}")
 
     def add_reasoning(self, text: str) -> None:
         if self._answer is not None or self._calls:

@@ -72,10 +72,10 @@ class ResponseRegistry:
             response = ended.response
         return response if response is not None and response.owner == owner else None
 
-    def remove(self, response: LiveResponse) -> None:
-        """Forget a response, open or ended."""
-        self._open.pop(response.response_id, None)
+    def remove(self, response: LiveResponse) -> bool:
+        """Forget a response, and return whether it was open: ended, but not yet settled, is."""
         self._drop(response.response_id)
+        return self._open.pop(response.response_id, None) is not None
 
     def evict(self) -> None:
         """Drop ended responses over a limit or past their time."""

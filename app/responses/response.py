@@ -63,7 +63,6 @@ class LiveResponse:
         context: all items that its prompt is made of.
         num_inherited: so many of these, the first ones, are of earlier responses.
         is_stored: it can be fetched, and be gone on from, by whoever has its owner's key.
-        is_deleted: nothing of it may be kept.
     """
 
     head: ResponseHead
@@ -72,7 +71,6 @@ class LiveResponse:
     context: tuple[Item, ...]
     num_inherited: int
     is_stored: bool
-    is_deleted: bool = False
     _num_context_bytes: int = 0
     _writer: ResponseWriter | None = None
     _stored: StoredResponse | None = field(default=None)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from app.errors import RequestRefused
+from app.responses.compaction import to_compacted, to_summary_request
 from app.responses.conversation import to_messages
 from app.responses.dialect import in_this_dialect
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
@@ -19,10 +20,11 @@ from app.responses.store import ResponseStore, StoreUnavailable, encode
 from app.responses.truncation import shorten
 from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
-from app.schemas.responses import ResponseRequest
+from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
 from streaming import (
     AsyncEngine,
+    Failed,
     Finished,
     FinishReason,
     Generation,
@@ -68,6 +70,8 @@ class ResponseService:
             retention_bytes=retention_bytes,
         )
         self._keepers: set[asyncio.Task[None]] = set()
+        self._deleted: set[str] = set()
+        """Ids of responses that are deleted, while their keepers may still write them."""
 
     async def start(self) -> None:
         """Open the store; without it, say so and go on: responses are in memory only then."""
@@ -206,6 +210,23 @@ class ResponseService:
         with in_this_dialect():
             return len(await self._engine.tokenize(request))
 
+    async def compact(self, body: CompactRequest, *, caller: str) -> EventFields:
+        """Return what stands for a conversation from now on; nothing is kept.
+
+        Raises:
+            StreamingError: the request cannot be served, or not now, or failed.
+            RequestRefused: it goes on from a response that is not there, or has not ended.
+        """
+        context, _, request = await self._prepare(
+            body.to_response_request(), key=secrets.token_hex(16), caller=caller, parent=None
+        )
+        generation = await self._submit(to_summary_request(request), truncates=False)
+        with self._engine.follow(generation) as reader:
+            outcome = await reader.wait_ended()
+        if isinstance(outcome, Failed):
+            raise outcome.error
+        return to_compacted(context, generation)
+
     # Following.
 
     @contextmanager
@@ -255,7 +276,7 @@ class ResponseService:
         if live is not None and live.is_stored:
             return live
         stored = None
-        if self._store is not None and live is None:
+        if self._store is not None and live is None and response_id not in self._deleted:
             try:
                 stored = await self._store.find(response_id, owner=caller)
             except StoreUnavailable as error:
@@ -301,8 +322,8 @@ class ResponseService:
         """
         response = await self.find(response_id, caller=caller)
         if isinstance(response, LiveResponse):
-            response.is_deleted = True
-            self.registry.remove(response)
+            if self.registry.remove(response):
+                self._deleted.add(response_id)
             self.stop(response)
         if self._store is not None:
             try:
@@ -325,10 +346,11 @@ class ResponseService:
             await ended.wait()
         if response.is_stored:
             await self._write(response)
+        self._deleted.discard(response.response_id)
         self.registry.settle(response)
 
     async def _write(self, response: LiveResponse) -> None:
-        if self._store is None or response.is_deleted:
+        if self._store is None or response.response_id in self._deleted:
             return
 
         def write_out() -> tuple[StoredResponse, str]:
@@ -338,7 +360,7 @@ class ResponseService:
         stored, body = await asyncio.to_thread(write_out)
         try:
             await self._store.put(stored, body)
-            if response.is_deleted:  # meanwhile
+            if response.response_id in self._deleted:  # meanwhile
                 await self._store.delete(response.response_id, owner=response.owner)
         except StoreUnavailable as error:
             logger.warning("%s is in memory only: %s", response.response_id, error)

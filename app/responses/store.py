@@ -6,8 +6,8 @@ evicting an earlier response breaks a later one.
 
 from __future__ import annotations
 
+import asyncio
 import json
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,6 @@ from typing import Any
 import aiosqlite
 
 from app.responses.response import StoredResponse
-
-logger = logging.getLogger(__name__)
 
 FILE_NAME = "responses.sqlite3"
 
@@ -69,6 +67,8 @@ class ResponseStore:
         self._max_bytes = max_bytes
         self._clock = clock
         self._connection: aiosqlite.Connection | None = None
+        self._writing = asyncio.Lock()
+        """Held from making room to taking it."""
 
     @property
     def path(self) -> Path:
@@ -110,21 +110,15 @@ class ResponseStore:
         num_bytes = len(body) + _ROW_BYTES
         if num_bytes > self._max_bytes:
             raise StoreUnavailable(f"a response of {num_bytes} bytes is over the limit of all")
-        now = self._clock()
-        await self._execute("DELETE FROM responses WHERE expires_at < ?", now)
-        while await self._num_used_bytes() + num_bytes > self._max_bytes:
-            # Where the row is the last, its pages are free now, and the loop ends.
-            if not await self._execute(
-                "DELETE FROM responses WHERE number = (SELECT min(number) FROM responses)"
-            ):
-                break
-        await self._execute(
-            "INSERT INTO responses (response_id, owner, expires_at, body) VALUES (?, ?, ?, ?)",
-            response.response_id,
-            response.owner,
-            now + self._ttl_s,
-            body,
-        )
+        async with self._writing:
+            await self._make_room(num_bytes)
+            await self._execute(
+                "INSERT INTO responses (response_id, owner, expires_at, body) VALUES (?, ?, ?, ?)",
+                response.response_id,
+                response.owner,
+                self._clock() + self._ttl_s,
+                body,
+            )
 
     async def find(self, response_id: str, *, owner: str) -> StoredResponse | None:
         """Return the response, if it is here, the owner's, and not too old.
@@ -163,6 +157,15 @@ class ResponseStore:
         await connection.execute_fetchall("PRAGMA secure_delete = ON")
         await connection.executescript(_SCHEMA)
         await connection.execute_fetchall(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    async def _make_room(self, num_bytes: int) -> None:
+        await self._execute("DELETE FROM responses WHERE expires_at < ?", self._clock())
+        while await self._num_used_bytes() + num_bytes > self._max_bytes:
+            num_deleted = await self._execute(
+                "DELETE FROM responses WHERE number = (SELECT min(number) FROM responses)"
+            )
+            if not num_deleted:
+                break  # an empty file has a few pages, too
 
     async def _num_used_bytes(self) -> int:
         [[num_bytes]] = await self._fetch(

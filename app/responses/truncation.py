@@ -17,7 +17,8 @@ def shorten(request: GenerationRequest, error: PromptTooLong) -> GenerationReque
     """
     assert isinstance(request.prompt, ChatPrompt)
     messages = request.prompt.messages
-    excess = sum(map(_num_chars, messages)) * (1 - error.limit / error.size)
+    num_chars = sum(map(_num_chars, messages))
+    excess = num_chars - num_chars * error.limit // error.size
     left_out: set[int] = set()
     for span in _spans(messages):
         spared = [at for at in span if messages[at].role != "system"]

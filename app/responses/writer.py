@@ -14,6 +14,7 @@ from typing import Any, assert_never
 
 from app.responses.response_item import ItemKind, ItemStatus, OutputItem
 from app.responses.unshown_tokens import UnshownTokens
+from app.responses.usage import to_usage
 from app.schemas.logprobs import shown
 from app.settings import ReasoningDialect
 from streaming import (
@@ -314,17 +315,12 @@ class ResponseWriter:
 
     def _usage(self) -> EventFields:
         usage = self._generation.usage
-        num_output_tokens = 0 if self._head.is_warm_up else usage.completion_tokens
-        return {
-            "input_tokens": usage.prompt_tokens,
-            "output_tokens": num_output_tokens,
-            "total_tokens": usage.prompt_tokens + num_output_tokens,
-            "input_tokens_details": {
-                "cached_tokens": usage.cached_tokens,
-                "cache_write_tokens": 0,
-            },
-            "output_tokens_details": {"reasoning_tokens": self._num_reasoning_tokens},
-        }
+        return to_usage(
+            input_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=0 if self._head.is_warm_up else usage.completion_tokens,
+            reasoning_tokens=self._num_reasoning_tokens,
+        )
 
     def _logprob(self, token: Token) -> EventFields:
         assert token.logprobs is not None, "asked for with every token"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from openresponses_types import CompactResource
 
 from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
 from app.disconnect import run_while_connected
@@ -23,7 +24,12 @@ from app.schemas.error import GENERATION_ERRORS, error_responses
 from app.schemas.event_stream import event_stream
 from app.schemas.response_events import ResponseBody, ResponseEvent
 from app.schemas.response_items import Item
-from app.schemas.responses import MAX_LABEL_CHARS, InputTokens, ResponseRequest
+from app.schemas.responses import (
+    MAX_LABEL_CHARS,
+    CompactRequest,
+    InputTokens,
+    ResponseRequest,
+)
 from streaming import Failed
 from streaming.errors import InvalidRequest
 
@@ -145,6 +151,24 @@ async def count_input_tokens(
     """Return how long the prompt of a request would be. Nothing is generated, nothing is kept."""
     num_tokens = await services.responses.count_input_tokens(body, caller=caller)
     return InputTokens(input_tokens=num_tokens)
+
+
+@router.post(
+    "/compact",
+    response_model=None,
+    responses={200: {"model": CompactResource}, **error_responses(*_PROMPT_ERRORS)},
+)
+async def compact(
+    body: CompactRequest, request: Request, caller: CallerDependency, services: ServicesDependency
+) -> Response:
+    """Let the model summarize a conversation, for an input that goes on from the summary.
+
+    The answer's `output` is the whole conversation from then on: what the user said, as it was, and
+    a compaction item. The model will read only the item. Nothing is kept; when the caller leaves,
+    everything stops.
+    """
+    work = services.responses.compact(body, caller=caller)
+    return _to_json(await run_while_connected(request.receive, work))
 
 
 @router.get(

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from app.errors import ErrorInfo, RequestRefused
+from app.schemas.summary import unseal
 from app.schemas.wire_model import WireModel
 
 MAX_ITEMS = 4096
@@ -22,7 +23,7 @@ Item = dict[str, Any]
 """An item in the form in which it is kept and shown; never changed once made."""
 
 _TEXT_PARTS = ("input_text", "output_text", "refusal")
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning")
+_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "compaction")
 
 _Id = Annotated[str, Field(min_length=1, max_length=128)]
 _CallId = Annotated[str, Field(min_length=1, max_length=64)]
@@ -198,6 +199,29 @@ class ReasoningItem(_Part):
         }
 
 
+def _check_content(content: str) -> str:
+    unseal(content)
+    return content
+
+
+class CompactionItem(_Part):
+    """A summary of all that came before it, as `/v1/responses/compact` has made it.
+
+    The model reads it in the place of what came before; what the system said stays.
+    """
+
+    type: Literal["compaction"]
+    id: _Id | None = None
+    encrypted_content: Annotated[str, AfterValidator(_check_content)]
+
+    def to_item(self, key: str) -> Item:
+        return {
+            "id": self.id or f"cmp_{key}",
+            "type": "compaction",
+            "encrypted_content": self.encrypted_content,
+        }
+
+
 def _as_parts(content: str | list[TextPart]) -> list[TextPart]:
     if isinstance(content, str):
         return [InputText(type="input_text", text=content)]
@@ -208,7 +232,8 @@ InputItem = Annotated[
     Annotated[MessageItem, Tag("item[message]")]
     | Annotated[FunctionCallItem, Tag("item[function_call]")]
     | Annotated[FunctionCallOutputItem, Tag("item[function_call_output]")]
-    | Annotated[ReasoningItem, Tag("item[reasoning]")],
+    | Annotated[ReasoningItem, Tag("item[reasoning]")]
+    | Annotated[CompactionItem, Tag("item[compaction]")],
     _tag_of("item", _ITEMS, default="message"),
 ]
 

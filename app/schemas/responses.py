@@ -47,6 +47,7 @@ _INSTEAD = {
 """Fields of other dialects, which a client would miss if they were skipped."""
 
 _Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
+_Input = str | Annotated[list[InputItem], Field(fail_fast=True, max_length=MAX_ITEMS)] | None
 
 
 class _Options(WireModel):
@@ -298,6 +299,36 @@ class ResponseRequest(SamplingFields):
             return ""
         disabled = {"enable_thinking": False} if effort == "none" else {}
         return json.dumps({"reasoning_effort": effort, **disabled})
+
+
+class CompactRequest(_Options):
+    """A conversation to be put into few words. Unknown fields are skipped."""
+
+    model: _Label | None = Field(
+        None, description="The model that is wanted; without it, the one that is served."
+    )
+    input: _Input = Field(None, description="Text is one turn of the user.")
+    instructions: str | None = Field(
+        None, description="The system's turn, for the summary; no part of it."
+    )
+    previous_response_id: _Label | None = Field(
+        None, description="The response that the conversation goes on from."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, fields: Any) -> Any:
+        if isinstance(fields, dict):
+            refuse_unsupported(fields.get("input"))
+        return fields
+
+    def to_response_request(self) -> ResponseRequest:
+        return ResponseRequest(
+            model=self.model,
+            input=self.input,
+            instructions=self.instructions,
+            previous_response_id=self.previous_response_id,
+        )
 
 
 class InputTokens(BaseModel):

@@ -78,6 +78,7 @@ def check_events(events: Sequence[Event], *, after: int = -1, is_open: bool = Fa
         after: the sequence number that it began after; with one, only what can be seen is checked.
         is_open: it stopped reading before the end.
     """
+    assert events or is_open
     for event in events:
         check_event(event)
     numbers = [event["sequence_number"] for event in events]

@@ -56,7 +56,8 @@ def finish(log: Generation, end: FinishReason | StreamingError) -> None:
 
 def make_head(**more: Any) -> ResponseHead:
     echo = ResponseRequest(input="hi", background=more.get("is_background", False)).echo()
-    return ResponseHead(key=KEY, echo=echo, token_text=chr, token_bytes=lambda _: None, **more)
+    defaults = {"key": KEY, "echo": echo, "token_text": chr, "token_bytes": lambda _: None}
+    return ResponseHead(**{**defaults, **more})
 
 
 def write(log: Generation, *, after: int = -1, **more: Any) -> list[EventFields]:

@@ -1,0 +1,65 @@
+"""A conversation in few words: the model's own summary of it stands for all that came before."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from app.responses.usage import to_usage
+from app.schemas.response_items import Item
+from app.schemas.summary import seal
+from app.schemas.usage import TokenCounts
+from streaming import (
+    AnswerText,
+    ChatMessage,
+    ChatPrompt,
+    Generation,
+    GenerationRequest,
+    OutputParser,
+)
+
+_MAX_SUMMARY_TOKENS = 1024
+_ASK = (
+    "Summarize our conversation so far, so that we can go on from your summary alone. Keep names, "
+    "numbers, decisions, open questions and what tools have returned. Write only the summary."
+)
+
+
+def to_summary_request(request: GenerationRequest) -> GenerationRequest:
+    """Return the request for a summary of another request's conversation."""
+    assert isinstance(request.prompt, ChatPrompt)
+    messages = (*request.prompt.messages, ChatMessage("user", _ASK))
+    params = replace(request.params, temperature=0.0, max_tokens=_MAX_SUMMARY_TOKENS)
+    return replace(request, prompt=replace(request.prompt, messages=messages), params=params)
+
+
+def to_compacted(context: Sequence[Item], generation: Generation) -> dict[str, Any]:
+    """Return what stands for a conversation from now on.
+
+    Args:
+        context: the conversation.
+        generation: the log of its summary, which has ended well.
+    """
+    parser = OutputParser(generation.output_format)
+    pieces = (*parser.feed(generation.text), *parser.flush())
+    summary = "".join(piece.text for piece in pieces if isinstance(piece, AnswerText))
+    key = secrets.token_hex(16)
+    users = [item for item in context if item["type"] == "message" and item["role"] == "user"]
+    counts = TokenCounts.of([generation])
+    return {
+        "id": f"resp_{key}",
+        "object": "response.compaction",
+        "created_at": int(generation.created_at),
+        "output": [
+            *users,
+            {"id": f"cmp_{key}", "type": "compaction", "encrypted_content": seal(summary)},
+        ],
+        "usage": to_usage(
+            input_tokens=counts.prompt_tokens,
+            cached_tokens=counts.cached_tokens,
+            output_tokens=counts.completion_tokens,
+            reasoning_tokens=counts.reasoning_tokens,
+        ),
+    }

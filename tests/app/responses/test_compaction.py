@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from app.responses.compaction import to_compacted, to_summary_request
+from app.schemas.responses import ResponseRequest
+from app.schemas.summary import unseal
+from streaming import ChatMessage, ChatPrompt, FinishReason, GenerationRequest, SamplingParams
+from tests.app.responses.logs import REASONING, make_log
+
+
+def test_the_model_is_asked_for_a_summary():
+    messages = (ChatMessage("user", "hi"), ChatMessage("assistant", "ho"))
+    request = to_summary_request(
+        GenerationRequest(prompt=ChatPrompt(messages), params=SamplingParams(temperature=1.5))
+    )
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.messages[:-1] == messages
+    assert request.prompt.messages[-1].role == "user"
+    assert request.params == SamplingParams(temperature=0.0, max_tokens=1024)
+
+
+def test_what_the_user_said_stays_and_the_rest_is_the_summary():
+    items = [
+        {"role": "system", "content": "be nice"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "well"},
+    ]
+    body = ResponseRequest.model_validate({"input": items})
+    log = make_log(
+        *"<think>hm</think>They said hi.", end=FinishReason.LENGTH, output_format=REASONING
+    )
+    compacted = to_compacted(body.to_items("k"), log)
+    *users, item = compacted["output"]
+    assert [user["content"][0]["text"] for user in users] == ["hi", "well"]
+    assert unseal(item["encrypted_content"]) == "They said hi."
+    assert compacted["usage"]["output_tokens_details"] == {"reasoning_tokens": 17}
