@@ -46,11 +46,13 @@ class ResponseReader:
         """Return what is new, or the first part of it; never waits."""
         events = [] if self._first is None else [self._first]
         self._first = None
+        is_begun = self._events is not None
         if self._events is None:
             self._events = self._writer.events()
         events += islice(self._events, MAX_EVENTS_PER_READ - len(events))
-        if len(events) < MAX_EVENTS_PER_READ:
+        is_whole = len(events) < MAX_EVENTS_PER_READ
+        if is_whole:
             self._events = None
-        else:
-            self._on_wake()
+        if is_begun or not is_whole:
+            self._on_wake()  # there is more, or may be: the log has grown since the first part
         return events

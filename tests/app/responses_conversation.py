@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.errors import ERRORS
 from app.protocol.responses.events import TERMINAL_TYPES
 from app.schemas.response_events import RESPONSE_EVENTS
 from tests.app.described import assert_described
+from tests.app.response_events import check_events
 
 Frame = dict[str, Any]
 
@@ -106,3 +107,32 @@ def text_of(frames: Iterable[Frame], lane: str | None = None) -> str:
         for frame in frames
         if frame["type"] == "response.output_text.delta" and frame.get("stream_id") == lane
     )
+
+
+def turns(frames: Iterable[Frame], lane: str | None = None) -> list[list[Frame]]:
+    """Return the events of each response of a lane, without what the lane adds to them."""
+    found: list[list[Frame]] = []
+    is_open = False
+    for frame in frames:
+        kind = frame["type"]
+        is_event = kind.startswith("response.") and kind != "response.steer.failed"
+        if not is_event or frame.get("stream_id") != lane:
+            continue
+        if not is_open:
+            found.append([])
+        found[-1].append({name: frame[name] for name in frame if name != "stream_id"})
+        is_open = kind not in TERMINAL_TYPES
+    return found
+
+
+def assert_valid_responses(
+    frames: Sequence[Frame], *, open_lanes: Iterable[str | None] = ()
+) -> None:
+    """Assert the order of a conversation, and that each of its responses is valid in itself."""
+    open_lanes = tuple(open_lanes)
+    assert_responses_conversation(frames, open_lanes=open_lanes)
+    for lane in {frame.get("stream_id") for frame in frames}:
+        responses = turns(frames, lane)
+        for events in responses:
+            is_open = lane in open_lanes and events is responses[-1]
+            check_events(events, after=events[0]["sequence_number"] - 1, is_open=is_open)

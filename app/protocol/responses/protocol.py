@@ -121,6 +121,7 @@ class ResponsesProtocol(Generic[ResponseT]):
 
     def receive_text(self, frame: str, *, now: float) -> None:
         """Take one text frame; nothing is heard any more once a `Close` has been given out."""
+        self.release_due(now=now)
         if self._is_closed:
             return
         fields: dict[str, Any] = {}
