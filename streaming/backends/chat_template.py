@@ -61,14 +61,14 @@ class _Abilities:
         syntax: of the calls that it writes; None where it writes none, or their results, or in a
             syntax that is not known.
         takes_text: it wants a call's arguments as text, not as an object.
-        takes_short_ids: it refuses other ids of calls.
+        takes_any_id: as the id of a call; otherwise, only 9 letters and digits.
         writes_tools: what the tools are.
         writes_system: turns of the role system.
     """
 
     syntax: ToolSyntax | None = None
     takes_text: bool = False
-    takes_short_ids: bool = False
+    takes_any_id: bool = True
     writes_tools: bool = False
     writes_system: bool = False
 
@@ -166,7 +166,7 @@ class ChatTemplate:
         }
 
     def _call_id(self, call_id: str) -> str:
-        if not self._abilities.takes_short_ids or _SHORT_ID.fullmatch(call_id):
+        if self._abilities.takes_any_id or _SHORT_ID.fullmatch(call_id):
             return call_id
         return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
@@ -232,10 +232,12 @@ class ChatTemplate:
             return _Abilities(
                 syntax=syntax,
                 takes_text=takes_text,
-                takes_short_ids=not self._probe(
-                    _call_turns(arguments, call_id="call_0123456789"), tools=[_TOOL]
+                takes_any_id=all(
+                    self._probe(_call_turns(arguments, call_id=call_id), tools=[_TOOL])
+                    for call_id in ("c1", "call_0123456789")
                 ),
-                writes_tools="PROBE_T" in text,
+                # Some write the tools into the last turn, if that is the user's.
+                writes_tools="PROBE_T" in text + self._probe([_USER], tools=[_TOOL]),
                 writes_system=writes_system,
             )
         return _Abilities(writes_system=writes_system)
@@ -397,7 +399,7 @@ def _plain_turns(messages: list[ChatMessage]) -> list[Turn]:
         role, content = message.role, message.content
         is_result = role == "tool"
         if is_result:
-            role, content = "user", write_result(content)
+            role, content = "user", write_result(content, name=message.name)
         elif message.tool_calls:
             calls = write_calls(message.tool_calls, HERMES)
             content = f"{content}\n{calls}" if content else calls
@@ -405,7 +407,10 @@ def _plain_turns(messages: list[ChatMessage]) -> list[Turn]:
             # Many templates want the user and the assistant to take turns.
             turns[-1]["content"] += f"\n{content}"
         else:
-            turns.append({"role": role, "content": content})
+            turn: Turn = {"role": role, "content": content}
+            if message.reasoning is not None:
+                turn["reasoning_content"] = message.reasoning
+            turns.append(turn)
         was_result = is_result
     return turns
 

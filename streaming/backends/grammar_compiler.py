@@ -114,20 +114,20 @@ class LlguidanceCompiler:
         return matchers
 
     def _compile_text(self, grammar: Grammar) -> LLMatcher:
-        compiled = self._compile_source(_to_llguidance(grammar))
+        compiled = self._compile_source(_to_lark(grammar))
         if reason := _failure(compiled):
             raise _refused(grammar, reason)
         return compiled
 
     def _compile_answer(self, answer: AnswerGrammar, marks: dict[str, int]) -> LLMatcher:
-        text = None if answer.text is None else _to_llguidance(answer.text)
+        text = None if answer.text is None else _to_lark(answer.text)
         main = write_answer_grammar(
             answer,
             token_ids=marks,
             arguments=[_arguments(tool) for tool in answer.tools],
             text=None if text is None else "@text",
         )
-        compiled = self._compile_source(_join(main, text))
+        compiled = self._compile_source(main, text=text)
         if reason := _failure(compiled):
             self._blame_part(answer)
             raise _refused(answer, reason)
@@ -138,11 +138,16 @@ class LlguidanceCompiler:
         if answer.text is not None:
             self._compile_text(answer.text)
         for tool in answer.tools:
-            alone = self._compile_source(_lark(f"start: {_arguments(tool)}"))
+            alone = self._compile_source(f"start: {_arguments(tool)}")
             if reason := _failure(alone):
                 raise _refused_tool(tool, reason)
 
-    def _compile_source(self, source: str) -> LLMatcher:
+    def _compile_source(self, lark: str, *, text: str | None = None) -> LLMatcher:
+        """Compile a grammar that may refer to another one as `@text`."""
+        grammars = [{"lark_grammar": lark + _LARK_OPTIONS}]
+        if text is not None:
+            grammars.append({"name": "text", "lark_grammar": text + _LARK_OPTIONS})
+        source = json.dumps({"grammars": grammars})
         compiled = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         if not compiled.is_error():
             # The first mask costs most, and may be more than the limits allow.
@@ -205,7 +210,7 @@ def _failure(compiled: LLMatcher) -> str | None:
     return compiled.get_error()
 
 
-def _to_llguidance(grammar: Grammar) -> str:
+def _to_lark(grammar: Grammar) -> str:
     match grammar.kind:
         case GrammarKind.JSON_OBJECT:
             lark = f"start: {_json_expression(_ANY_OBJECT)}"
@@ -224,20 +229,7 @@ def _to_llguidance(grammar: Grammar) -> str:
             lark = grammar.source
     if not lark.strip():
         raise _refused(grammar, "it is empty")
-    return _lark(lark)
-
-
-def _lark(source: str) -> str:
-    return LLMatcher.grammar_from_lark(source + _LARK_OPTIONS)
-
-
-def _join(main: str, text: str | None) -> str:
-    """Return a grammar that may refer to another one as `@text`."""
-    grammars = json.loads(_lark(main))["grammars"]
-    if text is not None:
-        [part] = json.loads(text)["grammars"]
-        grammars.append({**part, "name": "text"})
-    return json.dumps({"grammars": grammars})
+    return lark
 
 
 def _json_expression(schema: str) -> str:

@@ -19,11 +19,10 @@ def describe_tools(functions: Iterable[dict[str, Any]], syntax: ToolSyntax) -> s
     lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
     example = write_calls([ToolCall("", "NAME", '{"ARGUMENT": VALUE}')], syntax)
     return (
-        "You can call these tools, one on each line, to look things up or to get things done:\n"
-        f"{lines}\n\n"
-        "To call a tool, write nothing but its name and its arguments, like this:\n"
-        f"{example}\n"
-        "The result then comes back to you. Where no tool helps, answer in plain words."
+        "You are a function calling assistant. The functions are inside <tools></tools>, one on "
+        f"each line:\n<tools>\n{lines}\n</tools>\n\n"
+        f"Where a function can help, call it in this form and add nothing:\n{example}\n"
+        "You are then given its result. Where no function can help, answer in words."
     )
 
 
@@ -36,6 +35,9 @@ def write_calls(calls: Iterable[ToolCall], syntax: ToolSyntax) -> str:
     return f"{syntax.section_begin}{syntax.separator.join(written)}{syntax.section_end}"
 
 
-def write_result(content: str) -> str:
-    """Return what a tool gave back, as the user tells it."""
-    return f"<tool_response>\n{content}\n</tool_response>"
+def write_result(content: str, *, name: str | None) -> str:
+    """Return what a tool gave back, as the user tells it.
+
+    In words: small models answer a result in tags with tags.
+    """
+    return f"Result of {name or 'the function'}:\n{content}"
