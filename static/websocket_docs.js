@@ -33,7 +33,7 @@ function show(document) {
 function contents(document) {
   const channels = Object.entries(document.channels).map(([name, channel]) => {
     const links = Object.keys(channel.messages).map((message) =>
-      element("li", {}, link(`${name}.${message}`, element("code", {}, message))),
+      element("li", {}, messageLink(name, message, document)),
     );
     const title = link(name, channel.title);
     title.className = "contents-title";
@@ -99,7 +99,7 @@ function messageView(channel, name, document, reply) {
     element(
       "summary",
       {},
-      element("code", { className: "message-name" }, name),
+      element("code", { className: "message-name" }, message.name),
       element("span", { className: "message-summary" }, description.split("\n\n")[0].replaceAll("`", "")),
     ),
     element(
@@ -107,15 +107,15 @@ function messageView(channel, name, document, reply) {
       { className: "message-body" },
       prose(description),
       ...examplesOf(document.channels[channel].messages[name], document).map(exampleView),
-      ...(answers.length ? [answersView(channel, answers)] : []),
+      ...(answers.length ? [answersView(channel, answers, document)] : []),
       fieldTable(payload, document),
     ),
   );
 }
 
-/** @param {string} channel @param {string[]} names */
-function answersView(channel, names) {
-  const links = names.flatMap((name) => [" ", link(`${channel}.${name}`, element("code", {}, name))]);
+/** @param {string} channel @param {string[]} names @param {Schema} document */
+function answersView(channel, names, document) {
+  const links = names.flatMap((name) => [" ", messageLink(channel, name, document)]);
   return element("p", { className: "answers" }, "Answered with", ...links);
 }
 
@@ -171,6 +171,12 @@ function examplesOf(reference, document) {
 /** @param {string} id @param {Node | string} text */
 function link(id, text) {
   return element("a", { attributes: { href: `#${id}` } }, text);
+}
+
+/** @param {string} channel @param {string} name @param {Schema} document */
+function messageLink(channel, name, document) {
+  const message = resolve(document.channels[channel].messages[name], document);
+  return link(`${channel}.${name}`, element("code", {}, message.name));
 }
 
 /** @param {string} text @param {string} label */

@@ -77,7 +77,8 @@ async def test_chat_calls_a_tool_and_uses_what_it_returns(client: Any, model: st
     asked = {
         "model": model,
         "temperature": 0,
-        "max_completion_tokens": 40,
+        "max_completion_tokens": 64,
+        "parallel_tool_calls": False,
         "tools": [{"type": "function", "function": WEATHER}],
     }
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
@@ -108,6 +109,7 @@ async def test_chat_streams_a_call_that_the_client_can_put_together(
         temperature=0,
         tools=[{"type": "function", "function": WEATHER}],
         tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        parallel_tool_calls=False,
     )
     async with entered(manager) as stream:
         kinds = [event.type async for event in each(stream)]
@@ -170,8 +172,9 @@ async def test_responses_call_a_tool_and_use_what_it_returns(client: Any, model:
             input="What is the weather in Paris?",
             tools=[tool],
             tool_choice="required",
+            parallel_tool_calls=False,
             temperature=0,
-            max_output_tokens=40,
+            max_output_tokens=64,
         )
     )
     [call] = [item for item in first.output if item.type == "function_call"]
