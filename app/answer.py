@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from fastapi import Request, Response
 
-from app.choice_writer import ChoiceWriter
+from app.choice_writer import ChoiceWriter, cut
 from app.dependencies import Services
 from app.disconnect import run_while_connected
 from app.errors import ErrorInfo
@@ -91,8 +91,9 @@ async def _messages(
         if not await readers.wait(timeout_s=ping_interval_s):
             yield PING
         for index, events in readers.read():
-            for chunk in writer.chunks(index, events):
-                yield to_message(chunk)
+            for part in cut(events):
+                for chunk in writer.chunks(index, part):
+                    yield to_message(chunk)
             if (error := failure(events)) is not None:
                 yield to_message(json.dumps(ErrorInfo.of(error).to_openai()))
                 yield DONE

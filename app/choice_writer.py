@@ -11,6 +11,10 @@ from app.schemas.choices import ChoiceFields
 from app.schemas.usage import TokenCounts, Usage
 from streaming import AsyncEngine, Delta, Ended, Event, Failed, Finished, Generation, Token
 
+MAX_CHUNK_TOKENS = 256
+"""What piled up for a slow client is cut into chunks: with log probabilities, to write it all at
+once would hold up everyone else."""
+
 
 class ChoiceWriter(ABC):
     """Writes the answer to one request, as JSON.
@@ -74,6 +78,21 @@ class ChoiceWriter(ABC):
 
     def _counts(self) -> TokenCounts:
         return TokenCounts.of(self._generations, num_per_prompt=self._num_choices_per_prompt)
+
+
+def cut(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Yield the events of one log in parts of no more tokens than a chunk may have."""
+    part: list[Event] = []
+    for event in events:
+        if not isinstance(event, Delta):
+            part.append(event)
+            continue
+        for place, delta in enumerate(event.cut(max_tokens=MAX_CHUNK_TOKENS)):
+            if place:
+                yield part
+                part = []
+            part.append(delta)
+    yield part
 
 
 def tokens_of(events: Iterable[Event]) -> list[Token]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from app.choice_writer import ChoiceWriter, outcome_of, text_of, tokens_of
+from app.choice_writer import MAX_CHUNK_TOKENS, ChoiceWriter, outcome_of, text_of, tokens_of
 from app.schemas.completions import (
     Completion,
     CompletionChoice,
@@ -93,9 +93,13 @@ class CompletionWriter(ChoiceWriter):
 
     def _late_echo(self, index: int) -> Iterator[str]:
         prompt = self._scored_prompt(index)
-        if prompt and not self._has_echoed[index]:
-            self._has_echoed[index] = True
-            yield self._chunk(self._choice(index, text=self._echo(index), scored=prompt))
+        if not prompt or self._has_echoed[index]:
+            return
+        self._has_echoed[index] = True
+        for start in range(0, len(prompt), MAX_CHUNK_TOKENS):
+            part = prompt[start : start + MAX_CHUNK_TOKENS]
+            text = "".join(token.text for token in part)
+            yield self._chunk(self._choice(index, text=text, scored=part))
 
     def _choice(
         self,

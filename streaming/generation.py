@@ -16,7 +16,7 @@ Rules of the log:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Self
@@ -115,6 +115,26 @@ class Delta:
     seq: int
     text: str
     tokens: tuple[Token, ...]
+
+    def cut(self, *, max_tokens: int) -> Iterator[Delta]:
+        """Yield the same as deltas of so many tokens each."""
+        tokens = self.tokens
+        if len(tokens) <= max_tokens:
+            yield self
+            return
+        # A record is a token, except that text let go at the end may be one more behind them.
+        has_tail = len(self.text) > sum(len(token.text) for token in tokens)
+        last_token_seq = self.seq - has_tail
+        before = last_token_seq - len(tokens)
+        num_text_chars = 0
+        for start in range(0, len(tokens), max_tokens):
+            part = tokens[start : start + max_tokens]
+            text = "".join(token.text for token in part)
+            num_text_chars += len(text)
+            seq = before + start + len(part)
+            if seq == last_token_seq and has_tail:
+                seq, text = self.seq, text + self.text[num_text_chars:]
+            yield Delta(seq, text, part)
 
 
 @dataclass(frozen=True, slots=True)

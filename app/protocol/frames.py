@@ -83,7 +83,7 @@ def delta_frames(
     token_text: TokenText,
 ) -> Iterator[DeltaFrame]:
     """Yield the delta as one frame, or as several where it holds very many tokens."""
-    for part in _cut(delta):
+    for part in delta.cut(max_tokens=MAX_DELTA_TOKENS):
         if not (part.text or return_token_ids or return_logprobs):
             continue  # tokens that show no text move the cursor with the next delta
         frame: DeltaFrame = {"type": "delta", "id": stream_id, "seq": part.seq, "text": part.text}
@@ -135,26 +135,6 @@ def error_frame(info: ErrorInfo, stream_id: str | None) -> ErrorFrame:
     if stream_id is None:
         return {"type": "error", "error": info.to_event()}
     return {"type": "error", "id": stream_id, "error": info.to_event()}
-
-
-def _cut(delta: Delta) -> Iterator[Delta]:
-    tokens = delta.tokens
-    if len(tokens) <= MAX_DELTA_TOKENS:
-        yield delta
-        return
-    # A record is a token, except that text let go at the end may be one more behind them.
-    has_tail = len(delta.text) > sum(len(token.text) for token in tokens)
-    last_token_seq = delta.seq - has_tail
-    before = last_token_seq - len(tokens)
-    num_text_chars = 0
-    for start in range(0, len(tokens), MAX_DELTA_TOKENS):
-        part = tokens[start : start + MAX_DELTA_TOKENS]
-        text = "".join(token.text for token in part)
-        num_text_chars += len(text)
-        seq = before + start + len(part)
-        if seq == last_token_seq and has_tail:
-            seq, text = delta.seq, text + delta.text[num_text_chars:]
-        yield Delta(seq, text, part)
 
 
 def _token_logprobs(logprobs: TokenLogprobs, token_text: TokenText) -> TokenLogprobsEntry:

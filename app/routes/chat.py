@@ -70,7 +70,6 @@ EXAMPLES: dict[str, Any] = {
                 {"role": "user", "content": "What is the weather in Paris?"},
                 {
                     "role": "assistant",
-                    "content": None,
                     "tool_calls": [
                         {
                             "id": "call_1",

@@ -509,3 +509,24 @@ def test_a_scored_prompt_is_there_before_the_first_token_and_counts_as_memory():
     words(generation, "x")
     with pytest.raises(AssertionError):
         generation.score_prompt(prompt)
+
+
+@pytest.mark.parametrize(
+    ("seq", "texts", "tail", "expected"),
+    [
+        (4, "", "tail", [(4, "tail", "")]),
+        (4, "ab", "", [(4, "ab", "ab")]),
+        (4, "abc", "", [(3, "ab", "ab"), (4, "c", "c")]),
+        (4, "abcd", "!", [(1, "ab", "ab"), (4, "cd!", "cd")]),
+        (4, "abcde", "", [(1, "ab", "ab"), (3, "cd", "cd"), (4, "e", "e")]),
+    ],
+)
+def test_a_delta_is_cut_into_others(
+    seq: int, texts: str, tail: str, expected: list[tuple[int, str, str]]
+):
+    delta = Delta(seq, texts + tail, tuple(Token(1, text, at=0.0) for text in texts))
+    parts = [
+        (part.seq, part.text, "".join(token.text for token in part.tokens))
+        for part in delta.cut(max_tokens=2)
+    ]
+    assert parts == expected

@@ -107,11 +107,19 @@ def test_generate_becomes_a_command(talk: Conversation) -> None:
         temperature=0,
         stop="END",
         logprobs=2,
+        priority=-3,
+        timeout_s=7.5,
         metadata={"page": "7"},
     )
     params = SamplingParams(max_tokens=5, temperature=0, stop=("END",), logprobs=2)
     request = GenerationRequest(
-        prompt=TextPrompt("hi"), params=params, owner="me", model="m", metadata={"page": "7"}
+        prompt=TextPrompt("hi"),
+        params=params,
+        owner="me",
+        model="m",
+        priority=-3,
+        timeout_s=7.5,
+        metadata={"page": "7"},
     )
     assert commands == [StartGeneration("a", request, every_token=True)]
     assert talk.heard() == []

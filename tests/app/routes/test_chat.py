@@ -801,6 +801,43 @@ async def test_a_response_format_holds_the_answer():
     assert only(answer)["content"] == "ab"
 
 
+async def test_requests_of_one_batch_keep_their_own_rules():
+    gate = Gate()
+    seen: dict[bytes, Sequence] = {}
+
+    def script(sequence: Sequence) -> bytes:
+        seen[bytes(sequence.prompt_ids)] = sequence
+        return b"one STOP two"
+
+    rules: list[dict[str, Any]] = [
+        {"temperature": 0, "seed": 1, "stop": "STOP"},
+        {"temperature": 2, "top_p": 0.5, "seed": 2, "max_tokens": 3},
+        {},
+    ]
+    async with serving(scripted_backend(script, gate=gate), gate=gate) as (app, engine):
+        calling = client(app)
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(chat(calling, messages=ask("first")))
+            await entered(gate)
+            answers = [
+                tasks.create_task(chat(calling, messages=ask(str(place)), **fields))
+                for place, fields in enumerate(rules)
+            ]
+            await until(lambda: engine.stats.num_waiting == len(rules))
+            gate.open()
+    assert contents(first.result()) == ["one STOP two"]
+    assert [contents(answer.result()) for answer in answers] == [
+        ["one "],
+        ["one"],
+        ["one STOP two"],
+    ]
+    for place, fields in enumerate(rules):
+        params = seen[f"user: {place}\nassistant: ".encode()].params
+        expected = {"temperature": 1.0, "top_p": 1.0, **fields}
+        assert (params.temperature, params.top_p) == (expected["temperature"], expected["top_p"])
+        assert params.seed == fields.get("seed", params.seed)
+
+
 # Load, and clients that leave.
 
 
@@ -848,9 +885,28 @@ async def test_slow_client_gets_larger_chunks():
         calling = Call(app, PATH, {"messages": ask(), "stream": True}, takes=0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(calling())
+            await entered(gate)
             gate.open()
             await until(lambda: not engine._store.num_open)
             calling.read_on()
     parts = chunks(calling.body.decode())
     check_chunks(parts)
     assert [part["choices"][0]["delta"].get("content") for part in parts] == ["", "abcdef", None]
+
+
+async def test_what_piled_up_comes_in_parts():
+    gate = Gate()
+    backend = scripted_backend(say("x" * 600), gate=gate)
+    async with serving(backend, gate=gate) as (app, engine):
+        body = {"messages": ask(), "logprobs": True, "stream": True}
+        calling = Call(app, PATH, body, takes=0)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(calling())
+            await entered(gate)
+            gate.open()
+            await until(lambda: not engine._store.num_open)
+            calling.read_on()
+    parts = chunks(calling.body.decode())
+    check_chunks(parts)
+    logprobs = [part["choices"][0]["logprobs"] or {"content": []} for part in parts]
+    assert [len(each["content"]) for each in logprobs] == [0, 256, 256, 89, 0]

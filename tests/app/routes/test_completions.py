@@ -15,6 +15,7 @@ import pytest
 
 from app.routes.completions import EXAMPLES
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
+from streaming.sequence import Sequence
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
 from tests.support import WordCompiler, entered
 
@@ -155,6 +156,110 @@ async def test_logprobs_have_one_entry_for_each_token():
     }
 
 
+async def test_echo_with_logprobs_begins_with_those_of_the_prompt():
+    async with client_of(scripted_backend(say("é"))) as calling:
+        answer = await complete(calling, prompt="aé", echo=True, logprobs=1, max_tokens=2)
+    assert answer["choices"] == [
+        choice(
+            0,
+            "aéé",
+            "length",
+            logprobs={
+                "tokens": ["a", "\ufffd", "\ufffd", "\ufffd", "\ufffd"],
+                "token_logprobs": [None, -0.5, -0.5, -0.5, -0.5],
+                "top_logprobs": [None, *[{"\ufffd": -0.5}] * 4],
+                "text_offset": [0, 1, 1, 2, 2],
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+async def test_no_tokens_with_echo_is_the_prompt_alone(logprobs: int | None):
+    body = {"prompt": [[97, 98], [99]], "n": 2, "echo": True, "logprobs": logprobs, "max_tokens": 0}
+    async with client_of(scripted_backend(say("xyz"))) as calling:
+        answer = await complete(calling, **body, return_token_ids=True)
+        response = await calling.post(PATH, json={**body, "stream": True})
+    assert [each["text"] for each in answer["choices"]] == ["ab", "ab", "c", "c"]
+    assert {each["finish_reason"] for each in answer["choices"]} == {"length"}
+    assert [each["token_ids"] for each in answer["choices"]] == [[]] * 4
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 0,
+        "total_tokens": 3,
+        **NO_DETAILS,
+    }
+    assert texts_by_index(chunks(response.text)) == {0: "ab", 1: "ab", 2: "c", 3: "c"}
+    if logprobs is not None:
+        assert [each["logprobs"]["token_logprobs"] for each in answer["choices"]] == [
+            [None, -0.5],
+            [None, -0.5],
+            [None],
+            [None],
+        ]
+
+
+async def test_a_harness_finds_the_answer_behind_the_prompt():
+    """lm-eval sends context and continuation as one prompt, and reads all but the last token."""
+    async with client_of(scripted_backend(say("?"))) as calling:
+        answer = await complete(
+            calling,
+            model="scripted",
+            prompt=[list(b"One and one is two")],
+            temperature=0,
+            max_tokens=1,
+            logprobs=1,
+            seed=1234,
+            echo=True,
+        )
+    logprobs = answer["choices"][0]["logprobs"]
+    num_context = len("One and one is ")
+    continuation = logprobs["token_logprobs"][num_context:-1]
+    assert sum(continuation) == -0.5 * len("two")
+    for token, top in zip(
+        logprobs["tokens"][num_context:-1], logprobs["top_logprobs"][num_context:-1], strict=True
+    ):
+        assert max(top, key=top.get) == token
+
+
+async def test_token_ids_are_told_when_asked_for():
+    async with client_of(scripted_backend(say("ab"))) as calling:
+        answer = await complete(calling, prompt="x", return_token_ids=True)
+        response = await calling.post(
+            PATH, json={"prompt": "x", "return_token_ids": True, "stream": True}
+        )
+    assert answer["choices"] == [choice(0, "ab", "stop", token_ids=[97, 98, 256])]
+    parts = chunks(response.text)
+    streamed = [token_id for part in parts for token_id in part["choices"][0]["token_ids"]]
+    assert streamed == [97, 98, 256]
+
+
+async def test_a_stop_string_that_is_asked_for_is_shown():
+    async with client_of(scripted_backend(say("one END two"))) as calling:
+        answer = await complete(calling, prompt="x", stop="END", include_stop_str_in_output=True)
+    assert answer["choices"] == [choice(0, "one END", "stop")]
+
+
+async def test_urgency_and_label_reach_the_engine():
+    seen: list[Sequence] = []
+
+    def script(sequence: Sequence) -> bytes:
+        seen.append(sequence)
+        return b"x"
+
+    async with client_of(scripted_backend(script)) as calling:
+        await complete(calling, prompt="a", priority=100, timeout_s=5, user="me")
+    [sequence] = seen
+    assert (sequence.priority, dict(sequence.generation.metadata)) == (100, {"user": "me"})
+    assert sequence.deadline_at - sequence.generation.submitted_at == 5
+
+
+async def test_what_is_null_is_absent_also_where_it_is_not_supported():
+    async with client_of(scripted_backend()) as calling:
+        answer = await complete(calling, prompt="a", suffix=None, audio=None, typical_p=None)
+    assert answer["choices"] == [choice(0, "a", "stop")]
+
+
 async def test_no_alternatives_still_report_the_chosen_token():
     async with client_of(scripted_backend(say("a"))) as calling:
         answer = await complete(calling, prompt="x", logprobs=0, max_tokens=1)
@@ -265,6 +370,45 @@ async def test_streamed_logprobs_join_to_the_whole():
     assert len(whole["tokens"]) == len("aézb".encode()) + 1
 
 
+async def test_streamed_echo_with_logprobs_joins_to_the_whole():
+    body = {"prompt": ["ab", "cé"], "n": 2, "logprobs": 1, "echo": True, "max_tokens": 3}
+    async with client_of(scripted_backend(say("xéz"))) as calling:
+        whole = await complete(calling, **body)
+        response = await calling.post(PATH, json={**body, "stream": True})
+    parts = chunks(response.text)
+    assert texts_by_index(parts) == {each["index"]: each["text"] for each in whole["choices"]}
+    for each in whole["choices"]:
+        joined: dict[str, list[Any]] = {name: [] for name in each["logprobs"]}
+        for part in parts:
+            [piece] = part["choices"]
+            if piece["index"] == each["index"]:
+                for name, values in (piece["logprobs"] or {}).items():
+                    joined[name] += values
+        assert joined == each["logprobs"]
+
+
+async def test_a_long_prompt_is_echoed_with_logprobs_in_parts():
+    body = {"prompt": "x" * 600, "echo": True, "logprobs": 0, "max_tokens": 1, "stream": True}
+    async with client_of(scripted_backend()) as calling:
+        parts = chunks((await calling.post(PATH, json=body)).text)
+    pieces = [part["choices"][0] for part in parts]
+    assert [len(piece["text"]) for piece in pieces] == [256, 256, 88, 1]
+    offsets = [offset for piece in pieces for offset in piece["logprobs"]["text_offset"]]
+    assert offsets == list(range(601))
+
+
+async def test_failure_before_the_prompt_was_scored_shows_none_of_it():
+    def script(_):
+        return [RuntimeError("no")]
+
+    async with client_of(scripted_backend(script)) as calling:
+        response = await calling.post(
+            PATH, json={"prompt": "a", "echo": True, "logprobs": 1, "stream": True}
+        )
+    error, done = sse(response.text)
+    assert (json.loads(error)["error"]["code"], done) == ("engine_error", "[DONE]")
+
+
 async def test_failure_in_a_stream_is_told_and_ends_it():
     def script(_):
         yield ord("a")
@@ -370,6 +514,15 @@ BAD_FIELDS = [
     ({"prompt": "a", "suffix": "b"}, "suffix"),
     ({"prompt": "a", "suffix": ""}, "suffix"),
     ({"prompt": "a", "echo": 1}, "echo"),
+    ({"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
+    ({"prompt": "a", "echo": True, "max_tokens": -1}, "max_tokens"),
+    ({"prompt": "a", "echo": False, "max_tokens": 0}, "max_tokens"),
+    ({"prompt": "a", "add_special_tokens": False}, "add_special_tokens"),
+    ({"prompt": "a", "return_token_ids": 1}, "return_token_ids"),
+    ({"prompt": "a", "priority": -101}, "priority"),
+    ({"prompt": "a", "timeout_s": -1}, "timeout_s"),
+    ({"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"prompt": "a", "messages": []}, "messages"),
     ({"prompt": "a", "logprobs": 21}, "logprobs"),
     ({"prompt": "a", "logprobs": -1}, "logprobs"),
     ({"prompt": "a", "logprobs": True}, "logprobs"),
@@ -609,6 +762,7 @@ async def test_slow_client_gets_larger_chunks():
         call = Call(app, PATH, {"prompt": "x", "stream": True}, takes=0)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(call())
+            await entered(gate)
             gate.open()
             await until(lambda: not engine._store.num_open)
             call.read_on()

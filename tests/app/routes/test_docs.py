@@ -10,8 +10,11 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from app.errors import ERRORS
-from app.routes.completions import EXAMPLES
+from app.routes import chat, completions, tokenize
+from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
+from app.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from app.schemas.wire_model import WireModel
 from streaming.backends.scripted import say, scripted_backend
 from tests.app.serving import client_of
 
@@ -23,16 +26,38 @@ async def document() -> dict[str, Any]:
     return answer
 
 
-async def test_the_body_is_described_with_examples(document: dict[str, Any]):
-    body = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]
-    assert body["application/json"]["examples"] == EXAMPLES
-    schema = document["components"]["schemas"]["CompletionRequest"]
-    assert schema["properties"].keys() == CompletionRequest.model_fields.keys()
-    assert schema["required"] == ["prompt"]
+BODIES: dict[str, tuple[type[WireModel], dict[str, Any], list[str]]] = {
+    "/v1/chat/completions": (ChatRequest, chat.EXAMPLES, ["messages"]),
+    "/v1/completions": (CompletionRequest, completions.EXAMPLES, ["prompt"]),
+    "/v1/tokenize": (TokenizeRequest, tokenize.TOKENIZE_EXAMPLES, []),
+    "/v1/detokenize": (DetokenizeRequest, tokenize.DETOKENIZE_EXAMPLES, ["tokens"]),
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+async def test_the_body_is_described_with_examples(document: dict[str, Any], path: str):
+    model, examples, required = BODIES[path]
+    body = document["paths"][path]["post"]["requestBody"]["content"]
+    assert body["application/json"]["examples"] == examples
+    schema = document["components"]["schemas"][model.__name__]
+    assert schema["properties"].keys() == model.model_fields.keys()
+    assert schema.get("required", []) == required
     assert schema["additionalProperties"] is False
-    assert all("description" in field for field in schema["properties"].values())
+    assert [
+        name for name, field in schema["properties"].items() if "description" not in field
+    ] == []
+
+
+async def test_every_form_of_a_prompt_is_described(document: dict[str, Any]):
+    schema = document["components"]["schemas"]["CompletionRequest"]
     forms = [form.get("type") for form in schema["properties"]["prompt"]["anyOf"]]
     assert forms == ["string", "array", "array", "array"]
+
+
+async def test_the_answers_of_a_chat_are_described(document: dict[str, Any]):
+    answer = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    assert answer["application/json"]["schema"]["$ref"].endswith("/ChatCompletion")
+    assert answer["text/event-stream"]["schema"] == {"type": "string"}
 
 
 async def test_the_key_is_asked_for_where_it_is_needed(document: dict[str, Any]):

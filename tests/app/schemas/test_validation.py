@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
@@ -45,6 +45,32 @@ def complaint(model: type[WireModel], fields: Any) -> tuple[str | None, str]:
 )
 def test_first_complaint_names_the_field(fields: Any, param: str | None, message: str):
     assert complaint(Outer, fields) == (param, message)
+
+
+class Elsewhere(WireModel):
+    store: Literal[False] | None = None
+    audio: None = None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"typical_p": 1}, "typical_p", "is not supported: this sampler is not there"),
+        ({"store": True}, "store", "Input should be False: nothing is kept"),
+        ({"audio": {}}, "audio", "Input should be None: this server writes text"),
+    ],
+)
+def test_what_is_right_elsewhere_is_refused_with_what_to_do(fields: Any, param: str, message: str):
+    refused_param, refused_message = complaint(Elsewhere, fields)
+    assert refused_param == param
+    assert refused_message.startswith(f"{param}: {message}")
+
+
+def test_a_hint_is_for_what_is_not_supported_only():
+    class Store(WireModel):
+        store: bool
+
+    assert complaint(Store, {"store": 1})[1] == "store: Input should be a valid boolean"
 
 
 def test_names_that_cannot_be_shown_are_mended():
