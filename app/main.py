@@ -93,8 +93,8 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
             started_at=time.monotonic(),
         )
         await served.start()
-        await service.start()
         try:
+            await service.start()
             yield
         finally:
             await served.aclose()

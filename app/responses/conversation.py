@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from app.responses.context import Context
 from app.schemas.response_items import Item, output_text
 from app.schemas.summary import unseal
 from streaming import ChatMessage, ToolCall
@@ -26,13 +27,8 @@ def to_context(output: Iterable[Item]) -> tuple[Item, ...]:
     return tuple(context)
 
 
-def to_messages(
-    items: Sequence[Item], *, instructions: str | None = None, num_inherited: int = 0
-) -> tuple[ChatMessage, ...]:
+def to_messages(context: Context, *, instructions: str | None = None) -> tuple[ChatMessage, ...]:
     """Return the conversation, the instructions first.
-
-    Args:
-        num_inherited: so many items are not of the request's own input.
 
     Raises:
         InvalidRequest: an output belongs to no call before it.
@@ -40,7 +36,7 @@ def to_messages(
     turns = _Turns()
     if instructions:
         turns.add_system(instructions)
-    for index, item in enumerate(items):
+    for index, item in enumerate(context.items):
         match item["type"]:
             case "message" if item["role"] in ("system", "developer"):
                 turns.add_system(_text(item["content"]))
@@ -57,7 +53,7 @@ def to_messages(
             case "function_call_output":
                 if not turns.add_output(item["call_id"], _text(item["output"])):
                     raise InvalidRequest(
-                        param=f"input[{index - num_inherited}].call_id",
+                        param=f"input[{index - context.num_inherited}].call_id",
                         reason=f"there is no call {item['call_id']!r} before it",
                     )
     return turns.close()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 
+from app.responses.context import Context
 from app.responses.conversation import to_context
 from app.responses.writer import EventFields, ResponseHead, ResponseWriter
 from app.schemas.response_items import Item
 from streaming import Generation
-
-_RESPONSE_BYTES = 4000
-"""Cost of a response without its items and its log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,35 +18,25 @@ class StoredResponse:
     Attributes:
         owner: the caller that it belongs to.
         last_snapshot: the response as clients see it.
-        context: all items that its prompt was made of.
-        num_inherited: so many of these, the first ones, are of earlier responses.
+        num_bytes: about what it takes in memory.
     """
 
     response_id: str
     owner: str
     last_snapshot: EventFields
-    context: tuple[Item, ...]
-    num_inherited: int
+    context: Context
+    num_bytes: int = field(compare=False)
 
     @property
     def is_ended(self) -> bool:
         return True
-
-    @property
-    def num_bytes(self) -> int:
-        """About what it takes in memory."""
-        return _RESPONSE_BYTES + 2 * len(json.dumps((self.context, self.last_snapshot)))
-
-    @property
-    def input_items(self) -> tuple[Item, ...]:
-        return self.context[self.num_inherited :]
 
     def snapshot(self) -> EventFields:
         return self.last_snapshot
 
     def conversation(self) -> tuple[Item, ...]:
         """Return all items that a response which goes on from here begins with."""
-        return (*self.context, *to_context(self.last_snapshot["output"]))
+        return (*self.context.items, *to_context(self.last_snapshot["output"]))
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -60,23 +47,20 @@ class LiveResponse:
         head: what each of its snapshots and events shows.
         owner: the caller that it belongs to.
         generation: its log.
-        context: all items that its prompt is made of.
-        num_inherited: so many of these, the first ones, are of earlier responses.
         is_stored: it can be fetched, and be gone on from, by whoever has its owner's key.
     """
 
     head: ResponseHead
     owner: str
     generation: Generation
-    context: tuple[Item, ...]
-    num_inherited: int
+    context: Context
     is_stored: bool
-    _num_context_bytes: int = 0
+    _num_head_bytes: int = 0
     _writer: ResponseWriter | None = None
-    _stored: StoredResponse | None = field(default=None)
+    _stored: StoredResponse | None = None
 
     def __post_init__(self) -> None:
-        self._num_context_bytes = len(json.dumps((self.context, self.head.echo)))
+        self._num_head_bytes = self.head.num_bytes
 
     @property
     def response_id(self) -> str:
@@ -91,13 +75,13 @@ class LiveResponse:
         return self.generation.is_ended
 
     @property
-    def input_items(self) -> tuple[Item, ...]:
-        return self.context[self.num_inherited :]
-
-    @property
     def num_bytes(self) -> int:
-        """About what it takes in memory; its text counts thrice, as its end is kept written out."""
-        return _RESPONSE_BYTES + 2 * self._num_context_bytes + 3 * self.generation.num_bytes
+        """About what it takes in memory.
+
+        Its text counts thrice: it is in the log, in the last snapshot, and there with what
+        surrounds it.
+        """
+        return self._num_head_bytes + 2 * self.context.num_bytes + 3 * self.generation.num_bytes
 
     def writer(self, *, after: int = -1) -> ResponseWriter:
         """Return a writer for one reader, whose last event was `after`."""
@@ -126,7 +110,7 @@ class LiveResponse:
                 owner=self.owner,
                 last_snapshot=writer.snapshot(),
                 context=self.context,
-                num_inherited=self.num_inherited,
+                num_bytes=self.num_bytes,
             )
             self._writer = None
         return self._stored

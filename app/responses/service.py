@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from app.errors import RequestRefused
+from app.responses.admission import submit, warm_up
 from app.responses.compaction import to_compacted, to_summary_request
+from app.responses.context import Context
 from app.responses.conversation import to_messages
 from app.responses.dialect import in_this_dialect
+from app.responses.references import resolve
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
 from app.responses.registry import ResponseRegistry
 from app.responses.response import AnyResponse, LiveResponse, StoredResponse
 from app.responses.store import ResponseStore, StoreUnavailable, encode
-from app.responses.truncation import shorten
 from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
 from app.schemas.responses import CompactRequest, ResponseRequest
@@ -25,20 +27,17 @@ from app.settings import ReasoningDialect
 from streaming import (
     AsyncEngine,
     Failed,
-    Finished,
-    FinishReason,
-    Generation,
     GenerationRequest,
     Reader,
 )
-from streaming.errors import InvalidRequest, PromptTooLong
+from streaming.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
+MAX_UNWRITTEN_RESPONSES = 256
+"""Ended responses that wait to be written to a slow disk."""
 MAX_ENDED_RESPONSES = 4096
 """Ended responses that are kept in memory, where their size allows so many."""
-
-_WARM_UP = "warmup"
 
 
 class ResponseService:
@@ -49,6 +48,7 @@ class ResponseService:
         store: keeps what has ended; None keeps it in memory only.
         retention_s: how long an ended response stays in memory.
         retention_bytes: how much memory ended responses may take.
+        max_unwritten: ended responses that may wait to be written to the store.
         reasoning_dialect: how the events of reasoning are called.
     """
 
@@ -59,6 +59,7 @@ class ResponseService:
         *,
         retention_s: float,
         retention_bytes: int,
+        max_unwritten: int = MAX_UNWRITTEN_RESPONSES,
         reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
     ) -> None:
         self._engine = engine
@@ -70,6 +71,8 @@ class ResponseService:
             retention_bytes=retention_bytes,
         )
         self._keepers: set[asyncio.Task[None]] = set()
+        self._max_unwritten = max_unwritten
+        self._num_unwritten = 0
         self._deleted: set[str] = set()
         """Ids of responses that are deleted, while their keepers may still write them."""
 
@@ -109,13 +112,11 @@ class ResponseService:
             RequestRefused: it goes on from a response that is not there, or has not ended.
         """
         key = secrets.token_hex(16)
-        context, num_inherited, request = await self._prepare(
-            body, key=key, caller=caller, parent=parent
-        )
+        context, request = await self._prepare(body, key=key, caller=caller, parent=parent)
         generation = (
-            await self._submit(request, truncates=body.truncation == "auto")
+            await submit(self._engine, request, truncates=body.truncation == "auto")
             if body.generates
-            else self._warm_up(request)
+            else await warm_up(self._engine, request)
         )
         response = LiveResponse(
             head=ResponseHead(
@@ -131,7 +132,6 @@ class ResponseService:
             owner=caller,
             generation=generation,
             context=context,
-            num_inherited=num_inherited,
             is_stored=body.is_stored,
         )
         self.registry.add(response)
@@ -142,25 +142,25 @@ class ResponseService:
 
     async def _prepare(
         self, body: ResponseRequest, *, key: str, caller: str, parent: AnyResponse | None
-    ) -> tuple[tuple[Item, ...], int, GenerationRequest]:
-        """Return the whole context, how much of it is inherited, and what to generate."""
+    ) -> tuple[Context, GenerationRequest]:
         body.check()
         if parent is None and body.previous_response_id is not None:
             parent = await self._find_parent(body.previous_response_id, caller)
-        inherited: tuple[Item, ...] = ()
-        if parent is not None:
-            if not parent.is_ended:
-                raise InvalidRequest(param="previous_response_id", reason="has not ended yet")
-            inherited = await asyncio.to_thread(parent.conversation)
-        context = (*inherited, *body.to_items(key))
-        messages = to_messages(
-            context, instructions=body.instructions, num_inherited=len(inherited)
+        if parent is not None and not parent.is_ended:
+            raise InvalidRequest(param="previous_response_id", reason="has not ended yet")
+        own = await resolve(
+            body.to_items(key), parent=parent, find=partial(self.find, caller=caller)
         )
+        if parent is None:
+            context = Context.of((), own)
+        else:
+            context = await asyncio.to_thread(_go_on, parent, own)
+        messages = to_messages(context, instructions=body.instructions)
         if body.generates and not messages:
             raise InvalidRequest(param="input", reason="give an input")
         with in_this_dialect():
             request = body.to_request(messages, owner=caller)
-        return context, len(inherited), request
+        return context, request
 
     async def _find_parent(self, response_id: str, caller: str) -> AnyResponse:
         try:
@@ -170,34 +170,6 @@ class ResponseService:
                 raise
             raise previous_not_found(response_id) from error
 
-    async def _submit(self, request: GenerationRequest, *, truncates: bool) -> Generation:
-        with in_this_dialect():
-            while True:
-                try:
-                    return await self._engine.submit(request)
-                except PromptTooLong as error:
-                    shorter = shorten(request, error) if truncates else None
-                    if shorter is None:
-                        raise
-                    request = shorter
-
-    def _warm_up(self, request: GenerationRequest) -> Generation:
-        """Return a log that has ended and is empty."""
-        served = self._engine.info.model_id
-        if request.model not in (None, served):
-            raise InvalidRequest(param="model", reason=f"this server serves {served!r}")
-        now = time.monotonic()
-        generation = Generation(
-            generation_id=f"{_WARM_UP}_{secrets.token_hex(8)}",
-            owner=request.owner,
-            model=served,
-            created_at=time.time(),
-            submitted_at=now,
-            prompt_tokens=0,
-        )
-        generation.end(Finished(FinishReason.STOP, now))
-        return generation
-
     async def count_input_tokens(self, body: ResponseRequest, *, caller: str) -> int:
         """Return the size of a request's prompt, which may be longer than the context.
 
@@ -206,7 +178,7 @@ class ResponseService:
             RequestRefused: it goes on from a response that is not there, or has not ended.
         """
         key = secrets.token_hex(16)
-        _, _, request = await self._prepare(body, key=key, caller=caller, parent=None)
+        _, request = await self._prepare(body, key=key, caller=caller, parent=None)
         with in_this_dialect():
             return len(await self._engine.tokenize(request))
 
@@ -217,15 +189,15 @@ class ResponseService:
             StreamingError: the request cannot be served, or not now, or failed.
             RequestRefused: it goes on from a response that is not there, or has not ended.
         """
-        context, _, request = await self._prepare(
+        context, request = await self._prepare(
             body.to_response_request(), key=secrets.token_hex(16), caller=caller, parent=None
         )
-        generation = await self._submit(to_summary_request(request), truncates=False)
+        generation = await submit(self._engine, to_summary_request(request))
         with self._engine.follow(generation) as reader:
             outcome = await reader.wait_ended()
         if isinstance(outcome, Failed):
             raise outcome.error
-        return to_compacted(context, generation)
+        return to_compacted(context.items, generation)
 
     # Following.
 
@@ -352,15 +324,24 @@ class ResponseService:
     async def _write(self, response: LiveResponse) -> None:
         if self._store is None or response.response_id in self._deleted:
             return
-
-        def write_out() -> tuple[StoredResponse, str]:
-            stored = response.settle()
-            return stored, encode(stored)
-
-        stored, body = await asyncio.to_thread(write_out)
+        self._num_unwritten += 1
         try:
+            if self._num_unwritten > self._max_unwritten:
+                raise StoreUnavailable(f"{self._max_unwritten} others wait to be written")
+            stored, body = await asyncio.to_thread(_write_out, response)
             await self._store.put(stored, body)
             if response.response_id in self._deleted:  # meanwhile
                 await self._store.delete(response.response_id, owner=response.owner)
         except StoreUnavailable as error:
             logger.warning("%s is in memory only: %s", response.response_id, error)
+        finally:
+            self._num_unwritten -= 1
+
+
+def _go_on(parent: AnyResponse, own: tuple[Item, ...]) -> Context:
+    return Context.of(parent.conversation(), own)
+
+
+def _write_out(response: LiveResponse) -> tuple[StoredResponse, str]:
+    stored = response.settle()
+    return stored, encode(stored)

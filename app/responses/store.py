@@ -15,6 +15,7 @@ from typing import Any
 
 import aiosqlite
 
+from app.responses.context import Context
 from app.responses.response import StoredResponse
 
 FILE_NAME = "responses.sqlite3"
@@ -132,7 +133,9 @@ class ResponseStore:
             owner,
             self._clock(),
         )
-        return decode(rows[0][0], response_id=response_id, owner=owner) if rows else None
+        if not rows:
+            return None
+        return await asyncio.to_thread(decode, rows[0][0], response_id=response_id, owner=owner)
 
     async def delete(self, response_id: str, *, owner: str) -> bool:
         """Forget a response; return False if there was none of this owner.
@@ -200,19 +203,19 @@ def encode(response: StoredResponse) -> str:
     return json.dumps(
         {
             "snapshot": response.last_snapshot,
-            "context": response.context,
-            "num_inherited": response.num_inherited,
+            "inherited": response.context.items[: response.context.num_inherited],
+            "input": response.context.own,
         }
     )
 
 
 def decode(body: str, *, response_id: str, owner: str) -> StoredResponse:
-    """Return the response that was written."""
+    """Return the response that was written; takes time by its size."""
     fields = json.loads(body)
     return StoredResponse(
         response_id=response_id,
         owner=owner,
         last_snapshot=fields["snapshot"],
-        context=tuple(fields["context"]),
-        num_inherited=fields["num_inherited"],
+        context=Context.of(tuple(fields["inherited"]), tuple(fields["input"])),
+        num_bytes=2 * len(body),
     )

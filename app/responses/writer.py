@@ -8,6 +8,7 @@ and the log is taken record by record, however much of it has come at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
@@ -36,6 +37,8 @@ from streaming import (
 EventFields = dict[str, Any]
 """One event, ready for JSON."""
 
+_HEAD_BYTES = 4000
+"""Cost of a response without its texts."""
 _ERROR_CODES = {"overloaded": "rate_limit_exceeded", "rate_limited": "rate_limit_exceeded"}
 """The dialect has few codes for a response that fails; all others are `server_error`."""
 
@@ -72,6 +75,11 @@ class ResponseHead:
     @property
     def response_id(self) -> str:
         return f"resp_{self.key}"
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory."""
+        return _HEAD_BYTES + 2 * len(json.dumps(self.echo))
 
 
 class ResponseWriter:
@@ -269,10 +277,7 @@ class ResponseWriter:
         return _REASONING_EVENTS[self._head.reasoning_dialect]
 
     def _end(self, record: Finished | Failed) -> Iterator[EventFields]:
-        is_complete = isinstance(record, Finished) and record.finish_reason in (
-            FinishReason.STOP,
-            FinishReason.TOOL_CALLS,
-        )
+        is_complete = isinstance(record, Finished) and self._is_complete(record.finish_reason)
         if not self._head.is_warm_up:
             yield from self._write(self._parser.flush())
             is_cut = self._open_item is not None and (
@@ -289,6 +294,11 @@ class ResponseWriter:
         self.is_done = True
         yield self._lifecycle_event(event_name)
 
+    def _is_complete(self, reason: FinishReason) -> bool:
+        if reason is FinishReason.LENGTH:
+            return self._head.is_warm_up  # which has the model read, and not write
+        return reason is not FinishReason.CANCELLED
+
     def _settle(self, record: Finished | Failed) -> str:
         """Set what the end decides, and return the name of its event."""
         match record:
@@ -297,7 +307,7 @@ class ResponseWriter:
                 code = _ERROR_CODES.get(error.code, "server_error")
                 self._end_fields["error"] = {"code": code, "message": str(error)}
                 return "failed"
-            case Finished(FinishReason.STOP | FinishReason.TOOL_CALLS, at):
+            case Finished(reason, at) if self._is_complete(reason):
                 self._status = "completed"
                 duration_s = at - self._generation.submitted_at
                 self._end_fields["completed_at"] = int(self._generation.created_at + duration_s)

@@ -243,7 +243,8 @@ async def list_input_items(
 ) -> Response:
     """Return the input of a response, without what it took over from earlier ones."""
     response = await services.responses.find(response_id, caller=caller)
-    items = response.input_items if order == "asc" else response.input_items[::-1]
+    own = response.context.own
+    items = own if order == "asc" else own[::-1]
     start = 0
     if after is not None:
         ids = [item["id"] for item in items]

@@ -23,7 +23,14 @@ Item = dict[str, Any]
 """An item in the form in which it is kept and shown; never changed once made."""
 
 _TEXT_PARTS = ("input_text", "output_text", "refusal")
-_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "compaction")
+_ITEMS = (
+    "message",
+    "function_call",
+    "function_call_output",
+    "reasoning",
+    "compaction",
+    "item_reference",
+)
 
 _Id = Annotated[str, Field(min_length=1, max_length=128)]
 _CallId = Annotated[str, Field(min_length=1, max_length=64)]
@@ -222,6 +229,16 @@ class CompactionItem(_Part):
         }
 
 
+class ItemReference(_Part):
+    """An item of an earlier response, instead of which its id is sent."""
+
+    type: Literal["item_reference"]
+    id: _Id
+
+    def to_item(self, key: str) -> Item:
+        return {"id": self.id, "type": "item_reference"}
+
+
 def _as_parts(content: str | list[TextPart]) -> list[TextPart]:
     if isinstance(content, str):
         return [InputText(type="input_text", text=content)]
@@ -233,7 +250,8 @@ InputItem = Annotated[
     | Annotated[FunctionCallItem, Tag("item[function_call]")]
     | Annotated[FunctionCallOutputItem, Tag("item[function_call_output]")]
     | Annotated[ReasoningItem, Tag("item[reasoning]")]
-    | Annotated[CompactionItem, Tag("item[compaction]")],
+    | Annotated[CompactionItem, Tag("item[compaction]")]
+    | Annotated[ItemReference, Tag("item[item_reference]")],
     _tag_of("item", _ITEMS, default="message"),
 ]
 

@@ -104,7 +104,9 @@ class ResponseRequest(SamplingFields):
     stream: bool | None = Field(False, description="Answer with Server-Sent Events.")
     stream_options: StreamOptions | None = Field(None, description="Makes no difference.")
     generate: bool | None = Field(
-        True, description="`false` generates nothing: a response to go on from."
+        True,
+        description="`false` has the model read the input, and write nothing: a response to go on "
+        "from, whose beginning is in the prefix cache.",
     )
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
         Field(None, description="Functions that the answer may call.")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.responses.context import Context
 from app.responses.conversation import to_context, to_messages
 from app.schemas.responses import ResponseRequest
 from app.schemas.summary import seal
@@ -19,7 +20,7 @@ RESULT = {"type": "function_call_output", "call_id": "c1", "output": "42"}
 
 def messages_of(items: Any, **more: Any) -> tuple[ChatMessage, ...]:
     body = ResponseRequest.model_validate({"input": items})
-    return to_messages(body.to_items("key"), **more)
+    return to_messages(Context.of((), body.to_items("key")), **more)
 
 
 def user(text: str) -> dict[str, Any]:
@@ -132,9 +133,10 @@ def test_instructions_come_first_and_join_what_the_system_says_next():
 
 @pytest.mark.parametrize("num_inherited", [0, 2])
 def test_an_output_without_its_call_is_refused(num_inherited: int):
-    body = ResponseRequest(input=[user("a"), user("b"), CALL, {**RESULT, "call_id": "c9"}])  # type: ignore[list-item]
+    given = [user("a"), user("b"), CALL, {**RESULT, "call_id": "c9"}]
+    items = ResponseRequest.model_validate({"input": given}).to_items("key")
     with pytest.raises(InvalidRequest) as refused:
-        to_messages(body.to_items("key"), num_inherited=num_inherited)
+        to_messages(Context.of(items[:num_inherited], items[num_inherited:]))
     assert refused.value.param == f"input[{3 - num_inherited}].call_id"
 
 
@@ -146,7 +148,7 @@ def test_output_goes_on_as_context():
         logprobs=True,
     )
     output = write(log, reports_logprobs=True)[-1]["response"]["output"]
-    [turn] = to_messages(to_context(output))
+    [turn] = to_messages(Context.of(to_context(output), ()))
     assert (turn.content, turn.reasoning) == ("so", "hm")
     assert [(each.name, each.arguments) for each in turn.tool_calls] == [("f", "{}")]
     assert to_context(output)[1]["content"][0]["logprobs"] == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from app.responses.context import Context
 from app.responses.registry import ResponseRegistry
 from app.responses.response import LiveResponse
 from streaming import FinishReason
@@ -12,8 +13,7 @@ def make_response(name: str, *, owner: str = "me", is_ended: bool = True) -> Liv
         head=make_head(key=name),
         owner=owner,
         generation=make_log("text", end=FinishReason.STOP if is_ended else None),
-        context=(),
-        num_inherited=0,
+        context=Context.of((), ()),
         is_stored=True,
     )
 

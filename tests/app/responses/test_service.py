@@ -33,6 +33,7 @@ async def serving_responses(
     retention_s: float = 100.0,
     retention_bytes: int = 2**26,
     max_disk_bytes: int = 2**26,
+    max_unwritten: int = 1000,
 ) -> AsyncIterator[tuple[ResponseService, AsyncEngine]]:
     async with running_engine(backend, gate=gate) as engine:
         store = (
@@ -41,7 +42,11 @@ async def serving_responses(
             else ResponseStore(directory, ttl_s=1000.0, max_bytes=max_disk_bytes)
         )
         service = ResponseService(
-            engine, store, retention_s=retention_s, retention_bytes=retention_bytes
+            engine,
+            store,
+            retention_s=retention_s,
+            retention_bytes=retention_bytes,
+            max_unwritten=max_unwritten,
         )
         await service.start()
         try:
@@ -150,8 +155,8 @@ async def test_a_response_goes_on_from_an_earlier_one(tmp_path: Path):
         assert await text_of(service, second) == (
             "user: one\nassistant: system: be nice\nuser: one\nassistant: \nuser: two\nassistant: "
         )
-        assert [item["role"] for item in second.context] == ["user", "assistant", "user"]
-        assert [item["content"][0]["text"] for item in second.input_items] == ["two"]
+        assert [item["role"] for item in second.context.items] == ["user", "assistant", "user"]
+        assert [item["content"][0]["text"] for item in second.context.own] == ["two"]
 
 
 async def test_a_given_parent_is_taken_as_it_is():
@@ -160,7 +165,7 @@ async def test_a_given_parent_is_taken_as_it_is():
         fields = {"text": "two", "previous_response_id": first.response_id}
         assert await refusal(complete(service, **fields)) == "previous_response_not_found"
         second = await complete(service, **fields, parent=first)
-        assert len(second.context) == 3
+        assert len(second.context.items) == 3
 
 
 async def test_an_open_response_cannot_be_gone_on_from():
@@ -169,6 +174,35 @@ async def test_an_open_response_cannot_be_gone_on_from():
         first = await service.create(body(background=True), caller="me")
         with pytest.raises(InvalidRequest, match="not ended"):
             await service.create(body(previous_response_id=first.response_id), caller="me")
+
+
+async def test_items_are_named_instead_of_sent(tmp_path: Path):
+    async with serving_responses(scripted_backend(repeat_prompt), directory=tmp_path) as (
+        service,
+        _,
+    ):
+        mine = {"role": "user", "content": "mine", "id": "my-own"}
+        first = await complete(service, text=[mine, {"role": "user", "content": "two"}])
+        names = [item["id"] for item in first.settle().conversation()][1:]
+        items = [{"type": "item_reference", "id": name} for name in names]
+        second = await complete(service, text=items)
+        assert second.context.items == first.settle().conversation()[1:]
+        by_my_own = [{"type": "item_reference", "id": "my-own"}]
+        third = await complete(service, text=by_my_own, previous_response_id=first.response_id)
+        assert third.context.items[-1] == third.context.items[0]
+        for caller, item in (("me", by_my_own[0]), ("you", items[0])):
+            with pytest.raises(InvalidRequest, match="no item") as refused:
+                await service.create(body([item]), caller=caller)
+            assert refused.value.param == "input[0].id"
+
+
+async def test_items_of_an_open_response_cannot_be_named():
+    gate = Gate()
+    async with serving_responses(scripted_backend(gate=gate), gate=gate) as (service, _):
+        first = await service.create(body(background=True), caller="me")
+        item = {"type": "item_reference", "id": first.context.items[0]["id"]}
+        with pytest.raises(InvalidRequest, match="no item"):
+            await service.create(body([item]), caller="me")
 
 
 async def test_deleting_the_first_does_not_break_the_second(tmp_path: Path):
@@ -180,19 +214,46 @@ async def test_deleting_the_first_does_not_break_the_second(tmp_path: Path):
         second = await complete(service, text="two", previous_response_id=first.response_id)
         await service.delete(first.response_id, caller="me")
         third = await complete(service, text="three", previous_response_id=second.response_id)
-        assert len(third.context) == 5
+        assert len(third.context.items) == 5
 
 
-async def test_a_warm_up_generates_nothing_and_can_be_gone_on_from():
-    async with serving_responses(scripted_backend(repeat_prompt)) as (service, engine):
-        first = await complete(service, text=None, instructions="be nice", generate=False)
+async def test_a_warm_up_writes_nothing_and_can_be_gone_on_from():
+    prompts: list[str] = []
+
+    def script(sequence: Any) -> list[int]:
+        prompts.append(bytes(sequence.prompt_ids).decode())
+        return [ord("x")] * 3
+
+    async with serving_responses(scripted_backend(script)) as (service, _):
+        fields: dict[str, Any] = {"text": None, "instructions": "be nice", "generate": False}
+        first = await complete(service, **fields, max_output_tokens=20)
         response = check_events(list(first.writer().events()))
         assert (response["status"], response["output"]) == ("completed", [])
-        assert engine.stats.num_running == 0
-        second = await complete(service, previous_response_id=first.response_id)
-        assert await text_of(service, second) == "user: hi\nassistant: "
-        with pytest.raises(InvalidRequest, match="model"):
-            await service.create(body(generate=False, model="other"), caller="me")
+        assert response["max_output_tokens"] == 20
+        second = await complete(service, text="well", generate=False)
+        third = await complete(service, previous_response_id=second.response_id)
+        with pytest.raises(PromptTooLong):
+            await service.create(body("x" * 5000, generate=False), caller="me")
+    assert prompts == [
+        "system: be nice\n",
+        "user: well\n",
+        "user: well\nuser: hi\nassistant: ",
+    ]
+    assert [each.generation.usage.completion_tokens for each in (first, second, third)] == [1, 1, 4]
+
+
+@pytest.mark.parametrize("has_chat_template", [True, False])
+async def test_a_warm_up_with_nothing_to_read_is_complete_at_once(has_chat_template: bool):
+    """Without a template the prompt is refused, as a template that wants a user would do."""
+    backend = scripted_backend(has_chat_template=has_chat_template)
+    async with serving_responses(backend) as (service, engine):
+        text = None if has_chat_template else "hi"
+        response = await service.create(body(text, generate=False), caller="me")
+        assert response.is_ended
+        assert check_events(list(response.writer().events()))["status"] == "completed"
+        assert engine.stats.num_running == engine.stats.num_waiting == 0
+        with pytest.raises(ModelNotFound):
+            await service.create(body(None, generate=False, model="other"), caller="me")
 
 
 # What is refused.
@@ -245,7 +306,7 @@ async def test_what_does_not_fit_is_refused_or_left_out():
             await text_of(service, response)
             == (f"system: be nice\nuser: {'3' * 30}\nassistant: "[:36])
         )
-        assert len(response.context) == 4, "what is kept is whole"
+        assert len(response.context.items) == 4, "what is kept is whole"
         turns[-1]["content"] = "3" * 100
         with pytest.raises(PromptTooLong):
             await complete(service, **fields)
@@ -301,7 +362,7 @@ async def test_a_response_outlives_the_server(tmp_path: Path):
         found = await service.find(response.response_id, caller="me")
         assert not isinstance(found, LiveResponse)
         assert await service.snapshot(found) == snapshot
-        assert found.input_items == response.input_items
+        assert found.context == response.context
         assert await service.cancel(response.response_id, caller="me") == found
         second = await complete(service, previous_response_id=response.response_id)
         assert await text_of(service, second) == (
@@ -405,11 +466,32 @@ async def test_a_response_that_cannot_be_written_is_in_memory_only(
         assert f"{response.response_id} is in memory only" in caplog.text
 
 
+async def test_only_so_many_responses_wait_for_a_slow_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    async with serving_responses(scripted_backend(), directory=tmp_path, max_unwritten=2) as (
+        service,
+        _,
+    ):
+        assert service._store is not None
+        async with service._store._writing:  # as if another write took long
+            slow = [await service.create(body(background=True), caller="me") for _ in range(2)]
+            await until(lambda: service._num_unwritten == 2)
+            response = await complete(service)
+        await until(lambda: not service._keepers)
+        found = [await service._store.find(each.response_id, owner="me") for each in slow]
+        assert all(found)
+        assert await service._store.find(response.response_id, owner="me") is None
+    assert f"{response.response_id} is in memory only: 2 others wait" in caplog.text
+
+
 async def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path: Path):
     async with serving_responses(scripted_backend(), directory=tmp_path) as (service, _):
         assert service._store is not None
         await service._store.aclose()
         assert await refusal(service.find("resp_a", caller="me")) == "store_unavailable"
+        item = {"type": "item_reference", "id": f"msg_{'0' * 32}_0"}
+        assert await refusal(service.create(body([item]), caller="me")) == "store_unavailable"
         response = await complete(service)
         assert await refusal(service.delete(response.response_id, caller="me")) == (
             "store_unavailable"

@@ -317,9 +317,18 @@ def test_log_probabilities_are_left_out_unless_asked_for():
     assert logprobs_of(write(make_log("a", logprobs=True))) == []
 
 
-def test_a_warm_up_shows_nothing_of_its_log():
-    events = write(make_log("a", end=FinishReason.LENGTH), is_warm_up=True)
-    assert kinds(events) == [*BEGIN, "incomplete"]
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        (FinishReason.LENGTH, "completed"),
+        (FinishReason.STOP, "completed"),
+        (FinishReason.CANCELLED, "cancelled"),
+        (EngineFailure(), "failed"),
+    ],
+)
+def test_a_warm_up_shows_nothing_of_its_log(end: FinishReason | StreamingError, status: str):
+    events = write(make_log("a", end=end), is_warm_up=True)
+    assert len(events) == 3
     response = check_events(events)
-    assert response["output"] == []
-    assert response["usage"]["output_tokens"] == 0
+    assert (response["status"], response["output"]) == (status, [])
+    assert (response["usage"]["input_tokens"], response["usage"]["output_tokens"]) == (3, 0)

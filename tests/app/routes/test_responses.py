@@ -576,7 +576,7 @@ async def test_a_compacted_conversation_goes_on_from_its_summary():
         ),
         (
             {"input": [{"type": "item_reference", "id": "x"}]},
-            (400, "unsupported_content", "input[0]"),
+            (422, "invalid_request", "input[0].id"),
         ),
         (
             {"input": "a", "previous_response_id": "x"},

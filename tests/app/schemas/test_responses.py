@@ -65,7 +65,7 @@ def refusal(**fields: Any) -> tuple[str, str | None]:
             "input[0].output[0]",
         ),
         ({"type": "web_search_call", "id": "ws_1"}, "input[0]"),
-        ({"type": "item_reference", "id": "msg_1"}, "input[0]"),
+        ({"type": "computer_call", "id": "cu_1"}, "input[0]"),
     ],
 )
 def test_content_that_is_no_text_is_refused_by_its_place(item: dict[str, Any], param: str):
