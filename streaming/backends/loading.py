@@ -207,12 +207,14 @@ def _load_grammars(
     tokenizer: Any, eos_token_ids: frozenset[int], vocab_size: int
 ) -> GrammarCompiler | None:
     if (rust := rust_core(tokenizer)) is None:
-        logger.warning("response_format is not available: the tokenizer has no fast form")
+        logger.warning(
+            "response_format and tools are not available: the tokenizer has no fast form"
+        )
         return None
     try:
         return LlguidanceCompiler(rust, eos_token_ids=eos_token_ids, vocab_size=vocab_size)
     except ValueError as error:
-        logger.warning("response_format is not available: %s", error)
+        logger.warning("response_format and tools are not available: %s", error)
         return None
 
 

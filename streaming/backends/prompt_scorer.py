@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from streaming.backend import Chunk, FailedRow, SampledToken
-from streaming.backends.sampler import score
-from streaming.generation import TokenLogprobs
+from streaming.generation import Logprob, TokenLogprobs
+
+_NUM_SCORED_ROWS = 64
+"""Rows at a time: a long chunk's log probabilities would take as much as its logits."""
 
 
 class PromptScorer:
@@ -39,7 +42,7 @@ class PromptScorer:
         if chunk.start == 0:
             self._scored[sequence.generation_id] = []
         token_ids = sequence.prompt_ids[chunk.start + 1 : chunk.start + 1 + logits.shape[0]]
-        scored = score(logits, token_ids, sequence.params.prompt_logprobs)
+        scored = _score(logits, token_ids, sequence.params.prompt_logprobs)
         self._scored[sequence.generation_id] += scored
 
     def add_to(self, chunk: Chunk, sampled: SampledToken | FailedRow) -> SampledToken | FailedRow:
@@ -55,3 +58,24 @@ class PromptScorer:
     def forget(self, generation_id: str) -> None:
         """Forget a sequence that ended, however far it was read."""
         self._scored.pop(generation_id, None)
+
+
+def _score(logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+    """Return the log probability of each token, and the likeliest others, best first.
+
+    Args:
+        logits: (num_tokens, vocab_size), of any float dtype; row i is before token i.
+    """
+    scored: list[TokenLogprobs] = []
+    for start in range(0, len(token_ids), _NUM_SCORED_ROWS):
+        ids = token_ids[start : start + _NUM_SCORED_ROWS]
+        logprobs = logits[start : start + len(ids)].float().log_softmax(dim=-1)
+        chosen = logprobs.gather(1, logits.new_tensor(ids, dtype=torch.long)[:, None])[:, 0]
+        top, top_ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
+        scored += (
+            TokenLogprobs(Logprob(token_id, logprob), tuple(map(Logprob, row_ids, row)))
+            for token_id, logprob, row_ids, row in zip(
+                ids, chosen.tolist(), top_ids.tolist(), top.tolist(), strict=True
+            )
+        )
+    return scored

@@ -25,7 +25,6 @@ _MAX_LOGIT = 1e30
 """Logits above it would become infinite when divided by a small temperature."""
 _NUM_CANDIDATES = 1024
 """Tokens that are sorted for top-p and min-p; a flatter distribution is sorted whole."""
-_NUM_SCORED_ROWS = 64
 _SEED_MASK = 2**64 - 1
 
 
@@ -71,28 +70,6 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
         or SampledToken(token_id, _report(reported.get(row), token_id, sequence.params))
         for row, (token_id, sequence) in enumerate(zip(token_ids, sequences, strict=True))
     ]
-
-
-def score(logits: torch.Tensor, token_ids: SequenceOf[int], num_top: int) -> list[TokenLogprobs]:
-    """Return the log probability of each token, and the likeliest others, best first.
-
-    Args:
-        logits: (num_tokens, vocab_size), of any float dtype; row i is before token i.
-    """
-    scored: list[TokenLogprobs] = []
-    # A few rows at a time: a long prompt's log probabilities would take as much as its logits.
-    for start in range(0, len(token_ids), _NUM_SCORED_ROWS):
-        ids = token_ids[start : start + _NUM_SCORED_ROWS]
-        logprobs = logits[start : start + len(ids)].float().log_softmax(dim=-1)
-        chosen = logprobs.gather(1, logits.new_tensor(ids, dtype=torch.long)[:, None])[:, 0]
-        top, top_ids = logprobs.topk(min(num_top, logprobs.shape[-1]), dim=-1)
-        scored += (
-            TokenLogprobs(Logprob(token_id, logprob), tuple(map(Logprob, row_ids, row)))
-            for token_id, logprob, row_ids, row in zip(
-                ids, chosen.tolist(), top_ids.tolist(), top.tolist(), strict=True
-            )
-        )
-    return scored
 
 
 def _process(logits: torch.Tensor, sequence: Sequence) -> None:

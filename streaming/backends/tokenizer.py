@@ -47,7 +47,8 @@ class FastTokenizer:
     """A tokenizer with a Rust core. Thread-safe.
 
     In a raw prompt special tokens may be written out and count as such. In a conversation they are
-    the template's alone: "<|im_end|>" inside a message is plain text and ends no turn.
+    the template's alone: "<|im_end|>" inside a message is plain text and ends no turn. In what the
+    model writes they have no text, but for those that set calls of tools and reasoning off.
     """
 
     def __init__(self, tokenizer: Any, *, vocab_size: int) -> None:

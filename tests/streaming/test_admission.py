@@ -19,7 +19,7 @@ from streaming.chat import (
     ToolChoice,
     ToolMode,
 )
-from streaming.chat_format import HERMES, THINK
+from streaming.chat_format import HERMES, LLAMA, THINK
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from streaming.grammar import AnswerGrammar, Grammar, GrammarKind, Language
 from streaming.output_parser import PLAIN, OutputFormat
@@ -220,6 +220,25 @@ def test_reasoning_comes_before_what_a_grammar_holds(
     prompt: Prompt, grammar: Grammar | None, answer: OutputFormat, expected: Language | None
 ):
     assert language(prompt, grammar, answer=answer) == expected
+
+
+def test_text_of_a_certain_form_takes_the_place_of_calls():
+    answer = OutputFormat(dataclasses.replace(HERMES, is_only_at_start=True))
+    assert language(with_tools(), GRAMMAR) == AnswerGrammar(
+        output_format=answer,
+        tools=(TOOL, OTHER_TOOL),
+        max_calls=MAX_PARALLEL_CALLS,
+        text=GRAMMAR,
+    )
+    must_call = language(with_tools(ToolChoice(ToolMode.REQUIRED)), GRAMMAR)
+    assert isinstance(must_call, AnswerGrammar)
+    assert must_call.text is None
+
+
+def test_calls_that_are_bare_json_have_no_other_text_beside_them():
+    with pytest.raises(InvalidRequest, match="calls look like JSON answers") as caught:
+        language(with_tools(), GRAMMAR, answer=OutputFormat(LLAMA))
+    assert caught.value.param == "response_format"
 
 
 # A message that is continued.

@@ -20,6 +20,7 @@ from streaming.generation import (
     TokenLogprobs,
 )
 from streaming.grammar import Grammar, GrammarKind
+from streaming.output_parser import OutputFormat, ToolSyntax
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import _NEXT_STATES, InvalidTransition, Sequence, SequenceState
 from tests.support import WordMatcher, finish_reason, make_sequence, property_test
@@ -342,7 +343,7 @@ def test_the_log_is_the_text_up_to_what_ends_it(
 
 
 def make_constrained(word: str, *, is_open: bool = False, **params: object) -> Sequence:
-    rules = SamplingParams(max_tokens=5, grammar=Grammar(GrammarKind.REGEX, word), **params)  # type: ignore[arg-type]
+    rules = SamplingParams(grammar=Grammar(GrammarKind.REGEX, word), **{"max_tokens": 5, **params})  # type: ignore[arg-type]
     sequence = make_sequence(params=rules, matcher=WordMatcher(word, is_open=is_open))
     sequence.move_to(SequenceState.RUNNING)
     return sequence
@@ -368,6 +369,18 @@ def test_a_complete_text_ends_whatever_else_was_asked(
     sequence = make_constrained("word", is_open=is_open, **params)
     feed(sequence, tokens)
     assert outcome(sequence) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("<f>{}", "tool_calls"), ("<f>{}</f", "tool_calls"), ("<f>{", "stop"), ("<f", "stop")],
+)
+def test_a_text_that_is_complete_by_its_grammar_ends_with_its_calls(text: str, expected: str):
+    sequence = make_constrained(text, max_tokens=20)
+    syntax = ToolSyntax(trigger="<", call_begin="<", call_middle=">", call_end="</f>")
+    sequence.generation.output_format = OutputFormat(syntax)
+    feed(sequence, text.encode())
+    assert outcome(sequence) == (text, expected, len(text))
 
 
 def test_a_text_complete_on_the_last_place_is_a_stop_and_one_that_is_cut_a_length():

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from streaming.backends.answer_grammar import UnfitParameters, arguments_schema
 from streaming.backends.grammar_compiler import LlguidanceCompiler
-from streaming.chat import Tool
+from streaming.chat import MAX_PARALLEL_CALLS, Tool
 from streaming.chat_format import (
     DEEPSEEK_R1,
     DEEPSEEK_V3_1,
@@ -217,6 +217,15 @@ def test_llama_calls_once_and_at_the_start_only():
 def test_what_no_tool_takes_is_not_let_through(text: str):
     assert follow(answer(), text[:-1]) is not None
     assert follow(answer(), text) is None
+
+
+@pytest.mark.parametrize("must_call", [False, True])
+def test_there_are_no_more_calls_than_allowed(must_call: bool):
+    call = "[TOOL_CALLS]weather-2[ARGS]{}"
+    for max_calls in (1, 2, MAX_PARALLEL_CALLS):
+        grammar = answer(MISTRAL_ARGS, must_call=must_call, max_calls=max_calls)
+        assert takes(grammar, call * max_calls)
+        assert follow(grammar, call * (max_calls + 1)) is None
 
 
 def test_a_mark_is_text_where_the_grammar_has_no_place_for_it():

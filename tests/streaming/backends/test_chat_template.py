@@ -364,8 +364,18 @@ def test_special_tokens_of_the_caller_are_text(name: str, prompt: ChatPrompt):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"template_kwargs": "{"}, "chat_template_kwargs: is no JSON"),
-        ({"template_kwargs": "[" * 100_000}, "chat_template_kwargs: is no JSON"),
+        (
+            {"template_kwargs": "{"},
+            "chat_template_kwargs: cannot be read as JSON: Expecting property name enclosed in "
+            "double quotes: line 1 column 2 (char 1)",
+        ),
+        *(
+            (
+                {"template_kwargs": "[" * depth + "]" * depth},
+                "chat_template_kwargs: cannot be read as JSON: it is nested too deeply",
+            )
+            for depth in (700, 100_000)
+        ),
         ({"template_kwargs": "[1]"}, "chat_template_kwargs: must be an object"),
         *(
             (
@@ -381,7 +391,10 @@ def test_special_tokens_of_the_caller_are_text(name: str, prompt: ChatPrompt):
             {"template_kwargs": '{"mood": 1}'},
             "chat_template_kwargs: the model's chat template cannot write them",
         ),
-        ({"tools": (Tool("f", "", "{"),)}, "tools: the parameters of 'f' are no JSON"),
+        (
+            {"tools": (Tool("f", "", "[" * 700 + "]" * 700),)},
+            "tools: the parameters of 'f' cannot be read as JSON: it is nested too deeply",
+        ),
         ({"tools": (WEATHER,)}, "tools: the model's chat template refuses them: no tools, please"),
     ],
 )
@@ -398,7 +411,16 @@ def test_what_cannot_be_written_is_refused_by_name(options: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("{", "messages: the arguments of a tool call are no JSON"),
+        (
+            "x",
+            "messages: the arguments of a tool call cannot be read as JSON: "
+            "Expecting value: line 1 column 1 (char 0)",
+        ),
+        (
+            "[" * 700 + "]" * 700,
+            "messages: the arguments of a tool call cannot be read as JSON: "
+            "it is nested too deeply",
+        ),
         ("[1]", "messages: the arguments of a tool call must be an object"),
     ],
 )

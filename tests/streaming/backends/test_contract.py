@@ -224,8 +224,25 @@ def test_logprobs_are_as_many_as_asked_for(rig: EngineRig, num_top: int) -> None
 
 
 def test_no_logprobs_unless_asked_for(rig: EngineRig) -> None:
-    tokens = rig.run(GREEDY, prompt=PROMPT).tokens
-    assert {token.logprobs for token in tokens} == {None}
+    generation = rig.run(GREEDY, prompt=PROMPT)
+    assert {token.logprobs for token in generation.tokens} == {None}
+    assert generation.scored_prompt is None
+
+
+@pytest.mark.parametrize("num_top", [0, 3])
+def test_a_prompt_is_scored_from_its_second_token_on(rig: EngineRig, num_top: int) -> None:
+    params = SamplingParams(temperature=0.0, prompt_logprobs=num_top, max_tokens=2)
+    for _ in range(2):  # the second time, the prompt is in the cache
+        generation = rig.run(params, prompt=PROMPT)
+        assert generation.scored_prompt is not None
+        assert "".join(token.text for token in generation.scored_prompt) == PROMPT
+        first, *others = generation.scored_prompt
+        assert first.logprobs is None
+        for token in others:
+            assert token.logprobs is not None
+            assert token.logprobs.chosen.token_id == token.token_id
+            assert len(token.logprobs.top) == num_top
+        assert {token.logprobs for token in generation.tokens} == {None}
 
 
 @only_sampling

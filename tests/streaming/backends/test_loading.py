@@ -75,7 +75,7 @@ def test_a_tokenizer_that_takes_no_grammar_serves_all_else(
         loaded = load(folder)
     assert loaded.grammars is None
     assert loaded.tokenizer.encode("hello") != []
-    assert "response_format is not available" in caplog.text
+    assert "response_format and tools are not available" in caplog.text
 
 
 def test_end_tokens_of_model_and_tokenizer_are_joined(folder: Path) -> None:

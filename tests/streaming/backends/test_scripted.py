@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -28,9 +29,10 @@ from streaming import (
     ToolChoice,
     ToolMode,
 )
-from streaming.backends.scripted import ByteTokenizer, say, scripted_backend
+from streaming.backends.scripted import ByteTokenizer, ScriptMatcher, say, scripted_backend
 from streaming.chat_format import HERMES, THINK
 from streaming.errors import InvalidRequest
+from streaming.grammar import GrammarMatcher, Language
 from tests.support import collect, finish_reason, running_engine
 
 WEATHER = Tool("weather", "Tells the weather.", '{"type": "object"}')
@@ -136,6 +138,28 @@ async def test_without_tools_everything_is_text(request_: GenerationRequest):
     generation = await answer(scripted_backend(say(CALL)), request_)
     assert finish_reason(generation) == "stop"
     assert pieces_of(generation) == [AnswerText(CALL)]
+
+
+class AnyCompiler:
+    """Holds no script to anything."""
+
+    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+        return [ScriptMatcher() for _ in range(count)]
+
+
+@pytest.mark.parametrize("text", ['{"a": "<tool_call>"}', "[1]"])
+async def test_what_an_answer_of_a_certain_form_quotes_is_no_call(text: str):
+    backend = dataclasses.replace(scripted_backend(say(text)), grammars=AnyCompiler())
+    generation = await answer(backend, with_tools(grammar=Grammar(GrammarKind.JSON_OBJECT)))
+    assert finish_reason(generation) == "stop"
+    assert pieces_of(generation) == [AnswerText(text)]
+
+
+async def test_a_call_may_take_the_place_of_an_answer_of_a_certain_form():
+    backend = dataclasses.replace(scripted_backend(say(CALL)), grammars=AnyCompiler())
+    generation = await answer(backend, with_tools(grammar=Grammar(GrammarKind.JSON_OBJECT)))
+    assert finish_reason(generation) == "tool_calls"
+    assert pieces_of(generation) == CALL_PIECES
 
 
 async def test_choices_of_one_request_each_have_their_calls():

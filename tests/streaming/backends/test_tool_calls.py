@@ -21,7 +21,7 @@ from streaming.backends.loading import LoadedModel
 from streaming.backends.tokenizer import FastTokenizer
 from streaming.chat import ANY_TOOL, ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
 from streaming.generation import Generation
-from streaming.grammar import Grammar, GrammarKind
+from streaming.grammar import AnswerGrammar, Grammar, GrammarKind
 from streaming.output_parser import (
     AnswerText,
     OutputParser,
@@ -117,6 +117,9 @@ def add(rig: EngineRig, request: GenerationRequest) -> Generation:
     encoded = admission.encode(request.prompt)
     language = admission.language(request, encoded)
     matcher = None if language is None else admission.compile(language, count=1)[0]
+    output_format = encoded.output_format
+    if isinstance(language, AnswerGrammar):
+        output_format = language.output_format
     sequence = Sequence(
         generation=Generation(
             generation_id=f"gen_{next(_numbers)}",
@@ -125,7 +128,7 @@ def add(rig: EngineRig, request: GenerationRequest) -> Generation:
             created_at=0.0,
             submitted_at=0.0,
             prompt_tokens=len(encoded.token_ids),
-            output_format=encoded.output_format,
+            output_format=output_format,
         ),
         prompt_ids=encoded.token_ids,
         params=admission.resolve(request.params, num_prompt_tokens=len(encoded.token_ids)),
@@ -288,7 +291,11 @@ WEATHER = Tool(
     "get_weather",
     "Tells the current weather in a city.",
     json.dumps(
-        {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "Name of the city."}},
+            "required": ["city"],
+        }
     ),
 )
 ADD = Tool(
@@ -297,7 +304,7 @@ ADD = Tool(
     json.dumps(
         {
             "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "properties": {"a": {"type": "number"}, "b": {"type": "number"}},
             "required": ["a", "b"],
         }
     ),
