@@ -24,12 +24,7 @@ from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
 from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
-from streaming import (
-    AsyncEngine,
-    Failed,
-    GenerationRequest,
-    Reader,
-)
+from streaming import AsyncEngine, Failed, GenerationRequest, Reader
 from streaming.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -143,6 +138,7 @@ class ResponseService:
     async def _prepare(
         self, body: ResponseRequest, *, key: str, caller: str, parent: AnyResponse | None
     ) -> tuple[Context, GenerationRequest]:
+        """Return the whole context, and what to generate."""
         body.check()
         if parent is None and body.previous_response_id is not None:
             parent = await self._find_parent(body.previous_response_id, caller)
@@ -226,6 +222,7 @@ class ResponseService:
             yield
 
     async def wait_ended(self, response: LiveResponse) -> None:
+        """Wait for the end, as one that the response does not live for."""
         with Reader(response.generation) as reader:
             await reader.wait_ended()
 
@@ -316,10 +313,12 @@ class ResponseService:
         with follow(response.generation, on_wake=check_ended):
             check_ended()
             await ended.wait()
-        if response.is_stored:
-            await self._write(response)
-        self._deleted.discard(response.response_id)
-        self.registry.settle(response)
+        try:
+            if response.is_stored:
+                await self._write(response)
+        finally:
+            self._deleted.discard(response.response_id)
+            self.registry.settle(response)
 
     async def _write(self, response: LiveResponse) -> None:
         if self._store is None or response.response_id in self._deleted:

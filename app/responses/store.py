@@ -49,7 +49,7 @@ class ResponseStore:
     Several processes may use one file.
 
     Args:
-        directory: made when it is missing, for this user only.
+        directory: made when it is missing.
         ttl_s: how long a response is kept.
         max_bytes: how large the file may grow.
         clock: unix seconds.
@@ -82,7 +82,7 @@ class ResponseStore:
             StoreUnavailable: it cannot be made, is no such file, or is of a newer version.
         """
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            await asyncio.to_thread(self._make_file)
             self._connection = await aiosqlite.connect(
                 self.path,
                 timeout=_BUSY_TIMEOUT_S,
@@ -148,6 +148,11 @@ class ResponseStore:
                 "DELETE FROM responses WHERE response_id = ? AND owner = ?", response_id, owner
             )
         )
+
+    def _make_file(self) -> None:
+        """Make what is missing, for this user only; SQLite's other files take after this one."""
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.touch(mode=0o600)
 
     async def _prepare(self, connection: aiosqlite.Connection) -> None:
         [[version]] = await connection.execute_fetchall("PRAGMA user_version")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -161,9 +162,12 @@ async def test_a_store_that_is_not_open_says_so(tmp_path: Path):
     await store.aclose()
 
 
-async def test_only_the_user_may_look_into_the_folder(tmp_path: Path):
-    async with opened(tmp_path / "data"):
-        assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+async def test_only_the_user_may_look_into_the_files(tmp_path: Path):
+    async with opened(tmp_path / "data") as store:
+        await put(store, make_stored("a"))
+        files = await asyncio.to_thread(lambda: [tmp_path / "data", *(tmp_path / "data").iterdir()])
+        assert len(files) > 2
+        assert [path for path in files if path.stat().st_mode & 0o077] == []
 
 
 def rows(directory: Path) -> list[tuple[str]]:

@@ -11,8 +11,10 @@ from playwright.sync_api import sync_playwright
 
 from app.errors import ERRORS
 from app.routes import chat, completions, tokenize
+from app.routes.responses import EXAMPLES as RESPONSES_EXAMPLES
 from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
+from app.schemas.responses import ResponseRequest
 from app.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from app.schemas.wire_model import WireModel
 from streaming.backends.scripted import say, scripted_backend
@@ -58,6 +60,19 @@ async def test_the_answers_of_a_chat_are_described(document: dict[str, Any]):
     answer = document["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
     assert answer["application/json"]["schema"]["$ref"].endswith("/ChatCompletion")
     assert answer["text/event-stream"]["schema"] == {"type": "string"}
+
+
+async def test_responses_are_described_by_the_open_standard(document: dict[str, Any]):
+    operation = document["paths"]["/v1/responses"]["post"]
+    body = operation["requestBody"]["content"]["application/json"]
+    assert body["examples"] == RESPONSES_EXAMPLES
+    schema = document["components"]["schemas"]["ResponseRequest"]
+    assert schema["properties"].keys() == ResponseRequest.model_fields.keys()
+    assert "required" not in schema
+    assert all("description" in field for field in schema["properties"].values())
+    answers = operation["responses"]["200"]["content"]
+    assert answers.keys() == {"application/json", "text/event-stream"}
+    assert answers["application/json"]["schema"]["$ref"].endswith("/ResponseResource")
 
 
 async def test_the_key_is_asked_for_where_it_is_needed(document: dict[str, Any]):
