@@ -16,8 +16,8 @@ router = APIRouter()
 async def responses(websocket: WebSocket, services: ServicesDependency) -> None:
     """Talk the Responses dialect, once the caller is let in.
 
-    The query may ask for our extensions: `resume` with `starting_after`, and `tokenwire_events`,
-    which is `true` for a client that takes events which are not OpenAI's.
+    The query may ask for our extensions: `resume` with `starting_after` and `stream_id`, and
+    `tokenwire_events`, which is `true` for a client that takes events which are not OpenAI's.
     """
     query = websocket.query_params
 
@@ -27,7 +27,11 @@ async def responses(websocket: WebSocket, services: ServicesDependency) -> None:
             service=services.responses,
             caller=caller,
             settings=services.settings,
-            resumes=query_resumes(query.getlist("resume"), query.getlist("starting_after")),
+            resumes=query_resumes(
+                query.getlist("resume"),
+                query.getlist("starting_after"),
+                query.getlist("stream_id"),
+            ),
             tells_expiry=query.get("tokenwire_events") == "true",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from app.protocol.frames import Frame
+from app.protocol.responses.events import Event
 from app.responses.writer import ResponseWriter
 
 MAX_EVENTS_PER_READ = 64
@@ -23,8 +23,8 @@ class ResponseReader:
     def __init__(self, writer: ResponseWriter, *, on_wake: Callable[[], None]) -> None:
         self._writer = writer
         self._on_wake = on_wake
-        self._events: Iterator[Frame] | None = None
-        self._first: Frame | None = None
+        self._events: Iterator[Event] | None = None
+        self._first: Event | None = None
 
     @property
     def is_done(self) -> bool:
@@ -42,7 +42,7 @@ class ResponseReader:
             self._events = None
         return self._first is not None
 
-    def read(self) -> list[Frame]:
+    def read(self) -> list[Event]:
         """Return what is new, or the first part of it; never waits."""
         events = [] if self._first is None else [self._first]
         self._first = None

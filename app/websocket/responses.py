@@ -13,7 +13,6 @@ from fastapi import WebSocket
 
 from app.errors import ErrorInfo, RequestRefused
 from app.handlers import INTERNAL_ERROR
-from app.protocol.frames import Frame
 from app.protocol.responses.commands import (
     CancelResponse,
     CreateResponse,
@@ -21,6 +20,7 @@ from app.protocol.responses.commands import (
     ResumeResponse,
 )
 from app.protocol.responses.connection_age import ConnectionAge
+from app.protocol.responses.events import Event
 from app.protocol.responses.protocol import ResponsesProtocol
 from app.protocol.responses.turn import Refusal, Resume
 from app.responses.response import AnyResponse, LiveResponse
@@ -45,7 +45,7 @@ _LOG_GONE = ErrorInfo(
 )
 
 
-class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Frame]):
+class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
     """Serves one accepted socket until either side closes it.
 
     Args:
@@ -53,7 +53,7 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Frame]):
         service: has the responses.
         caller: whose responses these are.
         settings: limits.
-        resumes: what the handshake wants to be resumed.
+        resumes: what the handshake wants to be resumed, each with its lane.
         tells_expiry: the client wants to be warned before its connection is too old.
         clock: monotonic seconds.
     """
@@ -65,7 +65,7 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Frame]):
         service: ResponseService,
         caller: str,
         settings: Settings,
-        resumes: Sequence[Resume | Refusal] = (),
+        resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

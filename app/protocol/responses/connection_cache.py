@@ -7,7 +7,7 @@ from typing import Generic
 
 from app.protocol.responses.commands import ResponseT
 
-MAX_CACHED_BYTES = 64 * 2**20
+MAX_CACHED_BYTES = 16 * 2**20
 
 
 class ConnectionCache(Generic[ResponseT]):

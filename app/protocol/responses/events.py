@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from app.errors import ErrorInfo
-from app.protocol.frames import Frame
 from app.schemas.responses_socket_events import (
     ConnectionExpiringEvent,
     ResponsesErrorDetail,
@@ -14,10 +14,13 @@ from app.schemas.responses_socket_events import (
     SteerFailedEvent,
 )
 
+Event = Mapping[str, Any]
+"""A JSON object of this dialect on its way to a client."""
+
 TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
-def on_lane(event: Frame, lane: str | None) -> Frame:
+def on_lane(event: Event, lane: str | None) -> Event:
     """Return the event as it is said on a lane; the default lane has no name to be said."""
     return event if lane is None else {**event, "stream_id": lane}
 

@@ -24,6 +24,12 @@ _KNOWN_TYPES = (CREATE, *CONTROL_TYPES)
 _ONLY_HERE = ("type", "stream_id")
 """Fields of the frame that are none of the request's."""
 
+_INVALID_LANE = ErrorInfo(
+    code="invalid_stream_id",
+    message="stream_id: must be 1 to 256 of A-Z a-z 0-9 _ . -",
+    param="stream_id",
+)
+
 
 def to_message(fields: dict[str, Any]) -> Create | ControlMessage:
     """Return what the frame wants.
@@ -59,10 +65,7 @@ def check_lane(lane: object) -> None:
         RequestRefused: it cannot.
     """
     if lane is not None and attempted_lane({"stream_id": lane}) is None:
-        message = "stream_id: must be 1 to 256 of A-Z a-z 0-9 _ . -"
-        raise RequestRefused(
-            ErrorInfo(code="invalid_stream_id", message=message, param="stream_id")
-        )
+        raise RequestRefused(_INVALID_LANE)
 
 
 def is_turn(fields: dict[str, Any]) -> bool:
@@ -82,31 +85,39 @@ def attempted_parent(fields: dict[str, Any]) -> str | None:
     return parent if fields.get("type") == CREATE and isinstance(parent, str) else None
 
 
-def query_resumes(response_ids: Sequence[str], cursors: Sequence[str]) -> list[Resume | Refusal]:
-    """Return the wishes of a handshake's query, `?resume=ID&starting_after=N`, in order.
+def query_resumes(
+    response_ids: Sequence[str], cursors: Sequence[str], lanes: Sequence[str] = ()
+) -> list[tuple[str | None, Resume | Refusal]]:
+    """Return the lanes and wishes of a handshake's query, in order.
 
-    The query may repeat both, the same number of times. An empty id is none: so says a client
-    whose line dropped before it knew of a response.
+    The query is `?resume=ID&starting_after=N&stream_id=LANE`. All three may be repeated, each the
+    same number of times, or the last two be left out. An empty id is none: so says a client whose
+    line dropped before it knew of a response. An empty lane is the default lane.
 
     Args:
         response_ids: each `resume`.
         cursors: each `starting_after`; without any, all events are wanted.
+        lanes: each `stream_id`.
     """
-    if cursors and len(cursors) != len(response_ids):
-        return [_bad_cursor("starting_after: give one for each resume")]
-    pairs = zip(response_ids, cursors or ["-1"] * len(response_ids), strict=True)
-    return [_query_resume(response_id, cursor) for response_id, cursor in pairs if response_id]
+    num = len(response_ids)
+    for name, values in (("starting_after", cursors), ("stream_id", lanes)):
+        if values and len(values) != num:
+            return [(None, _refusal(name, "give one for each resume"))]
+    triples = zip(response_ids, cursors or ["-1"] * num, lanes or [""] * num, strict=True)
+    return [_query_resume(*triple) for triple in triples if triple[0]]
 
 
-def _query_resume(response_id: str, cursor: str) -> Resume | Refusal:
+def _query_resume(response_id: str, cursor: str, lane: str) -> tuple[str | None, Resume | Refusal]:
+    if lane and attempted_lane({"stream_id": lane}) is None:
+        return None, Refusal(_INVALID_LANE)
     try:
         starting_after = int(cursor)
     except ValueError:
-        return _bad_cursor("starting_after: is not a whole number")
+        return lane or None, _refusal("starting_after", "is not a whole number")
     if starting_after < -1:
-        return _bad_cursor("starting_after: is less than -1")
-    return Resume(response_id, starting_after)
+        return lane or None, _refusal("starting_after", "is less than -1")
+    return lane or None, Resume(response_id, starting_after)
 
 
-def _bad_cursor(message: str) -> Refusal:
-    return Refusal(ErrorInfo(code="invalid_request", message=message, param="starting_after"))
+def _refusal(param: str, reason: str) -> Refusal:
+    return Refusal(ErrorInfo(code="invalid_request", message=f"{param}: {reason}", param=param))

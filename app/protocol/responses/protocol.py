@@ -24,7 +24,6 @@ from typing import Any, Generic, assert_never
 from app.errors import ErrorInfo, RequestRefused
 from app.json_object import FieldsRefused, parse_object
 from app.protocol.commands import Close
-from app.protocol.frames import Frame
 from app.protocol.parsing import glance_at
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.protocol.recent_ids import RecentIds
@@ -39,6 +38,7 @@ from app.protocol.responses.connection_age import ConnectionAge, Stage
 from app.protocol.responses.connection_cache import ConnectionCache
 from app.protocol.responses.events import (
     TERMINAL_TYPES,
+    Event,
     error_event,
     expiring_event,
     on_lane,
@@ -58,7 +58,6 @@ from app.schemas.responses_socket import (
     ResumeResponseMessage,
     SteerMessage,
 )
-from streaming.errors import StreamingError
 
 MAX_ENDED_IDS = 1024
 _AT_ONCE = frozenset({"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"})
@@ -82,7 +81,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         age: how old the connection may become.
         max_turns: turns that have not ended.
         max_messages_per_s: messages in the long run; a burst may begin and cancel every turn.
-        resumes: what the handshake wants to be resumed.
+        resumes: what the handshake wants to be resumed, each with its lane.
         tells_expiry: the client wants to be warned before its connection is too old.
     """
 
@@ -92,7 +91,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         age: ConnectionAge,
         max_turns: int,
         max_messages_per_s: float,
-        resumes: Sequence[Resume | Refusal] = (),
+        resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
     ) -> None:
         self._age = age
@@ -107,15 +106,15 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._ended_ids = RecentIds(max_ids=MAX_ENDED_IDS)
         self._num_turns = 0
         self._commands: list[ResponseCommand[ResponseT] | Close] = []
-        self._outbox: deque[Frame] = deque()
+        self._outbox: deque[Event] = deque()
         self._is_draining = False
         self._is_expired = False
         self._is_closed = False
-        for wish in resumes:
+        for lane, wish in resumes:
             try:
-                self._begin(wish, None)
+                self._begin(wish, lane)
             except RequestRefused as refused:
-                self._outbox.append(error_event(refused.info, None))
+                self._outbox.append(error_event(refused.info, lane))
 
     # What comes in from the client.
 
@@ -135,8 +134,6 @@ class ResponsesProtocol(Generic[ResponseT]):
             self._refuse(refused.info, refused.fields)
         except RequestRefused as refused:
             self._refuse(refused.info, fields)
-        except StreamingError as error:
-            self._refuse(ErrorInfo.of(error), fields)
 
     def receive_bytes(self, frame: bytes, *, now: float) -> None:
         """Take one binary frame, which is as good as a text frame if it holds UTF-8."""
@@ -178,7 +175,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._end(turn, is_failed=not _is_capacity(info))
         self._start_turns()
 
-    def receive_events(self, turn_id: str, events: Sequence[Frame], *, now: float) -> None:
+    def receive_events(self, turn_id: str, events: Sequence[Event], *, now: float) -> None:
         """Take what a turn's response has had to say since the last call."""
         turn = self._turns[turn_id]
         for event in events:
@@ -234,7 +231,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         commands, self._commands = self._commands, []
         return commands
 
-    def frames_to_send(self) -> Iterator[Frame]:
+    def frames_to_send(self) -> Iterator[Event]:
         """Yield the frames to be sent, each once, in order."""
         while self._outbox:
             yield self._outbox.popleft()
@@ -306,10 +303,10 @@ class ResponsesProtocol(Generic[ResponseT]):
         self._turns.pop(turn.turn_id, None)  # a refusal has never been submitted
         if turn.response is not None:
             self._ended_ids.remember(turn.response.response_id)
+        parent_id = turn.parent_id
         # A fork that fails says nothing about the lane that it was to leave.
-        is_continuation = turn.parent_id and self._cache.is_latest(turn.parent_id, turn.lane)
-        if is_failed and turn.parent_id and is_continuation:
-            self._cache.evict(turn.parent_id)
+        if is_failed and parent_id is not None and self._cache.is_latest(parent_id, turn.lane):
+            self._cache.evict(parent_id)
 
     def _refuse(self, info: ErrorInfo, fields: dict[str, Any]) -> None:
         lane = attempted_lane(fields)

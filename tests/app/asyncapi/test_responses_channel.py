@@ -27,7 +27,7 @@ def test_the_server_takes_each_example(payload: dict[str, Any]) -> None:
         age=ConnectionAge(opened_at=0, max_s=1e6), max_turns=8, max_messages_per_s=1e6
     )
     core.receive_text(json.dumps(payload), now=0)
-    codes = {frame["error"]["code"] for frame in core.frames_to_send()}  # type: ignore[index]
+    codes = {frame["error"]["code"] for frame in core.frames_to_send()}
     # Nothing runs on this socket that could be cancelled or steered, but the form is right.
     assert codes <= {"response_not_found", "steering_not_supported"}
     begins_turn = payload["type"] in (CREATE, RESUME)

@@ -183,6 +183,46 @@ async def test_a_line_that_drops_in_the_middle_loses_and_repeats_nothing() -> No
     assert follower.num_reconnects == 3
 
 
+async def test_every_lane_comes_back_after_a_drop() -> None:
+    gate = Gate()
+    backend = scripted_backend(repeat_prompt, gate=gate)
+    followers = {"one": Follower(), "two": Follower()}
+
+    def on_reconnecting(_: Any) -> Any:
+        query = {
+            "resume": [follower.response_id for follower in followers.values()],
+            "starting_after": [str(follower.cursor) for follower in followers.values()],
+            "stream_id": list(followers),
+        }
+        return {"extra_query": query}
+
+    async with (
+        stream_server(backend, gate=gate) as server,
+        client_of(server.http_url) as direct,
+    ):
+        with proxy_of(server) as proxy:
+            client = direct.copy(base_url=f"{proxy.url}/v1")
+            num_ended = 0
+            async with client.responses.connect(
+                on_reconnecting=on_reconnecting, initial_delay=0.01
+            ) as connection:
+                for lane in followers:
+                    await connection.response.create(input=lane, store=False, stream_id=lane)
+                async for event in connection:
+                    kind = followers[event.stream_id or ""].take(event)
+                    num_ended += kind in ENDS
+                    if num_ended == 2:
+                        break
+                    cursors = [follower.cursor for follower in followers.values()]
+                    if cursors == [1, 1]:
+                        proxy.cut()
+                        proxy.mend()
+                        gate.open()
+    for lane, follower in followers.items():
+        assert text_of(follower.frames, lane) == f"user: {lane}\nassistant: "
+        assert_valid_responses(follower.frames)
+
+
 async def test_a_connection_that_is_too_old_is_gone_on_from_by_the_client_itself() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)

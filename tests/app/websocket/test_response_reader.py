@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.protocol.frames import Frame
+from app.protocol.responses.events import Event
 from app.responses.writer import ResponseWriter
 from app.websocket.response_reader import MAX_EVENTS_PER_READ, ResponseReader
 from streaming import FinishReason, Generation
@@ -17,7 +17,7 @@ class Reading:
         self.is_woken = True
         writer = ResponseWriter(make_head(), log, after=after)
         self.reader = ResponseReader(writer, on_wake=self.wake)
-        self.events: list[Frame] = []
+        self.events: list[Event] = []
 
     def wake(self) -> None:
         self.is_woken = True

@@ -68,29 +68,31 @@ def test_any_object_is_taken_or_refused_with_something_that_can_be_sent(
 
 
 @pytest.mark.parametrize(
-    ("response_ids", "cursors", "wishes"),
+    ("response_ids", "cursors", "lanes", "resumes"),
     [
-        ([], [], []),
-        (["r"], ["7"], [Resume("r", 7)]),
-        (["r"], [], [Resume("r", -1)]),
-        (["r"], ["-1"], [Resume("r", -1)]),
-        (["r", "s"], ["7", "0"], [Resume("r", 7), Resume("s", 0)]),
-        (["", "s"], ["-1", "0"], [Resume("s", 0)]),
-        ([""], ["-1"], []),
-        (["r"], ["seven"], "starting_after: is not a whole number"),
-        (["r"], [""], "starting_after: is not a whole number"),
-        (["r"], ["-2"], "starting_after: is less than -1"),
-        (["r", "s"], ["7"], "starting_after: give one for each resume"),
-        ([], ["7"], "starting_after: give one for each resume"),
+        ([], [], [], []),
+        (["r"], ["7"], [], [(None, Resume("r", 7))]),
+        (["r"], [], [], [(None, Resume("r", -1))]),
+        (["r"], ["-1"], ["a"], [("a", Resume("r", -1))]),
+        (["r", "s"], ["7", "0"], ["a", ""], [("a", Resume("r", 7)), (None, Resume("s", 0))]),
+        (["", "s"], ["-1", "0"], [], [(None, Resume("s", 0))]),
+        ([""], ["-1"], ["a"], []),
+        (["r"], ["seven"], ["a"], "starting_after: is not a whole number"),
+        (["r"], [""], [], "starting_after: is not a whole number"),
+        (["r"], ["-2"], [], "starting_after: is less than -1"),
+        (["r", "s"], ["7"], [], "starting_after: give one for each resume"),
+        ([], ["7"], [], "starting_after: give one for each resume"),
+        (["r", "s"], [], ["a"], "stream_id: give one for each resume"),
+        (["r"], [], ["a b"], "stream_id: must be 1 to 256 of A-Z a-z 0-9 _ . -"),
     ],
 )
 def test_what_a_handshake_resumes(
-    response_ids: list[str], cursors: list[str], wishes: list[Resume] | str
+    response_ids: list[str], cursors: list[str], lanes: list[str], resumes: Any
 ):
-    found = query_resumes(response_ids, cursors)
-    if isinstance(wishes, list):
-        assert found == wishes
+    found = query_resumes(response_ids, cursors, lanes)
+    if isinstance(resumes, list):
+        assert found == resumes
         return
-    [refusal] = found
+    [(_, refusal)] = found
     assert isinstance(refusal, Refusal)
-    assert (refusal.info.message, refusal.info.param) == (wishes, "starting_after")
+    assert (refusal.info.message, refusal.info.param) == (resumes, resumes.partition(":")[0])

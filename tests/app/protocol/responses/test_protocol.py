@@ -56,7 +56,7 @@ class Talk:
         *,
         max_turns: int = 64,
         max_messages_per_s: float = 1e6,
-        resumes: Sequence[Resume | Refusal] = (),
+        resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
     ) -> None:
         self.core: ResponsesProtocol[Known] = ResponsesProtocol(
@@ -598,7 +598,8 @@ def test_a_bad_resume_ends_its_turn(talk: Talk, fields: dict[str, Any], param: s
 
 def test_the_handshake_may_resume() -> None:
     bad = ErrorInfo(code="invalid_request", message="bad", param="starting_after")
-    talk = Talk(resumes=[Resume("resp_1", 4), Refusal(bad), Resume("resp_2", -1)], max_turns=3)
+    wishes = (Resume("resp_1", 4), Refusal(bad), Resume("resp_2", -1))
+    talk = Talk(resumes=[(None, wish) for wish in wishes], max_turns=3)
     [first] = talk.commands()
     assert first == ResumeResponse("turn_1", "resp_1", 4)
     talk.created(first.turn_id, "resp_1", after=4)
@@ -607,9 +608,21 @@ def test_the_handshake_may_resume() -> None:
     assert endings(talk.heard()) == ["completed", "invalid_request"]
 
 
+def test_the_handshake_gives_each_lane_its_response_back() -> None:
+    talk = Talk(resumes=[(lane, Resume(f"resp_{lane}", 0)) for lane in "ab"])
+    for command, lane in zip(talk.commands(), "ab", strict=True):
+        talk.created(command.turn_id, f"resp_{lane}", after=0)
+        talk.tell(command.turn_id, "completed")
+    for lane in "ab":
+        [command] = talk.create(lane, previous_response_id=f"resp_{lane}")
+        assert command.parent == Known(f"resp_{lane}")
+        talk.run(command.turn_id, f"resp_{lane}2")
+    assert_responses_conversation(talk.heard())
+
+
 def test_the_handshake_may_resume_only_so_much() -> None:
-    talk = Talk(resumes=[Resume("resp_1", 4), Resume("resp_2", 4)], max_turns=1)
-    assert talk.error()[0] == "rate_limit_exceeded"
+    talk = Talk(resumes=[(lane, Resume("resp_1", 4)) for lane in "ab"], max_turns=1)
+    assert talk.error() == ("rate_limit_exceeded", None, "b")
     assert len(talk.commands()) == 1
 
 
