@@ -45,7 +45,6 @@ from streaming.sampling_params import SamplingParams
 
 __all__ = [
     "ANYONE",
-    "MAX_PRIORITY",
     "AnswerText",
     "AsyncEngine",
     "Backend",

@@ -48,7 +48,7 @@ OpenAI's Responses dialect, with the events of its event streams as frames. A tu
 * With `store` false a response can be gone on from on this connection only, and as long as it is
   the newest of its lane.
 * A dropped connection is no cancel. Resume with `tokenwire.response.resume`, or in the handshake
-  with the query `resume` and `starting_after`: what came after the cursor is replayed, then
+  with the query `resume`, `starting_after` and `stream_id`: what came after the cursor is replayed, then
   followed. Events that are not OpenAI's are sent only where `tokenwire_events=true` asks for them.
 
 A handshake can be refused with the HTTP status 401 (key), 403 (origin or host), 404, 429 (too many
@@ -71,6 +71,11 @@ _QUERY: dict[str, Any] = {
         "starting_after": {
             "type": "integer",
             "description": "The newest `sequence_number` that you have of it, one for each.",
+        },
+        "stream_id": {
+            "type": "string",
+            "description": "The lane that it is to run on, one for each; empty, or without any, "
+            "the lane without a name.",
         },
         "tokenwire_events": {
             "type": "boolean",

@@ -23,11 +23,9 @@ CONFIG = schemathesis.Config.from_dict(
         "auth": {"openapi": {"HTTPBearer": {"bearer": "secret"}}},
         "checks": {"negative_data_rejection": {"expected-statuses": REFUSALS}},
         "operations": [
-            # To GET and DELETE, this could be the id of a response.
-            {
-                "include-path": "/v1/responses/input_tokens",
-                "checks": {"allow_header_conformance": {"enabled": False}},
-            }
+            # To GET and DELETE, these could be ids of responses.
+            {"include-path": path, "checks": {"allow_header_conformance": {"enabled": False}}}
+            for path in ("/v1/responses/input_tokens", "/v1/responses/compact")
         ],
     }
 )
