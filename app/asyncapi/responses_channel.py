@@ -48,8 +48,9 @@ OpenAI's Responses dialect, with the events of its event streams as frames. A tu
 * With `store` false a response can be gone on from on this connection only, and as long as it is
   the newest of its lane.
 * A dropped connection is no cancel. Resume with `tokenwire.response.resume`, or in the handshake
-  with the query `resume`, `starting_after` and `stream_id`: what came after the cursor is replayed, then
-  followed. Events that are not OpenAI's are sent only where `tokenwire_events=true` asks for them.
+  with the query `resume`, `starting_after` and `stream_id`: what came after the cursor is replayed,
+  then followed. Events that are not OpenAI's are sent only where `tokenwire_events=true` asks for
+  them.
 
 A handshake can be refused with the HTTP status 401 (key), 403 (origin or host), 404, 429 (too many
 sockets) or 503, each with an error as JSON.
