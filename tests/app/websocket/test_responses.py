@@ -220,6 +220,27 @@ async def test_a_dropped_response_is_resumed_without_gap_or_repetition(store: bo
         await second.until_ended(count=2)
 
 
+async def test_who_resumes_and_drops_again_has_the_grace_anew() -> None:
+    gate = Gate()
+    backend = scripted_backend(say("hello"), gate=gate)
+    async with responding(backend, gate=gate, disconnect_grace_s=1000) as rig:
+        first = rig.connect()
+        first.create()
+        response_id = await until_running(first, gate)
+        await first.leave()
+        for num_turns in (0, 1, 2, 5, 50):
+            again = rig.connect(resumes=query_resumes([response_id], []))
+            for _ in range(num_turns):
+                await yield_to_loop()
+            await again.leave()  # at whatever point of its resume
+            assert set(rig.engine._grace_timers) == {rig.log_of(response_id).generation_id}
+        gate.open()
+        last = rig.connect(resumes=query_resumes([response_id], []))
+        await last.until_ended()
+        assert text_of(last.frames) == "hello"
+        assert_valid_responses(last.frames)
+
+
 async def test_a_resume_at_every_cursor_of_an_ended_response() -> None:
     async with responding(scripted_backend(say("año €😀"))) as rig:
         client = rig.connect()
