@@ -53,7 +53,8 @@ def test_an_address_opens_its_message_and_keys_suffice(page: Page) -> None:
     message.locator("summary").first.focus()
     page.keyboard.press("Enter")
     expect(message).not_to_have_attribute("open", "")
-    page.get_by_role("navigation", name="On this page").get_by_role("link", name="done").focus()
+    contents = page.get_by_role("navigation", name="On this page")
+    contents.get_by_role("link", name="done", exact=True).focus()
     page.keyboard.press("Enter")
     expect(page.locator("[id='stream.done']")).to_have_attribute("open", "")
 

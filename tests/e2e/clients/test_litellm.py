@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +14,18 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
-def litellm(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The library, told to be silent before it is imported: it would fetch a price list."""
+def litellm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The library, told to be silent before it is imported: it would fetch a price list.
+
+    It leaves an event loop behind as the thread's own, which is closed here for it.
+    """
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 
     monkeypatch.setattr(litellm, "telemetry", False)
-    return litellm
+    yield litellm
+    asyncio.get_event_loop().close()
+    asyncio.set_event_loop(None)
 
 
 def test_a_streamed_chat(litellm: Any, model_server: ServerProcess) -> None:
