@@ -108,7 +108,10 @@ class Admission:
                 return text
             return AnswerGrammar(output_format=output_format, text=text)
         choice, syntax = prompt.tool_choice, output_format.tools
-        is_single = not (prompt.parallel_tool_calls and syntax.allows_several)
+        is_asked_for = prompt.parallel_tool_calls
+        if is_asked_for is None:
+            is_asked_for = not syntax.prefers_single
+        is_single = not (is_asked_for and syntax.allows_several)
         must_call = choice.mode is ToolMode.REQUIRED
         if must_call:
             text = None

@@ -15,7 +15,10 @@ HERMES = ToolSyntax(
     call_end="}\n</tool_call>",
     separator="\n",
 )
-"""Hermes 2 Pro, Qwen 2.5, Qwen 3, QwQ; and what models without a syntax are told to write."""
+"""Hermes 2 Pro, Qwen 2.5, Qwen 3, QwQ."""
+TOLD = replace(HERMES, prefers_single=True)
+"""What models without a syntax of their own are told to write. Where nothing has taught a small one
+when to end, it repeats its call for as long as it may."""
 LLAMA = ToolSyntax(
     trigger='{"name": "',
     call_begin='{"name": "',
@@ -86,7 +89,7 @@ class ChatFormat:
         reasoning: None where the model does not reason aloud.
     """
 
-    tools: ToolSyntax = HERMES
+    tools: ToolSyntax = TOLD
     reasoning: ReasoningSyntax | None = None
 
     @property

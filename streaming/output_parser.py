@@ -26,6 +26,7 @@ class ToolSyntax:
             it is a call.
         is_only_at_start: a trigger behind other text is text.
         allows_several: an answer may have more than one call.
+        prefers_single: it has one, unless more are asked for.
     """
 
     call_begin: str
@@ -37,6 +38,7 @@ class ToolSyntax:
     section_end: str = ""
     is_only_at_start: bool = False
     allows_several: bool = True
+    prefers_single: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class ChatPrompt:
 
     Attributes:
         tools: what the answer may call.
-        parallel_tool_calls: the answer may call several.
+        parallel_tool_calls: the answer may call several; None leaves it to the model's syntax.
         template_kwargs: more variables for the template, a JSON object as text; "" is none.
         add_generation_prompt: the text ends where the assistant's turn begins.
         continue_final_message: the text ends inside the last message, which the answer continues.
@@ -50,7 +50,7 @@ class ChatPrompt:
     messages: tuple[ChatMessage, ...]
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ANY_TOOL
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool | None = None
     template_kwargs: str = ""
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -9,6 +9,7 @@ import pytest
 
 from app.json_object import parse_object
 from app.protocol.parsing import to_message
+from app.schemas.chat import ChatRequest
 from app.schemas.completions import CompletionRequest
 from tests.readme_tables import README, TABLES, section
 
@@ -34,13 +35,14 @@ def test_every_frame_that_a_client_is_shown_to_send_is_one():
         to_message(parse_object(frame, what="frame"))
 
 
-def test_the_curl_command_sends_a_valid_body():
+def test_the_curl_commands_send_valid_bodies():
     commands = [block for _, block in _BLOCKS if block.startswith("curl")]
     assert commands
+    bodies = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
     for command in commands:
-        body = re.search(r"-d '(.*)'", command)
-        assert body
-        CompletionRequest.model_validate(json.loads(body[1]))
+        found = re.search(r"8000(\S+) .*-d '(.*)'", command, re.DOTALL)
+        assert found
+        bodies[found[1]].model_validate(json.loads(found[2]))
 
 
 def test_every_linked_file_is_there():

@@ -38,7 +38,9 @@ class PromptFields(WireModel):
         "always follow its schema.",
     )
     parallel_tool_calls: bool | None = Field(
-        True, description="The answer may call several tools; only with `tools`."
+        None,
+        description="The answer may call several tools. By default it may where the model's own "
+        "chat template writes calls, and calls one where it does not.",
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="More variables for the model's chat template."
@@ -71,7 +73,7 @@ class PromptFields(WireModel):
                 tool.to_tool(param=f"tools[{place}]") for place, tool in enumerate(self.tools or ())
             ),
             tool_choice=self._to_tool_choice(),
-            parallel_tool_calls=self.parallel_tool_calls is not False,
+            parallel_tool_calls=self.parallel_tool_calls,
             template_kwargs=self._template_kwargs(),
             add_generation_prompt=not is_continued if begins_turn is None else begins_turn,
             continue_final_message=is_continued,

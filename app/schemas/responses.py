@@ -113,7 +113,9 @@ class ResponseRequest(SamplingFields):
     )
     tool_choice: ToolChoiceField | None = Field("auto", description="Which of them it calls.")
     parallel_tool_calls: bool | None = Field(
-        True, description="One answer may call several functions."
+        None,
+        description="One answer may call several functions. By default it may where the model's "
+        "own chat template writes calls, and calls one where it does not.",
     )
     max_output_tokens: int | None = Field(
         None, description="Most tokens to generate; without it, what the context leaves."
@@ -233,7 +235,7 @@ class ResponseRequest(SamplingFields):
                 messages,
                 tools=to_tools(self.tools or []),
                 tool_choice=to_tool_choice(self.tool_choice or "auto"),
-                parallel_tool_calls=self.parallel_tool_calls is not False,
+                parallel_tool_calls=self.parallel_tool_calls,
                 template_kwargs=self._template_kwargs(),
             ),
             self._params(),

@@ -30,7 +30,7 @@ from streaming.backends.chat_turns import (
 from streaming.backends.template_abilities import Abilities, find_abilities, find_reasoning
 from streaming.backends.tool_description import describe_tools
 from streaming.chat import ChatMessage, Tool, ToolCall
-from streaming.chat_format import HERMES, ChatFormat, may_call_tools
+from streaming.chat_format import TOLD, ChatFormat, may_call_tools
 from streaming.errors import InvalidRequest
 from streaming.output_parser import OutputFormat
 from streaming.request import ChatPrompt
@@ -65,7 +65,7 @@ class ChatTemplate:
         texts = list(template.values()) if isinstance(template, dict) else [template]
         has_template = has_chat_template(tokenizer)
         self._abilities = find_abilities(self._try) if has_template else Abilities()
-        self.format = ChatFormat(self._abilities.syntax or HERMES, find_reasoning(texts))
+        self.format = ChatFormat(self._abilities.syntax or TOLD, find_reasoning(texts))
 
     def render(
         self, prompt: ChatPrompt, *, hide: Hide = lambda text: text

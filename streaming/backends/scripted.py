@@ -47,7 +47,7 @@ class ByteTokenizer:
     def __init__(
         self, chat_format: ChatFormat | None = None, *, starts_in_reasoning: bool = False
     ) -> None:
-        self._chat_format = chat_format or ChatFormat()
+        self._chat_format = chat_format or ChatFormat(HERMES)
         self._reasoning_begin = ""
         if starts_in_reasoning:
             assert self._chat_format.reasoning is not None
@@ -233,7 +233,7 @@ def scripted_backend(
         reasons: what a script says between `THINK`'s marks at its beginning is reasoning.
         starts_in_reasoning: and the first mark is part of the prompt.
     """
-    chat_format = ChatFormat(reasoning=THINK if reasons or starts_in_reasoning else None)
+    chat_format = ChatFormat(HERMES, reasoning=THINK if reasons or starts_in_reasoning else None)
     return Backend(
         info=ModelInfo(
             model_id="scripted",

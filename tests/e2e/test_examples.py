@@ -35,3 +35,18 @@ def test_batch(server: ServerProcess) -> None:
     lines = _run("batch.py", "--url", server.url).splitlines()
     assert lines[0].startswith("The capital of France is Paris")
     assert len(lines) == 4
+
+
+def test_openai_tools(server: ServerProcess) -> None:
+    output = _run("openai_tools.py", "--url", server.url)
+    colours, _, rest = output.partition("[get_temperature({'city': '")
+    assert colours.strip()
+    assert rest.startswith(("Paris'})]\n", "Oslo'})]\n"))
+    assert rest.partition("\n")[2].strip()
+
+
+def test_responses_socket(server: ServerProcess) -> None:
+    output = _run("responses_socket.py", "--url", server.url)
+    _, first, second = output.split("> ")
+    assert "Paris" in first
+    assert "Rome" in second

@@ -19,7 +19,7 @@ from streaming.chat import (
     ToolChoice,
     ToolMode,
 )
-from streaming.chat_format import HERMES, LLAMA, THINK
+from streaming.chat_format import HERMES, LLAMA, THINK, TOLD
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from streaming.grammar import AnswerGrammar, Grammar, GrammarKind, Language
 from streaming.output_parser import PLAIN, OutputFormat
@@ -191,6 +191,14 @@ def test_one_call_of_a_named_tool_may_be_asked_for():
     choice = ToolChoice(ToolMode.REQUIRED, frozenset({"g"}))
     assert language(with_tools(choice, parallel_tool_calls=False)) == AnswerGrammar(
         output_format=OutputFormat(HERMES), tools=(OTHER_TOOL,), must_call=True, max_calls=1
+    )
+
+
+@pytest.mark.parametrize(("asked", "max_calls"), [(None, 1), (True, MAX_PARALLEL_CALLS)])
+def test_a_syntax_that_the_model_was_only_told_has_one_call(asked: bool | None, max_calls: int):
+    prompt = with_tools(parallel_tool_calls=asked)
+    assert language(prompt, answer=OutputFormat(TOLD)) == AnswerGrammar(
+        output_format=OutputFormat(TOLD), tools=(TOOL, OTHER_TOOL), max_calls=max_calls
     )
 
 

@@ -25,7 +25,7 @@ NEVER = ToolChoice(ToolMode.NONE)
 )
 def test_calls_are_looked_for_where_tools_may_be_called(prompt: ChatPrompt, expected: bool):
     assert may_call_tools(prompt) == expected
-    answer = ChatFormat().of_answer(prompt, text="assistant: ")
+    answer = ChatFormat(HERMES).of_answer(prompt, text="assistant: ")
     assert answer == (OutputFormat(HERMES) if expected else PLAIN)
 
 

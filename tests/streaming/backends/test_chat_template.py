@@ -18,6 +18,7 @@ from streaming.chat_format import (
     MISTRAL_LIST,
     MISTRAL_TIGHT_LIST,
     THINK,
+    TOLD,
     ChatFormat,
 )
 from streaming.errors import InvalidRequest
@@ -314,7 +315,7 @@ def test_the_final_message_may_be_continued():
         ("QWEN_3", {"template_kwargs": '{"enable_thinking": false}'}, PLAIN),
         ("DEEPSEEK", {}, OutputFormat(reasoning=THINK, starts_in_reasoning=True)),
         ("PLAIN", {}, PLAIN),
-        ("PLAIN", {"tools": (WEATHER,)}, OutputFormat(HERMES)),
+        ("PLAIN", {"tools": (WEATHER,)}, OutputFormat(TOLD)),
     ],
 )
 def test_the_answers_format_goes_by_what_was_written(
