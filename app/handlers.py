@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from app.errors import ErrorInfo, RequestRefused
 from app.schemas.validation import to_error_info
@@ -19,6 +20,7 @@ INTERNAL_ERROR = ErrorInfo(
     code="internal_error", message="Something went wrong here; the server's log says what."
 )
 
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left; nobody reads it."""
 
@@ -61,8 +63,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     """Answer what the framework itself refuses, most of it for want of a route."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
+    headers = error.headers
     match error.status_code:
         case 405:
+            headers = {"allow": ", ".join(_allowed_methods(request))}
             info = ErrorInfo(
                 code="method_not_allowed", message=f"{path} does not take {request.method}."
             )
@@ -72,7 +76,19 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
             info = ErrorInfo(code="invalid_request", message=str(error.detail))
         case _:
             info = INTERNAL_ERROR
-    return error_response(info, headers=error.headers)
+    return error_response(info, headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return what the address takes (RFC 9110 §15.5.6): the framework names one route's only."""
+    return [
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Response:

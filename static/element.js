@@ -57,7 +57,7 @@ export function iconButton(name, label, onClick, testId) {
 }
 
 /**
- * The element of index.html with this id.
+ * The element of the page with this id.
  * @template {HTMLElement} [T=HTMLElement]
  * @param {string} id
  * @param {new () => T} [type]
@@ -66,6 +66,6 @@ export function iconButton(name, label, onClick, testId) {
  */
 export function byId(id, type) {
   const node = document.getElementById(id);
-  if (!(node instanceof (type ?? HTMLElement))) throw new Error(`index.html lacks #${id}`);
+  if (!(node instanceof (type ?? HTMLElement))) throw new Error(`the page lacks #${id}`);
   return /** @type {T} */ (node);
 }

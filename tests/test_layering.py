@@ -45,7 +45,9 @@ APP_IMPORTERS = {
     "app.middleware": {"app.main", "app.routes"},
     "app.asyncapi": {"app.main", "app.routes"},
     "app.protocol": {"app.main", "app.routes", "app.websocket", "app.asyncapi"},
-    "app.responses": {"app.main", "app.dependencies", "app.routes", "app.websocket"},
+    "app.responses": {
+        *("app.main", "app.dependencies", "app.routes", "app.websocket", "app.asyncapi"),
+    },
 }
 """Who may import the upper parts of `app`, besides themselves."""
 

@@ -49,7 +49,7 @@ def build_document(channels: Iterable[Channel], *, version: str) -> dict[str, An
     channels = tuple(channels)
     payloads, schemas = _schemas(channels)
     messages = {
-        f"{channel.name}.{message.name}": _message(
+        message_key(channel.name, message.name): _message(
             message, payloads[channel.name, message.name, mode]
         )
         for channel, message, mode in _all_messages(channels)
@@ -98,6 +98,15 @@ def server_of(
     """
     server = {"host": host, "protocol": protocol, "description": "The server that you asked."}
     return {"tokenwire": {**server, "pathname": pathname} if pathname else server}
+
+
+def message_key(channel: str, name: str) -> str:
+    """Return what a message is called among the document's components."""
+    return f"{channel}.{_key(name)}"
+
+
+def _key(name: str) -> str:
+    return name.replace(":", ".")  # which the standard does not allow there
 
 
 class _Schema(GenerateJsonSchema):
@@ -162,7 +171,9 @@ def _channel(channel: Channel) -> dict[str, Any]:
         "summary": channel.summary,
         "description": channel.description,
         "messages": {
-            message.name: {"$ref": f"#/components/messages/{channel.name}.{message.name}"}
+            _key(message.name): {
+                "$ref": f"#/components/messages/{message_key(channel.name, message.name)}"
+            }
             for message in (*channel.received, *channel.sent)
         },
         "bindings": {"ws": {**binding, "bindingVersion": "0.1.0"}},
@@ -177,7 +188,7 @@ def _operations(channel: Channel) -> dict[str, Any]:
     security = [{"$ref": f"#/components/securitySchemes/{name}"} for name in channel.security]
 
     def references(names: Iterable[str]) -> list[dict[str, str]]:
-        return [{"$ref": f"#/channels/{channel.name}/messages/{name}"} for name in names]
+        return [{"$ref": f"#/channels/{channel.name}/messages/{_key(name)}"} for name in names]
 
     operations: dict[str, Any] = {}
     for message in channel.received:
@@ -189,7 +200,7 @@ def _operations(channel: Channel) -> dict[str, Any]:
         }
         if replies := channel.replies[message.name]:
             operation["reply"] = {"channel": reference, "messages": references(replies)}
-        operations[f"{channel.name}.{message.name}"] = operation
+        operations[message_key(channel.name, message.name)] = operation
     operations[f"{channel.name}.tell"] = {
         "action": "send",
         "channel": reference,

@@ -1,4 +1,4 @@
-"""`WS /v1/stream` for the AsyncAPI document. Its answers are made by the code that makes them."""
+"""`WS /v1/stream` for the AsyncAPI document, its answers made by the code that makes them."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
 from app.asyncapi.document import build_document, server_of
+from app.asyncapi.responses_channel import responses_channel
 from app.asyncapi.stream_channel import stream_channel
 
 router = APIRouter()
@@ -28,4 +29,4 @@ def get_asyncapi(request: Request) -> JSONResponse:
 @cache
 def build(version: str) -> dict[str, Any]:
     """Return the document without its servers."""
-    return build_document([stream_channel()], version=version)
+    return build_document([stream_channel(), responses_channel()], version=version)

@@ -11,8 +11,9 @@ from app.answer import answer, max_choices
 from app.chat_writer import ChatWriter
 from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
 from app.json_route import JSONRoute
-from app.schemas.chat import ChatCompletion, ChatRequest
+from app.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from app.schemas.error import GENERATION_ERRORS, error_responses
+from app.schemas.event_stream import event_stream
 
 router = APIRouter(
     prefix="/v1",
@@ -99,7 +100,7 @@ EXAMPLES: dict[str, Any] = {
 _SUCCESS = {
     "description": "The answer; with `stream`, Server-Sent Events: one `chat.completion.chunk` "
     "each, and `data: [DONE]` last.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": event_stream(ChatCompletionChunk),
 }
 
 

@@ -13,6 +13,7 @@ from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
 from app.json_route import JSONRoute
 from app.schemas.completions import Completion, CompletionRequest
 from app.schemas.error import GENERATION_ERRORS, error_responses
+from app.schemas.event_stream import event_stream
 
 router = APIRouter(
     prefix="/v1",
@@ -59,7 +60,7 @@ EXAMPLES: dict[str, Any] = {
 _SUCCESS = {
     "description": "The completion; with `stream`, Server-Sent Events: one chunk of the same form "
     "each, and `data: [DONE]` last.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": event_stream(Completion),
 }
 
 

@@ -1,4 +1,4 @@
-"""The chat page, the docs page, and the files of both."""
+"""The chat page, the docs pages, and the files of all."""
 
 from __future__ import annotations
 
@@ -18,16 +18,23 @@ class PageFiles(StaticFiles):
         return response
 
 
+PAGES = {
+    "/": "index.html",
+    "/docs": "docs.html",
+    "/docs/websocket": "websocket_docs.html",
+}
+
+
 def add_pages(app: FastAPI, static_dir: Path) -> None:
-    """Serve `static_dir` at `/static`, its `index.html` at `/` and its `docs.html` at `/docs`."""
+    """Serve `static_dir` at `/static`, and each of its `PAGES` at an address of its own."""
     files = PageFiles(directory=static_dir)
-
-    async def chat_page(request: Request) -> Response:
-        return await files.get_response("index.html", request.scope)
-
-    async def docs_page(request: Request) -> Response:
-        return await files.get_response("docs.html", request.scope)
-
-    app.add_route("/", chat_page, methods=["GET"], include_in_schema=False)
-    app.add_route("/docs", docs_page, methods=["GET"], include_in_schema=False)
+    for path, name in PAGES.items():
+        _add_page(app, files, path, name)
     app.mount("/static", files)
+
+
+def _add_page(app: FastAPI, files: PageFiles, path: str, name: str) -> None:
+    async def page(request: Request) -> Response:
+        return await files.get_response(name, request.scope)
+
+    app.add_route(path, page, methods=["GET"], include_in_schema=False)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
-from openresponses_types import CompactResource, ResponseResource
+from openresponses_types import CompactResource
 
 from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
 from app.disconnect import run_while_connected
@@ -21,6 +21,8 @@ from app.responses.response import LiveResponse
 from app.responses.service import ResponseService
 from app.responses.writer import ResponseWriter
 from app.schemas.error import GENERATION_ERRORS, error_responses
+from app.schemas.event_stream import event_stream
+from app.schemas.response_events import ResponseBody, ResponseEvent
 from app.schemas.response_items import Item
 from app.schemas.responses import (
     MAX_LABEL_CHARS,
@@ -89,12 +91,11 @@ EXAMPLES: dict[str, Any] = {
 _EVENTS_AT_ONCE = 64
 """Events of a replay that are written before others have a turn."""
 
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
-_MODEL: dict[str, Any] = {"model": ResponseResource}
+_MODEL: dict[str, Any] = {"model": ResponseBody}
 _CREATED = {
     **_MODEL,
     "description": "The response; with `stream`, Server-Sent Events, and `data: [DONE]` last.",
-    "content": _STREAM,
+    "content": event_stream(ResponseEvent),
 }
 _PROMPT_ERRORS = (
     *GENERATION_ERRORS,

@@ -8,6 +8,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
+from app.asyncapi.document import message_key
 from app.routes.asyncapi import build
 
 DOCUMENT = build("test")
@@ -18,7 +19,7 @@ def assert_described(channel: str, message: Mapping[str, Any]) -> None:
 
     Stricter than the document, which leaves room for fields of a later version.
     """
-    name = f"{channel}.{message['type']}"
+    name = message_key(channel, message["type"])
     error = next(_validator(name).iter_errors(message), None)
     assert error is None, f"{name} at {error.json_path}: {error.message}"
 

@@ -11,6 +11,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from openresponses_types import ResponseResource
 from pydantic import BaseModel, TypeAdapter
 
+from tests.app.described import assert_described
+
 Event = dict[str, Any]
 
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
@@ -102,6 +104,7 @@ def check_event(event: Event) -> None:
         assert kind in _STANDARD, f"the standard has no {kind}"
         _STANDARD[kind].model_validate(_without_schema(event))
     if kind not in _ONLY_STANDARD:
+        assert_described("responses", event)
         assert _OPENAI.validate_python(event).type == kind
     if kind in _SNAPSHOTS:
         check_response(event["response"])

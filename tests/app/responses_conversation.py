@@ -8,6 +8,8 @@ from typing import Any
 
 from app.errors import ERRORS
 from app.protocol.responses.events import TERMINAL_TYPES
+from app.schemas.response_events import RESPONSE_EVENTS
+from tests.app.described import assert_described
 from tests.app.response_events import check_events
 
 Frame = dict[str, Any]
@@ -25,6 +27,8 @@ def assert_responses_conversation(
 ) -> None:
     """Assert the form and the order of one socket's frames.
 
+    What is no event of a response is as `/asyncapi.json` has it; for those, see `check_event`.
+
     On each lane the responses come one after the other: each from its first event, or the one after
     a cursor, to exactly one terminal event, numbered without a gap. Between them, an error is the
     ending of a turn without a response.
@@ -39,6 +43,8 @@ def assert_responses_conversation(
         kind, lane = frame["type"], frame.get("stream_id")
         if "stream_id" in frame:
             assert re.fullmatch(r"[A-Za-z0-9_.-]{1,256}", frame["stream_id"]), frame
+        if kind not in RESPONSE_EVENTS:
+            assert_described("responses", frame)
         if kind == "error":
             _assert_error(frame)
             code = frame["error"]["code"]

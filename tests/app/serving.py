@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.main import create_app
+from app.server import bind
 from app.settings import Settings
 from streaming import AsyncEngine, Backend
 from streaming.backends.scripted import Gate
@@ -183,8 +183,8 @@ def live(backend: Backend, **settings: Any) -> Iterator[str]:
     app, _ = make_app(backend, **settings)
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="websockets-sansio")
     server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        # The socket takes connections from here on; they wait until the server looks.
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()  # it takes connections from here on; they wait until the server looks
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from app.server import Server
+from app.server import Server, bind
 from app.settings import Settings
 from app.websocket.stream import StreamConnection
 from streaming import ANYONE, AsyncEngine, Backend
@@ -168,7 +168,7 @@ async def stream_server(
     app, engine = make_app(backend, **settings)
     server = Server(app, Settings(**settings))
     prepare(server)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with bind("127.0.0.1", 0) as listener:
         if send_buffer_bytes is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -46,6 +46,14 @@ async def test_exceptions_have_openais_body(
     assert "secret" not in body["message"]
 
 
+async def test_a_wrong_method_is_told_the_right_ones_of_all_routes():
+    app = app_that_raises(HTTPException(404))
+    app.add_api_route("/fail", lambda: None, methods=["DELETE"])
+    async with client(app) as calling:
+        response = await calling.post("/fail")
+    assert (response.status_code, response.headers["allow"]) == (405, "GET, DELETE")
+
+
 @pytest.mark.parametrize(
     ("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (90.0, "90")]
 )

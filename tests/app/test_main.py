@@ -12,7 +12,7 @@ from streaming.backends.scripted import scripted_backend
 from tests.app.serving import KEY, client, client_of, make_app, serving
 
 PUBLIC = {
-    *("/", "/static", "/docs", "/openapi.json", "/asyncapi.json"),
+    *("/", "/static", "/docs", "/docs/websocket", "/openapi.json", "/asyncapi.json"),
     *("/health", "/livez", "/readyz"),
 }
 UPGRADE_ONLY = {"/v1/stream"}

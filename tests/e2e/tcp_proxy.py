@@ -83,6 +83,8 @@ class _Link:
         self.client = client
         self.server = server
         self.is_mute = False
+        for side in (client, server):
+            side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def carry(self, source: socket.socket, target: socket.socket) -> None:
         """Pass bytes one way until either side ends, then end both."""

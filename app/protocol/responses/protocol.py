@@ -180,7 +180,9 @@ class ResponsesProtocol(Generic[ResponseT]):
         turn = self._turns[turn_id]
         for event in events:
             assert turn.state is TurnState.CREATED
-            turn.sequence_number = event["sequence_number"]
+            number = event["sequence_number"]
+            assert isinstance(number, int)
+            turn.sequence_number = number
             self._outbox.append(on_lane(event, turn.lane))
             if event["type"] in TERMINAL_TYPES:
                 assert turn.response is not None

@@ -10,16 +10,16 @@ import pytest
 from fastapi import FastAPI
 
 from app.main import STATIC_DIR
-from app.routes.page import add_pages
+from app.routes.page import PAGES, add_pages
 from streaming.backends.scripted import scripted_backend
 from tests.app.serving import client, client_of
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> httpx.AsyncClient:
-    """Two pages and a script in a folder of their own."""
-    (tmp_path / "index.html").write_text("<p>chat</p>")
-    (tmp_path / "docs.html").write_text("<p>docs</p>")
+    """The pages and a script in a folder of their own."""
+    for name in PAGES.values():
+        (tmp_path / name).write_text(f"<p>{name}</p>")
     (tmp_path / "main.js").write_text("start();")
     (tmp_path.parent / "secret").write_text("no")
     app = FastAPI(docs_url=None)
@@ -30,8 +30,7 @@ def page(tmp_path: Path) -> httpx.AsyncClient:
 @pytest.mark.parametrize(
     ("path", "text", "content_type"),
     [
-        ("/", "<p>chat</p>", "text/html"),
-        ("/docs", "<p>docs</p>", "text/html"),
+        *((path, f"<p>{name}</p>", "text/html") for path, name in PAGES.items()),
         ("/static/main.js", "start();", "javascript"),
     ],
 )
@@ -59,7 +58,7 @@ async def test_nothing_else_is_served(page: httpx.AsyncClient, path: str):
     assert (await page.get(path)).status_code == 404
 
 
-@pytest.mark.parametrize("name", ["index.html", "docs.html"])
+@pytest.mark.parametrize("name", PAGES.values())
 async def test_all_that_a_page_loads_is_here(name: str):
     html = (STATIC_DIR / name).read_text()
     links = re.findall(r'(?:src|href)="([^"#]+)"', html)

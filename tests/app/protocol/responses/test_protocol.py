@@ -116,7 +116,7 @@ class Talk:
 
     def heard(self) -> list[Frame]:
         """Return the new frames."""
-        frames = list(self.core.frames_to_send())
+        frames: list[Frame] = [{**frame} for frame in self.core.frames_to_send()]
         self.frames += frames
         return frames
 

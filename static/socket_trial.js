@@ -1,0 +1,120 @@
+// @ts-check
+/**
+ * A place to talk to a WebSocket by hand: pick an example, change it, send it, read what comes.
+ */
+
+import { element } from "./element.js";
+import { subprotocols } from "./protocol.js";
+
+const MAX_LINES = 500;
+
+/** @typedef {{label: string, payload: unknown}} Example */
+
+export class SocketTrial {
+  /** @type {WebSocket | null} */
+  #socket = null;
+  #url;
+  #log = element("ol", {
+    className: "trial-log",
+    testId: "trial-log",
+    attributes: { tabindex: "0", role: "log", "aria-label": "Messages" },
+  });
+  #state = element("span", { className: "trial-state", attributes: { role: "status" } }, "not connected");
+  #key = element("input", { attributes: { type: "password", autocomplete: "off", spellcheck: "false" } });
+  #text = element("textarea", {
+    testId: "trial-text",
+    attributes: { spellcheck: "false", rows: "7", "aria-label": "Message to send" },
+  });
+  #close = element(
+    "button",
+    { className: "button", attributes: { type: "button", disabled: "" }, on: { click: () => this.#socket?.close(1000) } },
+    "Disconnect",
+  );
+
+  /** @param {string} url of the socket @param {Example[]} examples at least one */
+  constructor(url, examples) {
+    this.#url = url;
+    const choices = element(
+      "select",
+      { on: { change: () => this.#show(examples[choices.selectedIndex]) } },
+      ...examples.map(({ label }) => element("option", {}, label)),
+    );
+    const send = element(
+      "button",
+      { className: "button primary", testId: "trial-send", attributes: { type: "submit" } },
+      "Send",
+    );
+    this.node = element(
+      "form",
+      { className: "trial", on: { submit: (event) => this.#submit(event) } },
+      element(
+        "div",
+        { className: "trial-row" },
+        element("label", {}, "Example ", choices),
+        element("label", {}, "API key, if the server has keys ", this.#key),
+      ),
+      this.#text,
+      element("div", { className: "trial-row" }, send, this.#close, this.#state),
+      this.#log,
+    );
+    this.#show(examples[0]);
+  }
+
+  /** @param {Example} example */
+  #show({ payload }) {
+    this.#text.value = JSON.stringify(payload, null, 2);
+  }
+
+  /** @param {Event} event */
+  #submit(event) {
+    event.preventDefault();
+    const text = this.#text.value;
+    if (this.#socket) this.#send(this.#socket, text);
+    else this.#open(text);
+  }
+
+  /** @param {string} first what is sent once it is open */
+  #open(first) {
+    const socket = new WebSocket(this.#url, subprotocols(this.#key.value));
+    this.#socket = socket;
+    this.#tell("connecting", true);
+    socket.addEventListener("open", () => {
+      this.#tell("connected", true);
+      this.#send(socket, first);
+    });
+    socket.addEventListener("message", ({ data }) => this.#write("heard", data));
+    socket.addEventListener("close", ({ code, reason }) => {
+      this.#socket = null;
+      this.#tell(code === 1000 ? "closed" : `closed with code ${code}${reason && `: ${reason}`}`, false);
+    });
+  }
+
+  /** @param {WebSocket} socket @param {string} text */
+  #send(socket, text) {
+    if (socket.readyState !== WebSocket.OPEN) return;
+    socket.send(text);
+    this.#write("sent", compact(text));
+  }
+
+  /** @param {'sent' | 'heard'} direction @param {string} text */
+  #write(direction, text) {
+    this.#log.append(element("li", { className: direction }, `${direction === "sent" ? "→" : "←"} ${text}`));
+    if (this.#log.childElementCount > MAX_LINES) this.#log.firstElementChild?.remove();
+    this.#log.scrollTop = this.#log.scrollHeight;
+  }
+
+  /** @param {string} state @param {boolean} isOpen */
+  #tell(state, isOpen) {
+    this.#state.textContent = state;
+    this.#close.disabled = !isOpen;
+  }
+}
+
+/** @param {string} text JSON, or what should have been */
+function compact(text) {
+  try {
+    return JSON.stringify(JSON.parse(text));
+  } catch {
+    return text;
+  }
+}

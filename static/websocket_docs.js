@@ -1,0 +1,238 @@
+// @ts-check
+/**
+ * Shows the server's AsyncAPI document: its sockets, what each takes and says, and the errors.
+ */
+
+import { copyText } from "./clipboard.js";
+import { byId, element, icon } from "./element.js";
+import { resolve } from "./schema.js";
+import { fieldTable, prose, table } from "./schema_view.js";
+import { SocketTrial } from "./socket_trial.js";
+import { ThemeToggle } from "./theme_toggle.js";
+
+/** @typedef {import("./schema.js").Schema} Schema */
+
+const THEME_KEY = "tokenwire.v1.theme";
+const SHOWN_MS = 1500;
+
+/** @param {Schema} document */
+function show(document) {
+  const { info, channels } = document;
+  const main = byId("main");
+  main.append(
+    element("h1", {}, info.title),
+    prose(`${info.description}\n\nVersion ${info.version}, as AsyncAPI ${document.asyncapi}.`),
+    ...Object.keys(channels).map((name) => channelView(name, document)),
+    errorsView(document),
+  );
+  main.removeAttribute("aria-busy");
+  byId("contents").append(contents(document));
+}
+
+/** @param {Schema} document */
+function contents(document) {
+  const channels = Object.entries(document.channels).map(([name, channel]) => {
+    const links = Object.keys(channel.messages).map((message) =>
+      element("li", {}, messageLink(name, message, document)),
+    );
+    const title = link(name, channel.title);
+    title.className = "contents-title";
+    return element("li", {}, title, element("ul", {}, ...links));
+  });
+  const errors = link("errors", "Errors");
+  errors.className = "contents-title";
+  return element("ul", {}, ...channels, element("li", {}, errors));
+}
+
+/** @param {string} name of the channel @param {Schema} document */
+function channelView(name, document) {
+  const channel = document.channels[name];
+  const url = addressOf(channel, document);
+  const operations = Object.values(document.operations).filter(
+    ({ channel: { $ref } }) => $ref === `#/channels/${name}`,
+  );
+  const received = operations.filter(({ action }) => action === "receive");
+  const heard = Object.keys(channel.messages).filter(
+    (message) => !received.some(({ messages }) => nameOf(messages[0]) === message),
+  );
+  const security = operations[0].security.map((/** @type {Schema} */ scheme) => resolve(scheme, document));
+  const examples = received.flatMap(({ messages }) =>
+    examplesOf(messages[0], document).map(({ name: label, payload }) => ({
+      label: label === payload.type ? label : `${payload.type}: ${label}`,
+      payload,
+    })),
+  );
+  return element(
+    "section",
+    { attributes: { "aria-labelledby": name } },
+    element("h2", { attributes: { id: name } }, channel.title),
+    prose(channel.summary),
+    element("div", { className: "address" }, element("code", {}, url), copyButton(url, "Copy the address")),
+    prose(channel.description),
+    element("h3", {}, "Keys"),
+    ...security.map((/** @type {Schema} */ { description }) => prose(description)),
+    element("h3", {}, "What you send"),
+    ...received.map((operation) => messageView(name, nameOf(operation.messages[0]), document, operation.reply)),
+    element("h3", {}, "What you hear"),
+    ...heard.map((message) => messageView(name, message, document)),
+    element("h3", {}, "Try it"),
+    new SocketTrial(url, examples).node,
+    element("h3", {}, "How it closes"),
+    table(
+      ["Code", "Meaning"],
+      channel["x-close-codes"].map((/** @type {Schema} */ { code, meaning }) =>
+        element("tr", {}, element("td", {}, String(code)), element("td", {}, meaning)),
+      ),
+    ),
+  );
+}
+
+/** @param {string} channel @param {string} name @param {Schema} document @param {Schema} [reply] */
+function messageView(channel, name, document, reply) {
+  const message = resolve(document.channels[channel].messages[name], document);
+  const payload = resolve(message.payload, document);
+  const description = payload.description ?? "";
+  const answers = reply?.messages.map((/** @type {Schema} */ answer) => nameOf(answer)) ?? [];
+  return element(
+    "details",
+    { className: "message", testId: "message", attributes: { id: `${channel}.${name}` } },
+    element(
+      "summary",
+      {},
+      element("code", { className: "message-name" }, message.name),
+      element("span", { className: "message-summary" }, description.split("\n\n")[0].replaceAll("`", "")),
+    ),
+    element(
+      "div",
+      { className: "message-body" },
+      prose(description),
+      ...examplesOf(document.channels[channel].messages[name], document).map(exampleView),
+      ...(answers.length ? [answersView(channel, answers, document)] : []),
+      fieldTable(payload, document),
+    ),
+  );
+}
+
+/** @param {string} channel @param {string[]} names @param {Schema} document */
+function answersView(channel, names, document) {
+  const links = names.flatMap((name) => [" ", messageLink(channel, name, document)]);
+  return element("p", { className: "answers" }, "Answered with", ...links);
+}
+
+/** @param {{name: string, payload: unknown}} example */
+function exampleView({ name, payload }) {
+  const text = JSON.stringify(payload, null, 2);
+  return element(
+    "figure",
+    { className: "example" },
+    element("figcaption", {}, `Example: ${name}`),
+    copyButton(text, `Copy the example ${name}`),
+    element("pre", { attributes: { tabindex: "0" } }, element("code", {}, text)),
+  );
+}
+
+/** @param {Schema} document */
+function errorsView(document) {
+  const rows = document["x-errors"].map((/** @type {Schema} */ { code, httpStatus, retryable, closeCode }) =>
+    element(
+      "tr",
+      {},
+      element("td", {}, element("code", {}, code)),
+      element("td", {}, String(httpStatus)),
+      element("td", {}, retryable ? "yes" : ""),
+      element("td", {}, closeCode === null ? "" : String(closeCode)),
+    ),
+  );
+  return element(
+    "section",
+    { attributes: { "aria-labelledby": "errors" } },
+    element("h2", { attributes: { id: "errors" } }, "Errors"),
+    prose("One table for all transports. The status is that of an HTTP answer or of a refused handshake."),
+    table(["Code", "Status", "Try again", "Closes with"], rows),
+  );
+}
+
+/** @param {Schema} channel @param {Schema} document */
+function addressOf(channel, document) {
+  const [{ protocol, host, pathname = "" }] = /** @type {Schema[]} */ (Object.values(document.servers));
+  return `${protocol}://${host}${pathname}${channel.address}`;
+}
+
+/** @param {Schema} reference @returns {string} */
+function nameOf({ $ref }) {
+  return $ref.split("/").at(-1);
+}
+
+/** @param {Schema} reference @param {Schema} document @returns {Schema[]} */
+function examplesOf(reference, document) {
+  return resolve(reference, document).examples;
+}
+
+/** @param {string} id @param {Node | string} text */
+function link(id, text) {
+  return element("a", { attributes: { href: `#${id}` } }, text);
+}
+
+/** @param {string} channel @param {string} name @param {Schema} document */
+function messageLink(channel, name, document) {
+  const message = resolve(document.channels[channel].messages[name], document);
+  return link(`${channel}.${name}`, element("code", {}, message.name));
+}
+
+/** @param {string} text @param {string} label */
+function copyButton(text, label) {
+  const button = element(
+    "button",
+    { className: "icon-button", attributes: { type: "button", "aria-label": label, title: label } },
+    icon("copy"),
+  );
+  button.addEventListener("click", async () => {
+    const isCopied = await copyText(text);
+    if (!isCopied) return;
+    button.classList.add("done");
+    button.replaceChildren(icon("check"));
+    setTimeout(() => {
+      button.classList.remove("done");
+      button.replaceChildren(icon("copy"));
+    }, SHOWN_MS);
+  });
+  return button;
+}
+
+/** Open and show the message that the address names. */
+function followAddress() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  if (target instanceof HTMLDetailsElement) target.open = true;
+  target?.scrollIntoView();
+}
+
+function storedTheme() {
+  try {
+    return JSON.parse(localStorage.getItem(THEME_KEY) ?? "null");
+  } catch {
+    return null;
+  }
+}
+
+/** @param {string} theme */
+function storeTheme(theme) {
+  try {
+    localStorage.setItem(THEME_KEY, JSON.stringify(theme));
+  } catch {
+    // Without storage the choice lasts as long as the page.
+  }
+}
+
+new ThemeToggle(byId("theme-toggle"), storedTheme(), storeTheme);
+addEventListener("hashchange", followAddress);
+try {
+  const answer = await fetch("../asyncapi.json");
+  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  show(await answer.json());
+  followAddress();
+} catch (error) {
+  const reason = error instanceof Error ? error.message : String(error);
+  byId("main").replaceChildren(
+    element("p", { className: "failure", attributes: { role: "alert" } }, `The description could not be shown: ${reason}.`),
+  );
+}
