@@ -13,7 +13,7 @@ _PREFILL_WEIGHT = 0.3
 read, so the newest counts more."""
 _PREFILL_SHARE = 1.5
 """Time for prompts in a step, in units of a step that only decodes."""
-_CHUNK_TOKENS = 16
+_CHUNK_TOKENS = 8
 """Chunks are multiples of it, so that few shapes occur; also what is read before measuring."""
 
 

@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 ATTENTION_NAME = "tokenwire_paged"
 LAYOUT_ARGUMENT = "batch_layout"
 
-SPAN_TOKENS = 128
+SPAN_TOKENS = 64
 """Keys that are reduced in one go. All products have this many, so that a library takes the same
 kernel for them; a short sequence pays for keys that it does not have."""
 _QUERY_STEP = 4

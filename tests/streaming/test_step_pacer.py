@@ -28,7 +28,7 @@ def test_who_waits_for_nobody_is_read_in_one_go():
 def test_before_anything_is_measured_chunks_are_small():
     pacer = StepPacer(max_batch_tokens=512)
     pacer.observe(num_decodes=1, num_prefill_tokens=0, duration_s=0.01)
-    assert pacer.prefill_budget(num_decodes=1) == 16
+    assert pacer.prefill_budget(num_decodes=1) == 8
 
 
 def test_the_first_step_beside_others_only_measures_them():
@@ -43,11 +43,11 @@ def test_the_first_step_beside_others_only_measures_them():
 @pytest.mark.parametrize(
     ("decode_step_s", "prefill_token_s", "budget"),
     [
-        (0.1, 0.001, 144),  # 150 tokens, in whole chunks of 16
+        (0.1, 0.001, 144),  # 150 tokens, in whole chunks of 8
         (0.1, 0.003125, 48),
-        (0.1, 1.0, 16),  # a chunk at least: a prompt is read in the end
+        (0.1, 1.0, 8),  # a chunk at least: a prompt is read in the end
         (0.1, 1e-6, 508),  # as much as the batch has room for
-        (0.1, 0.0, 16),  # nothing is known of a clock that stands still
+        (0.1, 0.0, 8),  # nothing is known of a clock that stands still
     ],
 )
 def test_a_chunk_takes_one_and_a_half_ordinary_steps(
@@ -73,7 +73,7 @@ def test_the_time_of_decodes_is_not_the_prompts():
     pacer = StepPacer(max_batch_tokens=512)
     pacer.observe(num_decodes=4, num_prefill_tokens=0, duration_s=0.1)
     pacer.observe(num_decodes=4, num_prefill_tokens=100, duration_s=0.3)
-    assert pacer.prefill_budget(num_decodes=4) == 64  # 0.2 s for 100 tokens
+    assert pacer.prefill_budget(num_decodes=4) == 72  # 0.2 s for 100 tokens
 
 
 def test_a_mixed_step_that_was_faster_than_decodes_alone_is_no_division_by_zero():
@@ -87,7 +87,7 @@ def test_the_mean_follows_what_changes():
     pacer = measured(decode_step_s=0.1, prefill_token_s=0.001)
     for _ in range(100):
         pacer.observe(num_decodes=0, num_prefill_tokens=100, duration_s=0.2)
-    assert pacer.prefill_budget(num_decodes=4) == 64
+    assert pacer.prefill_budget(num_decodes=4) == 72
 
 
 @property_test
@@ -107,6 +107,6 @@ def test_a_step_never_passes_its_limits(
     )
     budget = pacer.prefill_budget(num_decodes=num_decodes)
     assert 0 <= budget <= max(0, max_batch_tokens - num_decodes)
-    if budget > 16:
+    if budget > 8:
         more_s = max(0, num_decodes - 4) * prefill_token_s
         assert budget * prefill_token_s <= 1.501 * (decode_step_s + more_s)

@@ -280,7 +280,7 @@ def test_what_is_longer_than_a_span_is_added_up(sliding_window: int | None) -> N
 
 def test_a_long_chunk_is_attended_to_piece_by_piece() -> None:
     """More scores, and more results of spans, than are kept at once; no cut shows in the bits."""
-    length = 6 * SPAN_TOKENS
+    length = 12 * SPAN_TOKENS
     whole, cut = (Rig([length], num_heads=32, num_kv_heads=16, block_size=16) for _ in range(2))
     whole.step([(0, length)])
     for num_tokens in (500, 1, length - 501):
