@@ -139,7 +139,7 @@ async def test_clients_that_vanish_leave_nothing_behind(start_server) -> None:
 
 
 async def test_a_crowd_gets_what_each_would_get_alone(start_server) -> None:
-    server = start_server()
+    server = start_server("--batch-invariant")
     prompts = [f"{word} is" for word in ("Paris", "Water", "The sun", "A dog", "Music", "Time")]
 
     async def ask(prompt: str) -> tuple[str, int]:
