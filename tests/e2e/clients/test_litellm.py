@@ -17,15 +17,17 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
 def litellm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The library, told to be silent before it is imported: it would fetch a price list.
 
-    It leaves an event loop behind as the thread's own, which is closed here for it.
+    It wants an event loop to be the thread's own and would leave one behind: it is lent one.
     """
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
     import litellm
 
     monkeypatch.setattr(litellm, "telemetry", False)
     yield litellm
-    asyncio.get_event_loop().close()
     asyncio.set_event_loop(None)
+    loop.close()
 
 
 def test_a_streamed_chat(litellm: Any, model_server: ServerProcess) -> None:
