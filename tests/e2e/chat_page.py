@@ -31,6 +31,11 @@ _IS_GROWING = """() => {
     return reply?.dataset.status === "streaming" && text.trim().includes(" ");
 }"""
 
+_LAST_HANDLE = """() => {
+    const replies = [...document.querySelectorAll("[data-testid=message][data-role=assistant]")];
+    return replies.at(-1)?.dataset.generationId ?? null;
+}"""
+
 # The page itself never scrolls; its parts would.
 _OVERFLOW = """() => Math.max(
     ...["html", "#scroller", ".settings-body"]
@@ -69,7 +74,12 @@ class ChatPage:
 
     def ask(self, text: str) -> str:
         """Send, wait for the whole reply, and return its text as stored."""
+        before = self.page.evaluate(_LAST_HANDLE)
         self.send(text)
+        # The reply before is the last one until the page paints again, and it is done.
+        self.page.wait_for_function(
+            f"(before) => ![before, null].includes(({_LAST_HANDLE})())", arg=before
+        )
         self.expect_status("done")
         return self.stored_text()
 
