@@ -104,6 +104,10 @@ class Settings(BaseSettings):
         _MODEL.batch_invariant,
         description="Answer a request the same, to the bit, whatever else runs.",
     )
+    native_kernels: bool = Field(
+        _MODEL.native_kernels,
+        description="On a CPU, attend by a kernel compiled here, where there is a C++ compiler.",
+    )
     max_waiting_requests: int = Field(
         _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
     )
@@ -202,6 +206,7 @@ class Settings(BaseSettings):
             max_batch_tokens=self.max_batch_tokens,
             kv_cache_bytes=self.kv_cache_bytes,
             batch_invariant=self.batch_invariant,
+            native_kernels=self.native_kernels,
         )
 
     def to_engine_config(self) -> EngineConfig:

@@ -24,6 +24,8 @@ class ModelInfo:
         eos_token_ids: tokens that end a text.
         has_chat_template: whether `messages` can be served.
         batch_invariant: whether a request's answer is the same, to the bit, whatever else runs.
+        attention: what attends in batches: "native", our own kernel, or "torch"; None for a
+            backend that leaves it to the model.
     """
 
     model_id: str
@@ -35,6 +37,7 @@ class ModelInfo:
     eos_token_ids: frozenset[int]
     has_chat_template: bool
     batch_invariant: bool = True
+    attention: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class ModelConfig:
         batch_invariant: a request is answered the same, to the bit, whatever else is in the batch;
             a model that cannot be is refused. Not the default: it costs up to a tenth of the speed,
             and seconds at start for the proof.
+        native_kernels: on a CPU, attend by a kernel of our own, compiled once, where there is a C++
+            compiler.
     """
 
     model: str | None = None
@@ -49,6 +51,7 @@ class ModelConfig:
     max_batch_tokens: int = 512
     kv_cache_bytes: int | None = None
     batch_invariant: bool = False
+    native_kernels: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ async def get_health(request: Request, response: Response, services: ServicesDep
         max_model_len=info.max_model_len,
         has_chat_template=info.has_chat_template,
         batch_invariant=info.batch_invariant,
+        attention=info.attention,
     )
 
 

@@ -34,3 +34,6 @@ class Health(Liveness):
     batch_invariant: bool = Field(
         description="Whether an answer is the same, to the bit, whatever else runs."
     )
+    attention: str | None = Field(
+        description="What attends in batches: `native`, a kernel of our own on the CPU, or `torch`."
+    )

@@ -1,33 +1,31 @@
 """The default backend: continuous batching over an unmodified Hugging Face model.
 
 One step is one forward pass in which all tokens lie in one row: the newest token of each decoding
-sequence and the chunks of the prompts that are still being read. See `paged_attention`.
+sequence and the chunks of the prompts that are still being read. See `paged_cache`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
-from transformers import AttentionInterface
 
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends import OnProgress
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import LoadedModel, load_model
-from streaming.backends.paged_attention import (
-    ATTENTION_NAME,
-    LAYOUT_ARGUMENT,
-    PagedCache,
-    paged_attention,
-)
-from streaming.backends.probe import NotBatchInvariant, UnsupportedModel, pack, probe
+from streaming.backends.native.attention import native_attention
+from streaming.backends.native.library import NoKernels, load_kernels
+from streaming.backends.paged_cache import BLOCK_SIZE, LAYOUT_ARGUMENT, Attention
+from streaming.backends.probe import NotBatchInvariant, UnsupportedModel, probe, speed_up
 from streaming.backends.prompt_scorer import PromptScorer
 from streaming.backends.sampler import sample
+from streaming.backends.span_cache import SPAN_ATTENTION
 from streaming.backends.step_layout import lay_out
 from streaming.backends.warm_up import warm_up
 from streaming.config import BackendName, ModelConfig
@@ -36,7 +34,6 @@ from streaming.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-BLOCK_SIZE = 16
 _MEMORY_SHARE = 0.5
 """Of the memory that is free once the model is loaded, for keys and values."""
 
@@ -46,6 +43,7 @@ class BatchedRunner:
 
     Args:
         model: a transformers model with a language-model head; owned from here on.
+        attention: how it attends.
         num_blocks: size of the cache.
         block_size: tokens in a block.
         max_num_seqs: most sequences in one batch.
@@ -56,16 +54,16 @@ class BatchedRunner:
         self,
         model: Any,
         *,
+        attention: Attention = SPAN_ATTENTION,
         num_blocks: int,
         block_size: int = BLOCK_SIZE,
         max_num_seqs: int = 64,
         max_batch_tokens: int = 512,
     ) -> None:
-        AttentionInterface.register(ATTENTION_NAME, paged_attention)
-        model.set_attn_implementation(ATTENTION_NAME)
+        attention.plug_into(model)
         self._model = model
         self._device: torch.device = model.device
-        self._cache = PagedCache(num_blocks=num_blocks, block_size=block_size)
+        self._cache = attention.make_cache(num_blocks, block_size)
         self.cache = CacheGeometry(
             num_blocks=num_blocks, block_size=block_size, max_batch_tokens=max_batch_tokens
         )
@@ -74,7 +72,7 @@ class BatchedRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
-        step = lay_out(batch, block_size=self._cache.block_size, device=self._device)
+        step = lay_out(batch, cache=self._cache, device=self._device)
         self._cache.layout = step.layout
         output = self._model(
             input_ids=step.token_ids,
@@ -102,8 +100,7 @@ class BatchedRunner:
 
     def close(self) -> None:
         self._model = None
-        self._cache.keys.clear()
-        self._cache.values.clear()
+        self._cache.clear()
 
 
 def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Backend:
@@ -113,10 +110,11 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
         ModelLoadError: the model cannot be served.
     """
     loaded = load_model(config, on_progress=on_progress)
+    kernels = _load_kernels(config, loaded.model.device, on_progress)
     on_progress(f"Warming up {loaded.info.model_id}", None)
     with failing_as(f"{loaded.info.model_id} cannot generate"):
         try:
-            bytes_per_token = probe(loaded.model)
+            attention, bytes_per_token = _choose_attention(loaded.model, kernels)
         except UnsupportedModel as error:
             logger.warning(
                 "%s runs one request at a time, on the generate backend: %s",
@@ -127,7 +125,12 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
             runner: BatchedRunner | GenerateRunner = GenerateRunner(loaded.model)
         else:
             try:
-                pack(loaded.model, batch_invariant=config.batch_invariant)
+                speed_up(
+                    loaded.model,
+                    attention=attention,
+                    kernels=kernels,
+                    batch_invariant=config.batch_invariant,
+                )
             except NotBatchInvariant as error:
                 raise ModelLoadError(
                     f"{loaded.info.model_id} cannot be batch_invariant here: {error}"
@@ -135,10 +138,14 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
             num_blocks = _choose_num_blocks(config, loaded, bytes_per_token)
             max_model_len = min(loaded.info.max_model_len, num_blocks * BLOCK_SIZE)
             info = replace(
-                loaded.info, max_model_len=max_model_len, batch_invariant=config.batch_invariant
+                loaded.info,
+                max_model_len=max_model_len,
+                batch_invariant=config.batch_invariant,
+                attention=attention.name,
             )
             runner = BatchedRunner(
                 loaded.model,
+                attention=attention,
                 num_blocks=num_blocks,
                 max_num_seqs=config.max_num_seqs,
                 max_batch_tokens=config.max_batch_tokens,
@@ -149,6 +156,36 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
             runner.close()
             raise
     return Backend(info=info, tokenizer=loaded.tokenizer, runner=runner, grammars=loaded.grammars)
+
+
+def _load_kernels(
+    config: ModelConfig, device: torch.device, on_progress: OnProgress
+) -> ctypes.CDLL | None:
+    if not config.native_kernels or device.type != "cpu":
+        return None
+    try:
+        return load_kernels(config.cache_dir, on_progress=on_progress)
+    except NoKernels as error:
+        logger.warning("torch does the work of our own kernels, which is slower: %s", error)
+        return None
+
+
+def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attention, int]:
+    """Return the fastest way to attend that the model takes, and its cache's bytes for a token.
+
+    Raises:
+        UnsupportedModel: it takes none.
+    """
+    if kernels is None:
+        return SPAN_ATTENTION, probe(model, attention=SPAN_ATTENTION)
+    attention = native_attention(kernels)
+    try:
+        return attention, probe(model, attention=attention)
+    except UnsupportedModel as error:
+        reason = error
+    bytes_per_token = probe(model, attention=SPAN_ATTENTION)
+    logger.info("the model attends in torch, not by our own kernel: %s", reason)
+    return SPAN_ATTENTION, bytes_per_token
 
 
 def _choose_num_blocks(config: ModelConfig, loaded: LoadedModel, bytes_per_token: int) -> int:

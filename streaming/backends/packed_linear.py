@@ -18,6 +18,8 @@ import torch
 from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
+from streaming.backends.stand_in import StandIn, replace_layers
+
 TILE_ROWS = 64
 """Most rows that are multiplied at once where their bits must not depend on their number."""
 
@@ -33,8 +35,8 @@ class RowsNotAlike(Exception):
     """The bits of a product depend on where a row stands, whatever the number of rows."""
 
 
-class PackedLinear(torch.nn.Module):
-    """Stands in for a linear layer.
+class PackedLinear(StandIn):
+    """A linear layer.
 
     Args:
         original: that layer; where `multiply` has packed weights, so has it.
@@ -52,8 +54,7 @@ class PackedLinear(torch.nn.Module):
         in_features: int,
         min_rows: int | None,
     ) -> None:
-        super().__init__()
-        self.original = original
+        super().__init__(original)
         self._multiply = multiply
         self._in_features = in_features
         self.min_rows = min_rows
@@ -67,6 +68,16 @@ class PackedLinear(torch.nn.Module):
         tiles = torch.split(rows.reshape(-1, self._in_features), TILE_ROWS)
         product = torch.cat([self._run_tile(tile, self.min_rows) for tile in tiles])
         return product.view(*rows.shape[:-1], product.shape[-1])
+
+    @torch.inference_mode()
+    def give_back(self) -> torch.nn.Module:
+        original: Any = self.original
+        if original.weight.is_mkldnn:
+            plain = original.weight.to_dense()
+            if isinstance(original, Conv1D):
+                plain = plain.t().contiguous()
+            original.weight = torch.nn.Parameter(plain, requires_grad=False)
+        return self.original
 
     def _run_tile(self, tile: torch.Tensor, min_rows: int) -> torch.Tensor:
         if len(tile) >= min_rows:
@@ -89,49 +100,31 @@ def pack_linears(model: torch.nn.Module, *, batch_invariant: bool) -> None:
         RowsNotAlike: that is not to be had.
     """
     known_min_rows: dict[tuple[Any, ...], int] = {}
-    for parent in tuple(model.modules()):
-        if isinstance(parent, PackedLinear):
-            continue
-        for name, layer in tuple(parent.named_children()):
-            if type(layer) not in (torch.nn.Linear, Conv1D):
-                continue
-            weight, bias = _weight_of(layer), _bias_of(layer)
-            packed = _pack(weight, bias)
-            if packed is None and not batch_invariant:
-                continue
-            multiply = packed or _plain_multiply(weight, bias)
-            min_rows = None
-            if batch_invariant:
-                make = _plain_multiply if packed is None else _PackedMultiply
-                kind = (weight.shape, weight.dtype, packed is None)
-                if kind not in known_min_rows:
-                    known_min_rows[kind] = find_min_rows(make, like=weight)
-                min_rows = known_min_rows[kind]
-            in_features = weight.shape[1]
-            del weight
-            if packed is not None:
-                layer.weight = torch.nn.Parameter(packed.weight, requires_grad=False)
-            setattr(
-                parent,
-                name,
-                PackedLinear(layer, multiply, in_features=in_features, min_rows=min_rows),
-            )
 
+    def pack(layer: Any) -> PackedLinear | None:
+        if type(layer) not in (torch.nn.Linear, Conv1D):
+            return None
+        weight, bias = _weight_of(layer), _bias_of(layer)
+        packed = _pack(weight, bias)
+        if packed is None and not batch_invariant:
+            return None
+        min_rows = None
+        if batch_invariant:
+            make = _plain_multiply if packed is None else _PackedMultiply
+            kind = (weight.shape, weight.dtype, packed is None)
+            if kind not in known_min_rows:
+                known_min_rows[kind] = find_min_rows(make, like=weight)
+            min_rows = known_min_rows[kind]
+        if packed is not None:
+            layer.weight = torch.nn.Parameter(packed.weight, requires_grad=False)
+        return PackedLinear(
+            layer,
+            packed or _plain_multiply(weight, bias),
+            in_features=weight.shape[1],
+            min_rows=min_rows,
+        )
 
-@torch.inference_mode()
-def unpack_linears(model: torch.nn.Module) -> None:
-    """Put the original layers back, bit for bit."""
-    for parent in tuple(model.modules()):
-        for name, layer in tuple(parent.named_children()):
-            if not isinstance(layer, PackedLinear):
-                continue
-            original: Any = layer.original
-            if original.weight.is_mkldnn:
-                plain = original.weight.to_dense()
-                if isinstance(original, Conv1D):
-                    plain = plain.t().contiguous()
-                original.weight = torch.nn.Parameter(plain, requires_grad=False)
-            setattr(parent, name, original)
+    replace_layers(model, pack)
 
 
 def find_min_rows(

@@ -32,6 +32,7 @@ async def test_health_describes_the_server():
         "max_model_len": 99,
         "has_chat_template": False,
         "batch_invariant": True,
+        "attention": None,
     }
 
 

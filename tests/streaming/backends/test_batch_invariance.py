@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.loading import load_model
-from streaming.backends.probe import pack, probe
+from streaming.backends.probe import probe, speed_up
 from streaming.config import ModelConfig
 from streaming.engine import Engine
 from streaming.generation import Token
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
+from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
 from tests.streaming.backends.test_batched import CONFIGS, make_sequence, run_to_end
 
 MAX_TOKENS = 12
@@ -43,19 +44,32 @@ STEMS = (
 
 
 @cache
-def invariant_model(name: str, dtype: str) -> Any:
+def invariant_model(name: str, dtype: str, attention: str) -> Any:
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=DTYPES[dtype]).eval()
-    probe(model)
-    pack(model, batch_invariant=True)
+    make_invariant(model, attention)
     return model
 
 
-def make_engine(model: Any, *, num_blocks: int, max_batch_tokens: int) -> Engine:
-    runner = BatchedRunner(
+def make_invariant(model: Any, attention: str) -> None:
+    probe(model, attention=attention_named(attention))
+    speed_up(
         model,
-        num_blocks=num_blocks,
-        block_size=4,
+        attention=attention_named(attention),
+        kernels=kernels() if attention == "native" else None,
+        batch_invariant=True,
+    )
+
+
+def make_engine(
+    name: str, dtype: str, attention: str, *, num_tokens: int, max_batch_tokens: int
+) -> Engine:
+    block_size = BLOCK_SIZES[attention]
+    runner = BatchedRunner(
+        invariant_model(name, dtype, attention),
+        attention=attention_named(attention),
+        num_blocks=num_tokens // block_size,
+        block_size=block_size,
         max_num_seqs=6,
         max_batch_tokens=max_batch_tokens,
     )
@@ -69,9 +83,9 @@ def said(sequence: Sequence) -> list[Any]:
 
 
 @cache
-def alone(name: str, dtype: str, prompt: tuple[int, ...], kind: str) -> list[Any]:
+def alone(name: str, dtype: str, attention: str, prompt: tuple[int, ...], kind: str) -> list[Any]:
     """Return what is said to nobody but this one, whose prompt is read in one go."""
-    engine = make_engine(invariant_model(name, dtype), num_blocks=64, max_batch_tokens=256)
+    engine = make_engine(name, dtype, attention, num_tokens=256, max_batch_tokens=256)
     sequence = make_sequence("alone", prompt, KINDS[kind])
     engine.add(sequence)
     run_to_end(engine)
@@ -99,17 +113,24 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
-    events=EVENTS, num_blocks=st.sampled_from([44, 70, 250]), budget=st.sampled_from([7, 32, 200])
+    events=EVENTS,
+    num_tokens=st.sampled_from([176, 280, 1000]),
+    budget=st.sampled_from([7, 32, 200]),
 )
 def test_any_traffic_leaves_every_bit_as_it_is_alone(
-    name: str, dtype: str, events: list[tuple[str, Any]], num_blocks: int, budget: int
+    name: str,
+    dtype: str,
+    attention: str,
+    events: list[tuple[str, Any]],
+    num_tokens: int,
+    budget: int,
 ) -> None:
-    model = invariant_model(name, dtype)
-    engine = make_engine(model, num_blocks=num_blocks, max_batch_tokens=budget)
+    engine = make_engine(name, dtype, attention, num_tokens=num_tokens, max_batch_tokens=budget)
     added: list[tuple[Sequence, tuple[int, ...], str]] = []
     for event, value in events:
         if event == "add" and len(added) < 12:
@@ -125,41 +146,45 @@ def test_any_traffic_leaves_every_bit_as_it_is_alone(
     run_to_end(engine)
     for sequence, prompt, kind in added:
         actual = said(sequence)
-        assert actual == alone(name, dtype, prompt, kind)[: len(actual)]
+        assert actual == alone(name, dtype, attention, prompt, kind)[: len(actual)]
 
 
+@pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_who_lost_its_place_says_the_same_again(dtype: str) -> None:
-    model = invariant_model("llama", dtype)
-    engine = make_engine(model, num_blocks=44, max_batch_tokens=64)
+def test_who_lost_its_place_says_the_same_again(dtype: str, attention: str) -> None:
+    engine = make_engine("llama", dtype, attention, num_tokens=160, max_batch_tokens=64)
     prompts = [STEMS[2], (*STEMS[0], 30), (*STEMS[0], 31), (40, 41)]
     sequences = [make_sequence(str(p), p, KINDS["sampled"]) for p in prompts]
     for sequence in sequences:
         engine.add(sequence)
     run_to_end(engine)
     assert engine.num_preemptions > 0
-    assert [said(s) for s in sequences] == [alone("llama", dtype, p, "sampled") for p in prompts]
+    assert [said(s) for s in sequences] == [
+        alone("llama", dtype, attention, p, "sampled") for p in prompts
+    ]
 
 
+@pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_prefix_from_the_cache_is_as_good_as_one_that_was_read(dtype: str) -> None:
-    model = invariant_model("gemma3", dtype)
-    engine = make_engine(model, num_blocks=100, max_batch_tokens=32)
+def test_a_prefix_from_the_cache_is_as_good_as_one_that_was_read(
+    dtype: str, attention: str
+) -> None:
+    engine = make_engine("gemma3", dtype, attention, num_tokens=400, max_batch_tokens=32)
     for number in range(2):
         sequence = make_sequence(str(number), (*STEMS[2], 50, 51, 52, 53, 54), KINDS["greedy"])
         engine.add(sequence)
         run_to_end(engine)
-        assert said(sequence) == alone("gemma3", dtype, sequence.prompt_ids, "greedy")
+        assert said(sequence) == alone("gemma3", dtype, attention, sequence.prompt_ids, "greedy")
     assert sequence.generation.usage.cached_tokens == 128
 
 
 @pytest.mark.model
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_default_model_says_the_same_alone_and_in_a_crowd(dtype: str) -> None:
+def test_the_default_model_says_the_same_alone_and_in_a_crowd(dtype: str, attention: str) -> None:
     loaded = load_model(ModelConfig(dtype=dtype), on_progress=lambda *_: None)
-    probe(loaded.model)
-    pack(loaded.model, batch_invariant=True)
+    make_invariant(loaded.model, attention)
     prompts = [
         tuple(loaded.tokenizer.encode(text))
         for text in (
@@ -172,7 +197,11 @@ def test_the_default_model_says_the_same_alone_and_in_a_crowd(dtype: str) -> Non
     answers: list[list[Any]] = []
     for budget, num_seqs in ((512, 1), (40, 40)):
         runner = BatchedRunner(
-            loaded.model, num_blocks=200, max_num_seqs=num_seqs, max_batch_tokens=budget
+            loaded.model,
+            attention=attention_named(attention),
+            num_blocks=200,
+            max_num_seqs=num_seqs,
+            max_batch_tokens=budget,
         )
         engine = Engine(runner)
         sequences = []

@@ -53,9 +53,9 @@ def make_rig(runner: ModelRunner) -> EngineRig:
     return EngineRig(Backend(info=info, tokenizer=ByteTokenizer(), runner=runner))
 
 
-def batched_rig(name: str, **limits: int) -> EngineRig:
+def batched_rig(name: str, **limits: Any) -> EngineRig:
     model = tiny_models.random_model(CONFIGS[name](VOCAB_SIZE))
-    return make_rig(BatchedRunner(model, block_size=4, **({"num_blocks": 128} | limits)))
+    return make_rig(BatchedRunner(model, block_size=4, **{"num_blocks": 128, **limits}))
 
 
 def assert_scored(generation: Generation, name: str, prompt: str) -> None:

@@ -1,8 +1,4 @@
-"""Attention over a paged cache, plugged into unmodified Hugging Face models.
-
-All tokens of a step lie in one row, `(1, num_tokens)`: first one token for each decoding sequence,
-then the prefill chunks one behind the other. Linear layers do not care; attention does, and learns
-from a `BatchLayout` which rows belong together and where their keys and values lie.
+"""Attention over a paged cache in torch's own operations, on any device.
 
 A query attends to its past in spans of `SPAN_TOKENS` keys from the sequence's beginning, each span
 by itself; then the spans are added up, first to last, each with its part of the softmax (as flash
@@ -22,9 +18,6 @@ from typing import Any
 
 import torch
 from torch.nn.functional import pad
-
-ATTENTION_NAME = "tokenwire_paged"
-LAYOUT_ARGUMENT = "batch_layout"
 
 SPAN_TOKENS = 64
 """Keys that are reduced in one go. All products have this many, so that a library takes the same
@@ -91,7 +84,7 @@ class GroupView:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLayout:
+class SpanLayout:
     """Where the tokens of one step come from and where they go.
 
     Attributes:
@@ -116,74 +109,14 @@ class BatchLayout:
         return self._rows[num_kv_heads]
 
 
-class PagedCache:
-    """Keys and values of all layers, in blocks; given to the model as `past_key_values`.
-
-    Layers may differ in heads and head size, so each makes its tensors when it is first seen.
-
-    Args:
-        num_blocks: size of the pool.
-        block_size: tokens in a block.
-    """
-
-    is_compileable = False
-    """Asked for by transformers."""
-
-    def __init__(self, *, num_blocks: int, block_size: int) -> None:
-        assert SPAN_TOKENS % block_size == 0, "a span is made of whole blocks"
-        self.num_blocks = num_blocks
-        self.block_size = block_size
-        self.layout: BatchLayout | None = None
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the step's keys and values, each (1, Hkv, T, D), to their places.
-
-        Returns the whole cache of the layer, each (num_blocks, Hkv, block_size, D): that is what
-        the attention function is then called with.
-        """
-        assert self.layout is not None
-        if layer_idx not in self.keys:
-            self.keys[layer_idx] = self._make(keys)
-            self.values[layer_idx] = self._make(values)
-        fresh_blocks = self.layout.fresh_blocks
-        rows = self.layout.rows(keys.shape[1], self.block_size)
-        for cache, new in ((self.keys[layer_idx], keys), (self.values[layer_idx], values)):
-            if fresh_blocks.numel():
-                cache.view(self.num_blocks, -1).index_fill_(0, fresh_blocks, 0)
-            head_dim = new.shape[-1]
-            cache.view(-1, head_dim).index_copy_(
-                0, rows, new[0].transpose(0, 1).reshape(-1, head_dim)
-            )
-        return self.keys[layer_idx], self.values[layer_idx]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are given with each step, never derived from the cache."""
-        return 0
-
-    def _make(self, like: torch.Tensor) -> torch.Tensor:
-        _, num_heads, _, head_dim = like.shape
-        # Not zeroed: on a CPU, memory that is never written is never taken. What is read before it
-        # is written lies in fresh blocks, and those are wiped.
-        return like.new_empty(self.num_blocks, num_heads, self.block_size, head_dim)
-
-
-def num_padded_blocks(length: int, block_size: int) -> int:
-    """Return how many blocks a table for `length` tokens is padded to: whole spans."""
-    return -(-length // SPAN_TOKENS) * SPAN_TOKENS // block_size
-
-
-def paged_attention(
+def span_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    batch_layout: BatchLayout,
+    batch_layout: SpanLayout,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -193,7 +126,7 @@ def paged_attention(
 
     Args:
         query: (1, Hq, T, D).
-        key, value: (num_blocks, Hkv, block_size, D), as `PagedCache.update` returned them.
+        key, value: (num_blocks, Hkv, block_size, D), as `SpanCache.update` returned them.
         sliding_window: a token sees at most so many, itself included.
 
     Returns:

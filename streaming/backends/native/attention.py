@@ -1,0 +1,253 @@
+"""Attention over a paged cache by a kernel of ours, see `attention.cpp`.
+
+It takes the place of `span_attention` on CPUs: no keys or values are copied, none is multiplied
+that is not seen, and the same promise holds about bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from streaming.backend import Chunk
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention
+
+_DIM_STEP = 16
+"""Sizes of keys and values are multiples of it: a vector of the widest kind."""
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _AttendArguments(ctypes.Structure):
+    """`Attention` in `attention.cpp`."""
+
+    _fields_ = (
+        ("queries", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("chunks", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p),
+        ("query_token_stride", ctypes.c_int64),
+        ("query_head_stride", ctypes.c_int64),
+        ("num_chunks", ctypes.c_int64),
+        ("num_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("key_dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
+        ("sliding_window", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("is_bfloat16", ctypes.c_int64),
+        ("num_threads", ctypes.c_int64),
+    )
+
+
+class _UpdateArguments(ctypes.Structure):
+    """`Update` in `attention.cpp`."""
+
+    _fields_ = (
+        ("new_keys", ctypes.c_void_p),
+        ("new_values", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("slots", ctypes.c_void_p),
+        ("key_token_stride", ctypes.c_int64),
+        ("key_head_stride", ctypes.c_int64),
+        ("value_token_stride", ctypes.c_int64),
+        ("value_head_stride", ctypes.c_int64),
+        ("num_tokens", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("key_dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
+        ("is_bfloat16", ctypes.c_int64),
+        ("num_threads", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayout:
+    """Where the tokens of one step come from and where they go. All int64.
+
+    Attributes:
+        slots: (T,) place in the cache of each new token: block * block_size + offset.
+        chunks: (num_chunks * 4,) of each: its first row, its rows, its sequence's cached tokens
+            (these included and last), and where its block table begins in `tables`.
+        tables: block tables, one behind the other.
+    """
+
+    slots: torch.Tensor
+    chunks: torch.Tensor
+    tables: torch.Tensor
+
+
+class NativeCache:
+    """A `PagedCache`. Layers may differ in heads and head size; each makes its own tensors.
+
+    Args:
+        kernels: see `load_kernels`.
+        num_blocks: size of the pool.
+        block_size: tokens in a block; the kernel knows one size only.
+    """
+
+    is_compileable = False
+    """Asked for by transformers."""
+
+    def __init__(self, kernels: ctypes.CDLL, num_blocks: int, block_size: int) -> None:
+        assert block_size == BLOCK_SIZE
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.layout: NativeLayout | None = None
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self._kernels = kernels
+
+    @property
+    def bytes_per_token(self) -> int:
+        tensors = (*self.keys.values(), *self.values.values())
+        return sum(tensor[0].nbytes for tensor in tensors) // self.block_size
+
+    def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Return them as they come."""
+        return list(chunks)
+
+    def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
+        described: list[int] = []
+        tables: list[int] = []
+        start = 0
+        for chunk in chunks:
+            described += (start, chunk.num_tokens, chunk.end, len(tables))
+            tables += chunk.sequence.block_table.block_ids[: -(-chunk.end // self.block_size)]
+            start += chunk.num_tokens
+        return [described, tables]
+
+    def make_layout(
+        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
+    ) -> NativeLayout:
+        return NativeLayout(slots, *numbers)
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the step's keys and values, each (1, Hkv, T, D), to their places.
+
+        Returns the whole cache of the layer: keys, (num_blocks, Hkv, D, block_size), and values,
+        (num_blocks, Hkv, block_size, D).
+        """
+        assert self.layout is not None
+        if layer_idx not in self.keys:
+            self._make(keys, values, layer_idx)
+        keys, values = _dense(keys), _dense(values)
+        cached_keys, cached_values = self.keys[layer_idx], self.values[layer_idx]
+        arguments = _UpdateArguments(
+            keys.data_ptr(),
+            values.data_ptr(),
+            cached_keys.data_ptr(),
+            cached_values.data_ptr(),
+            self.layout.slots.data_ptr(),
+            keys.stride(2),
+            keys.stride(1),
+            values.stride(2),
+            values.stride(1),
+            keys.shape[2],
+            keys.shape[1],
+            keys.shape[3],
+            values.shape[3],
+            keys.dtype == torch.bfloat16,
+            torch.get_num_threads(),
+        )
+        self._kernels.tokenwire_update(ctypes.byref(arguments))
+        return cached_keys, cached_values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are given with each step, never derived from the cache."""
+        return 0
+
+    def clear(self) -> None:
+        self.keys.clear()
+        self.values.clear()
+
+    def _make(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
+        if keys.dtype not in _DTYPES or keys.device.type != "cpu":
+            raise NotImplementedError(f"the kernel knows no {keys.dtype} on {keys.device}")
+        for size in (keys.shape[3], values.shape[3]):
+            if size % _DIM_STEP:
+                raise NotImplementedError(f"its heads' size, {size}, is no multiple of {_DIM_STEP}")
+        # Not zeroed: memory that is never written is never taken, and none is used before it is.
+        num_heads, key_dim, value_dim = keys.shape[1], keys.shape[3], values.shape[3]
+        self.keys[layer_idx] = keys.new_empty(self.num_blocks, num_heads, key_dim, self.block_size)
+        self.values[layer_idx] = values.new_empty(
+            self.num_blocks, num_heads, self.block_size, value_dim
+        )
+
+
+def native_attention(kernels: ctypes.CDLL) -> Attention:
+    """Return the way to attend by these kernels."""
+    return Attention(
+        name="native",
+        interface_name="tokenwire_native",
+        function=partial(_attend, kernels),
+        make_cache=partial(NativeCache, kernels),
+    )
+
+
+def _attend(
+    kernels: ctypes.CDLL,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    batch_layout: NativeLayout,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend, each sequence to its own past.
+
+    Args:
+        query: (1, Hq, T, D).
+        key, value: as `NativeCache.update` returned them.
+        sliding_window: a token sees at most so many, itself included.
+
+    Returns:
+        (1, T, Hq, D), and no weights.
+    """
+    if attention_mask is not None or softcap is not None:
+        raise NotImplementedError("the paged attention takes no mask and no soft cap")
+    query = _dense(query)
+    num_heads, num_tokens, key_dim = query.shape[1:]
+    value_dim = value.shape[3]
+    output = query.new_empty(1, num_tokens, num_heads, value_dim)
+    arguments = _AttendArguments(
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        output.data_ptr(),
+        batch_layout.chunks.data_ptr(),
+        batch_layout.tables.data_ptr(),
+        query.stride(2),
+        query.stride(1),
+        len(batch_layout.chunks) // 4,
+        num_heads,
+        key.shape[1],
+        key_dim,
+        value_dim,
+        sliding_window or 0,
+        key_dim**-0.5 if scaling is None else scaling,
+        query.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    kernels.tokenwire_attend(ctypes.byref(arguments))
+    return output, None
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor with the elements of its last dimension side by side."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

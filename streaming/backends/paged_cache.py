@@ -1,0 +1,90 @@
+"""What batching asks of an attention over a paged cache, plugged into unmodified models.
+
+All tokens of a step lie in one row, `(1, num_tokens)`: the newest token of each decoding sequence
+and the prefill chunks, one behind the other. Linear layers do not care; attention does, and learns
+from a layout which rows belong together and where their keys and values lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface
+
+from streaming.backend import Chunk
+
+BLOCK_SIZE = 16
+"""Tokens in a block of the cache."""
+LAYOUT_ARGUMENT = "batch_layout"
+"""Name of the argument by which a layout passes through the model to each attention."""
+
+
+class PagedCache(Protocol):
+    """Keys and values of all layers, in blocks; given to the model as `past_key_values`.
+
+    Attributes:
+        block_size: tokens in a block.
+        layout: of the step that runs.
+    """
+
+    block_size: int
+    layout: Any
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of all layers together; 0 until the model has used the cache."""
+
+    def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Return the chunks in the order in which their rows shall lie."""
+
+    def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
+        """Return the numbers that `make_layout` wants to have as tensors."""
+
+    def make_layout(
+        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
+    ) -> Any:
+        """Return the layout of arranged chunks.
+
+        Args:
+            slots: (T,) place in the cache of each new token: block * block_size + offset.
+            numbers: what `numbers` returned, int64.
+        """
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the step's keys and values, each (1, Hkv, T, D), to their places.
+
+        Called by the model. Returns the whole cache of the layer, in its own shapes: what the
+        attention function is then called with.
+        """
+
+    def clear(self) -> None:
+        """Give the memory back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """A way to attend over a paged cache.
+
+    Attributes:
+        name: for people.
+        interface_name: what transformers calls it.
+        function: what its models call, as `AttentionInterface` wants it.
+        make_cache: makes the cache that `function` attends over, from its number of blocks and the
+            tokens in each.
+    """
+
+    name: str
+    interface_name: str
+    function: Callable[..., tuple[torch.Tensor, None]]
+    make_cache: Callable[[int, int], PagedCache]
+
+    def plug_into(self, model: Any) -> None:
+        """Let a transformers model attend in this way, from its next call on."""
+        AttentionInterface.register(self.interface_name, self.function)
+        model.set_attn_implementation(self.interface_name)

@@ -1,0 +1,173 @@
+"""The ways to attend, and a rig that drives any of them against the formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from streaming.backend import Chunk
+from streaming.backends.native.attention import native_attention
+from streaming.backends.native.library import NoCompiler, load_kernels
+from streaming.backends.paged_cache import Attention
+from streaming.backends.span_cache import SPAN_ATTENTION
+from streaming.backends.warm_up import dry_sequence
+from streaming.sequence import Sequence
+
+BLOCK_SIZES = {"torch": 4, "native": 16}
+"""Small ones where they can be: more borders to cross."""
+HEAD_DIM = 16
+
+
+@cache
+def kernels() -> Any:
+    """Return our kernels; a test that wants them is skipped where nothing compiles them."""
+    try:
+        return load_kernels()
+    except NoCompiler as error:
+        pytest.skip(str(error))
+
+
+def attention_named(name: str) -> Attention:
+    return SPAN_ATTENTION if name == "torch" else native_attention(kernels())
+
+
+def plain_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scaling: float,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """Attend by the formula, in double precision; (L, heads, D) each."""
+    num_groups, length = query.shape[1] // key.shape[1], len(query)
+    keys, values = (
+        tensor.double().repeat_interleave(num_groups, dim=1).transpose(0, 1)
+        for tensor in (key, value)
+    )
+    scores = query.double().transpose(0, 1) @ keys.transpose(1, 2) * scaling
+    positions = torch.arange(length)
+    is_hidden = positions > positions[:, None]
+    if sliding_window is not None:
+        is_hidden |= positions <= positions[:, None] - sliding_window
+    weights = scores.masked_fill(is_hidden, -torch.inf).softmax(dim=-1)
+    return (weights @ values).transpose(0, 1)
+
+
+@dataclass
+class Row:
+    """One sequence and its tokens' queries, keys and values, each (L, heads, D)."""
+
+    sequence: Sequence
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+    @property
+    def block_ids(self) -> list[int]:
+        return self.sequence.block_table.block_ids
+
+
+class AttentionRig:
+    """Sequences over one cache, run in steps; outputs are gathered by sequence."""
+
+    def __init__(
+        self,
+        attention: Attention,
+        lengths: list[int],
+        *,
+        block_size: int,
+        num_heads: int = 4,
+        num_kv_heads: int = 2,
+        head_dim: int = HEAD_DIM,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        num_blocks = sum(-(-length // block_size) for length in lengths) + 1
+        order = torch.randperm(num_blocks, generator=generator).tolist()
+        self.attention = attention
+        self.head_dim = head_dim
+        self.num_blocks = num_blocks
+        self.cache: Any = attention.make_cache(num_blocks, block_size)
+        self.rows: list[Row] = []
+        for length in lengths:
+            sequence = dry_sequence([0] * length)
+            sequence.block_table.block_ids = [order.pop() for _ in range(-(-length // block_size))]
+            sizes = [(length, heads, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads)]
+            tensors = [torch.randn(*size, generator=generator).to(dtype) for size in sizes]
+            self.rows.append(Row(sequence, *tensors))
+        self.done = [0] * len(lengths)
+        self.outputs: list[list[torch.Tensor]] = [[] for _ in lengths]
+
+    def step(
+        self,
+        chunks: list[tuple[int, int]],
+        *,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        layer_idx: int = 0,
+    ) -> None:
+        """Run chunks of (sequence, number of tokens)."""
+        numbers = {id(row.sequence): number for number, row in enumerate(self.rows)}
+        arranged = self.cache.arrange(
+            [Chunk(self.rows[number].sequence, self.done[number], n) for number, n in chunks]
+        )
+        spans = [(numbers[id(chunk.sequence)], chunk.start, chunk.end) for chunk in arranged]
+        size = self.cache.block_size
+        slots = [
+            self.rows[number].block_ids[position // size] * size + position % size
+            for number, start, end in spans
+            for position in range(start, end)
+        ]
+        self.cache.layout = self.cache.make_layout(
+            arranged,
+            torch.tensor(slots),
+            [torch.tensor(some, dtype=torch.long) for some in self.cache.numbers(arranged)],
+        )
+        query, key, value = (
+            torch.cat(
+                [getattr(self.rows[number], name)[start:end] for number, start, end in spans]
+            ).transpose(0, 1)[None]
+            for name in ("query", "key", "value")
+        )
+        keys, values = self.cache.update(key, value, layer_idx)
+        output, weights = self.attention.function(
+            torch.nn.Module(),
+            query,
+            keys,
+            values,
+            None,
+            batch_layout=self.cache.layout,
+            scaling=scaling,
+            sliding_window=sliding_window,
+        )
+        assert weights is None
+        at = 0
+        for number, start, end in spans:
+            self.outputs[number].append(output[0, at : at + end - start])
+            at += end - start
+            self.done[number] = end
+
+    def check(self, *, scaling: float | None = None, sliding_window: int | None = None) -> None:
+        for row, outputs, done in zip(self.rows, self.outputs, self.done, strict=True):
+            if not outputs:
+                continue
+            expected = plain_attention(
+                row.query[:done],
+                row.key[:done],
+                row.value[:done],
+                scaling=self.head_dim**-0.5 if scaling is None else scaling,
+                sliding_window=sliding_window,
+            )
+            is_narrow = row.query.dtype == torch.bfloat16
+            torch.testing.assert_close(
+                torch.cat(outputs).double(),
+                expected,
+                rtol=1e-2 if is_narrow else 1e-4,
+                atol=1e-2 if is_narrow else 1e-5,
+            )

@@ -1,0 +1,96 @@
+"""What is particular to the kernel; what it shares with other attention is in test_paged_cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streaming.backends.native.attention import native_attention
+from tests.streaming.backends.attentions import AttentionRig, attention_named, kernels
+
+
+def make_rig(lengths: list[int], **options: object) -> AttentionRig:
+    return AttentionRig(attention_named("native"), lengths, block_size=16, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_size_of_heads_will_do(head_dim: int, dtype: torch.dtype) -> None:
+    rig = make_rig([70, 33], head_dim=head_dim, dtype=dtype)
+    rig.step([(0, 69), (1, 32)])
+    rig.step([(0, 1), (1, 1)])
+    rig.check()
+
+
+@pytest.mark.parametrize("sliding_window", [None, 64, 600])
+def test_splits_of_a_decode_are_added_up(sliding_window: int | None) -> None:
+    """More than one split, and where one begins and ends."""
+    rig = make_rig([1540, 513, 512], num_heads=6, num_kv_heads=2)
+    rig.step([(0, 1538), (1, 511), (2, 510)], sliding_window=sliding_window)
+    for _ in range(2):
+        rig.step([(0, 1), (1, 1), (2, 1)], sliding_window=sliding_window)
+    rig.check(sliding_window=sliding_window)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 5])
+def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
+    rigs = [make_rig([1100, 40], num_heads=6, num_kv_heads=2) for _ in range(2)]
+    for rig, number in zip(rigs, (1, num_threads), strict=True):
+        torch.set_num_threads(number)
+        rig.step([(0, 1099), (1, 39)])
+        rig.step([(0, 1), (1, 1)])
+    for first, second in zip(*[rig.outputs for rig in rigs], strict=True):
+        assert torch.equal(torch.cat(first), torch.cat(second))
+
+
+def test_values_may_be_of_another_size_than_keys() -> None:
+    attention = native_attention(kernels())
+    rig = make_rig([20])
+    key, value = rig.rows[0].key, torch.randn(20, 2, 48)
+    cache = attention.make_cache(2, 16)
+    slots = torch.arange(20)
+    cache.layout = cache.make_layout(
+        [], slots, [torch.tensor([0, 20, 20, 0]), torch.tensor([0, 1])]
+    )
+    keys, values = cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], 0)
+    query = rig.rows[0].query.transpose(0, 1)[None]
+    output, _ = attention.function(None, query, keys, values, None, batch_layout=cache.layout)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
+        is_causal=True,
+        enable_gqa=True,
+    )
+    torch.testing.assert_close(output.transpose(1, 2), expected)
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+    rig = make_rig([130])
+    rig.rows[0].query *= 30
+    rig.step([(0, 130)])
+    rig.check()
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+def test_strided_and_transposed_tensors_are_taken_as_they_are(num_tokens: int) -> None:
+    plain, odd = make_rig([3]), make_rig([3])
+    for name in ("query", "key", "value"):
+        tensor = getattr(odd.rows[0], name)
+        setattr(odd.rows[0], name, tensor.transpose(1, 2).contiguous().transpose(1, 2))
+    for rig in (plain, odd):
+        while rig.done[0] < 3:
+            rig.step([(0, num_tokens)])
+    assert torch.equal(torch.cat(plain.outputs[0]), torch.cat(odd.outputs[0]))
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "reason"),
+    [(8, torch.float32, "no multiple of 16"), (16, torch.float16, "knows no torch.float16")],
+)
+def test_what_the_kernel_cannot_do_is_refused(
+    head_dim: int, dtype: torch.dtype, reason: str
+) -> None:
+    rig = make_rig([3], head_dim=head_dim, dtype=dtype)
+    with pytest.raises(NotImplementedError, match=reason):
+        rig.step([(0, 3)])

@@ -1,0 +1,96 @@
+"""The kernels are compiled once, checked before they are used, and missed with a reason."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streaming.backends.native.library import (
+    SOURCES,
+    NoCompiler,
+    NoKernels,
+    build,
+    find_compiler,
+    load_kernels,
+)
+from tests.streaming.backends.attentions import kernels
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    kernels()  # skips where there is none
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.suffix for path in (folder / "kernels").iterdir())
+
+
+def test_they_are_compiled_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):
+        loaded = load_kernels(str(tmp_path), on_progress=lambda text, _: said.append(text))
+        assert loaded.tokenwire_attend
+    assert said == ["Compiling kernels for this CPU"]
+    assert files(tmp_path) == [".lock", ".so"]
+
+
+def test_without_a_compiler_that_is_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoCompiler, match=r"there is no C\+\+ compiler"):
+        load_kernels(str(tmp_path))
+
+
+def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Put a compiler in the path that does what a shell script says."""
+    compiler = folder / "c++"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compiler(tmp_path, monkeypatch, 'echo "note" >&2; echo "no such flag" >&2; exit 1')
+    with pytest.raises(NoKernels, match=r"^c\+\+ fails: no such flag$"):
+        load_kernels(str(tmp_path))
+
+
+def changed_sources(folder: Path, change: Callable[[str], str]) -> list[Path]:
+    """Return copies of the sources, all but one as they are."""
+    for path in SOURCES[0].parent.glob("*.[ch]*"):
+        text = path.read_text()
+        (folder / path.name).write_text(change(text) if path.name == "attention.cpp" else text)
+    return sorted(folder.glob("*.cpp"))
+
+
+def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
+    right, wrong = "sums[r][v] += query * loaded[v]", "sums[r][v] -= query * loaded[v]"
+    sources = changed_sources(tmp_path, lambda text: text.replace(right, wrong))
+    with pytest.raises(NoKernels, match="the kernel is off by"):
+        build(find_compiler(), sources, tmp_path / "kernels.so")
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_what_kills_its_process_is_not_kept(tmp_path: Path) -> None:
+    """As a library does that has instructions which the CPU lacks."""
+    death = "#include <cstdlib>\n__attribute__((constructor)) void die() { std::abort(); }\n"
+    sources = changed_sources(tmp_path, lambda text: text + death)
+    with pytest.raises(NoKernels, match="exit status -6"):
+        build(find_compiler(), sources, tmp_path / "kernels.so")
+    assert not list(tmp_path.glob("*.so"))
+
+
+def test_a_folder_that_cannot_be_written_is_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "kernels").write_text("a file")
+    with pytest.raises(NoKernels, match="cannot be written or loaded"):
+        load_kernels(str(tmp_path))
+
+
+def test_the_check_passes_what_is_right() -> None:
+    command = [sys.executable, "-m", "streaming.backends.native.check", kernels()._name]
+    subprocess.run(command, check=True)

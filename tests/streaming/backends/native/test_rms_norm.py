@@ -1,0 +1,88 @@
+"""The kernel normalises as the models' own layers do, and takes the place of no other layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from streaming.backends.native.rms_norm import NativeRMSNorm, replace_rms_norms
+from streaming.backends.stand_in import restore_layers
+from tests.streaming.backends.attentions import kernels
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def model_with(layer: torch.nn.Module, dtype: torch.dtype) -> Any:
+    with torch.no_grad():
+        for weight in layer.parameters():
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
+    return torch.nn.Sequential(layer).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer_class", [LlamaRMSNorm, Gemma3RMSNorm])
+@pytest.mark.parametrize("dim", [16, 64, 576])
+@torch.inference_mode()
+def test_it_stands_in_for_a_norm(layer_class: Any, dim: int, dtype: torch.dtype) -> None:
+    model = model_with(layer_class(dim, eps=1e-3), dtype)
+    rows = (0.1 * torch.randn(2, 7, dim)).to(dtype)
+    exact = model_with(layer_class(dim, eps=1e-3), torch.float32)(rows.float())
+    original, expected = model[0], model(rows)
+    replace_rms_norms(model, kernels())
+    assert isinstance(model[0], NativeRMSNorm)
+    actual = model(rows)
+    assert actual.dtype == dtype
+    torch.testing.assert_close(actual, expected)
+    assert (actual - exact).abs().max() <= (expected - exact).abs().max() + 1e-5
+    restore_layers(model)
+    assert model[0] is original
+
+
+@torch.inference_mode()
+def test_no_row_depends_on_the_others_nor_on_where_it_lies() -> None:
+    model = model_with(LlamaRMSNorm(64), torch.bfloat16)
+    replace_rms_norms(model, kernels())
+    rows = torch.randn(50, 64).bfloat16()
+    expected = model(rows)
+    assert torch.equal(torch.cat([model(row[None]) for row in rows]), expected)
+    strided = torch.randn(50, 128).bfloat16()
+    strided[:, ::2] = rows
+    assert torch.equal(model(strided[:, ::2]), expected)
+
+
+class OtherRMSNorm(LlamaRMSNorm):  # type: ignore[misc]
+    """Called as the others are, and does something else."""
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        normalized: torch.Tensor = super().forward(rows)
+        return normalized - rows.mean()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        OtherRMSNorm(32),
+        LlamaRMSNorm(24),
+        torch.nn.LayerNorm(32),
+        torch.nn.Linear(32, 32),
+        LlamaRMSNorm(32).half(),
+    ],
+    ids=["another sum", "an odd size", "a layer norm", "a linear layer", "float16"],
+)
+def test_others_stay(layer: torch.nn.Module) -> None:
+    model = torch.nn.Sequential(layer)
+    replace_rms_norms(model, kernels())
+    assert model[0] is layer
+
+
+@torch.inference_mode()
+def test_rows_of_another_dtype_go_to_the_original() -> None:
+    model = model_with(LlamaRMSNorm(16), torch.bfloat16)
+    rows = torch.randn(3, 16)
+    expected = model(rows)
+    replace_rms_norms(model, kernels())
+    assert torch.equal(model(rows), expected)

@@ -1,0 +1,132 @@
+"""What a model shows before it is batched, and what is done when it does not."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from streaming.backends.native.rms_norm import NativeRMSNorm
+from streaming.backends.packed_linear import PackedLinear
+from streaming.backends.probe import (
+    DryRun,
+    NotBatchInvariant,
+    UnsupportedModel,
+    probe,
+    speed_up,
+)
+from streaming.backends.span_cache import SPAN_ATTENTION
+from tests.streaming.backends import tiny_models
+from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
+from tests.streaming.backends.test_batched import CONFIGS
+
+
+def make_model(name: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(7)
+    return AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=dtype).eval()
+
+
+@pytest.mark.parametrize("name", BLOCK_SIZES)
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_the_bytes_of_a_token_are_those_of_all_layers(
+    name: str, dtype: torch.dtype, width: int
+) -> None:
+    num_layers, num_kv_heads, head_dim = 3, 2, 16
+    expected = 2 * num_layers * num_kv_heads * head_dim * width
+    assert probe(make_model(dtype=dtype), attention=attention_named(name)) == expected
+
+
+def test_a_model_that_the_kernel_cannot_serve_is_told_apart_and_left_alone() -> None:
+    model = tiny_models.tiny_llama()  # its heads are of size 8
+    own = model.config._attn_implementation
+    with pytest.raises(UnsupportedModel, match="no multiple of 16"):
+        probe(model, attention=attention_named("native"))
+    assert model.config._attn_implementation == own
+    assert probe(model, attention=SPAN_ATTENTION) > 0
+
+
+def test_a_model_that_answers_a_little_differently_is_told_apart() -> None:
+    model = make_model()
+    hook = model.lm_head.register_forward_hook(
+        lambda *args: args[2] * (1.0 if args[2].shape[1] > 1 else 1.01)
+    )
+    with pytest.raises(UnsupportedModel, match="answers differently"):
+        probe(model, attention=SPAN_ATTENTION)
+    hook.remove()
+
+
+def layer_types(model: Any) -> set[type]:
+    return {type(module) for module in model.modules()}
+
+
+@torch.inference_mode()
+def test_layers_are_replaced_and_the_answer_stays() -> None:
+    model = make_model()
+    attention = attention_named("native")
+    probe(model, attention=attention)
+    expected = DryRun(model, attention, [30]).read(0)
+    speed_up(model, attention=attention, kernels=kernels(), batch_invariant=False)
+    assert {NativeRMSNorm, PackedLinear} <= layer_types(model)
+    torch.testing.assert_close(
+        DryRun(model, attention, [30]).read(0), expected, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_without_kernels_norms_stay() -> None:
+    model = make_model()
+    probe(model, attention=SPAN_ATTENTION)
+    speed_up(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=False)
+    assert NativeRMSNorm not in layer_types(model)
+    assert PackedLinear in layer_types(model)
+
+
+def break_when_packed(model: Any) -> None:
+    """Let a layer answer otherwise once its projection is a stand-in."""
+    layer = model.model.layers[0].mlp
+
+    def change(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * (3.0 if isinstance(layer.down_proj, PackedLinear) else 1.0)
+
+    layer.register_forward_hook(change)
+
+
+def test_layers_that_change_the_answer_are_given_back(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model()
+    probe(model, attention=SPAN_ATTENTION)
+    break_when_packed(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with caplog.at_level(logging.WARNING, logger="streaming"):
+        speed_up(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=False)
+    assert PackedLinear not in layer_types(model)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    assert [record.getMessage() for record in caplog.records] == [
+        "its layers stay as they are, which costs some speed: it answers differently"
+    ]
+
+
+def test_invariance_is_refused_where_layers_cannot_be_replaced() -> None:
+    model = make_model()
+    probe(model, attention=SPAN_ATTENTION)
+    break_when_packed(model)
+    with pytest.raises(NotBatchInvariant, match="its layers cannot be replaced"):
+        speed_up(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=True)
+
+
+@pytest.mark.parametrize(
+    ("is_in_company", "reason"),
+    [
+        (lambda rows: rows.shape[1] > 30, "are decoded differently|are read differently"),
+        (lambda rows: rows.shape[1] == 36, "is decoded differently in a crowd"),
+    ],
+)
+def test_a_model_that_minds_its_company_is_not_invariant(is_in_company: Any, reason: str) -> None:
+    model = make_model()
+    probe(model, attention=SPAN_ATTENTION)
+    model.model.norm.register_forward_hook(
+        lambda *args: args[2] * (1.0 + 1e-6 if is_in_company(args[2]) else 1.0)
+    )
+    with pytest.raises(NotBatchInvariant, match=reason):
+        speed_up(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=True)
