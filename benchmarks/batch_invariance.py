@@ -1,7 +1,7 @@
 """What batch invariance costs: the same work with it and without, turn about in one run.
 
-    python -m benchmarks.batch_invariance             # the default model, the machine's best dtype
-    python -m benchmarks.batch_invariance --concurrency 1,64 --tokens 64
+python -m benchmarks.batch_invariance             # the default model, the machine's best dtype
+python -m benchmarks.batch_invariance --concurrency 1,64 --tokens 64
 """
 
 from __future__ import annotations
