@@ -21,10 +21,6 @@ from streaming.sequence import Sequence
 
 _MIN_TEMPERATURE = 1e-4
 """Lower ones choose the same tokens and overflow float32."""
-_MAX_LOGIT = 1e30
-"""Logits above it would become infinite when divided by a small temperature."""
-_NUM_CANDIDATES = 1024
-"""Tokens that are sorted for top-p and min-p; a flatter distribution is sorted whole."""
 _SEED_MASK = 2**64 - 1
 _NOT_FINITE = "the model's logits are not finite numbers"
 
@@ -139,44 +135,41 @@ def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
     does; then the inverse of the distribution function at one uniform number.
     """
     assert params.seed is not None
-    scaled = logits.clamp(max=_MAX_LOGIT) / max(params.temperature, _MIN_TEMPERATURE)
     uniform = Generator(Philox(key=params.seed & _SEED_MASK, counter=position)).random()
+    # Relative to the likeliest token, whose weight is 1: nothing overflows.
+    temperature = max(params.temperature, _MIN_TEMPERATURE)
+    weights = logits.sub(logits.max()).div_(temperature).exp_()
     if not params.top_k and params.top_p == 1.0 and not params.min_p:
-        return _invert(scaled.softmax(dim=-1), uniform)
-    probabilities, ids = _candidates(scaled, params)
+        return _invert(weights, uniform)
+    if params.top_k:
+        candidates, ids = weights.topk(min(params.top_k, len(weights)))
+        total = candidates.sum()
+    else:
+        total = weights.sum()
+        ids = (weights >= _least_weight(params, float(total), len(weights))).nonzero()[:, 0]
+        candidates, order = weights[ids].sort(descending=True, stable=True)
+        ids = ids[order]
     if params.top_p < 1.0:
         # The token that carries the sum over the bound is kept: at least one always is.
-        kept = probabilities.cumsum(dim=-1) - probabilities < params.top_p
-        probabilities = _normalize(probabilities * kept)
+        before = candidates.double().cumsum(dim=-1) - candidates
+        candidates = candidates * (before < params.top_p * total)
     if params.min_p:
-        probabilities = probabilities * (probabilities >= params.min_p * probabilities[0])
-    return int(ids[_invert(_normalize(probabilities), uniform)])
+        candidates = candidates * (candidates >= params.min_p)
+    return int(ids[_invert(candidates, uniform)])
 
 
-def _candidates(scaled: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the likeliest tokens' probabilities and ids, best first: all that can be drawn."""
-    vocab_size = scaled.shape[-1]
-    if params.top_k:
-        values, ids = scaled.topk(min(params.top_k, vocab_size))
-        return values.softmax(dim=-1), ids
-    values, ids = scaled.topk(min(_NUM_CANDIDATES, vocab_size))
-    probabilities = (values - scaled.logsumexp(dim=-1)).exp()
-    has_all = probabilities.sum() >= params.top_p if params.top_p < 1.0 else False
-    if not has_all:
-        has_all = bool(params.min_p) and probabilities[-1] < params.min_p * probabilities[0]
-    if not has_all:
-        values, ids = scaled.sort(descending=True)
-        probabilities = values.softmax(dim=-1)
-    return probabilities, ids
+def _least_weight(params: SamplingParams, total: float, vocab_size: int) -> float:
+    """Return a weight below which no token passes top-p and min-p.
+
+    Tokens each of less than (1 - top_p) / vocab_size are together less than what top-p cuts off. So
+    the few that are left are sorted, and not the whole vocabulary.
+    """
+    return max(params.min_p, (1.0 - params.top_p) / vocab_size * total)
 
 
-def _normalize(probabilities: torch.Tensor) -> torch.Tensor:
-    return probabilities / probabilities.sum()
-
-
-def _invert(probabilities: torch.Tensor, uniform: float) -> int:
-    """Return the first index whose cumulated probability passes `uniform`."""
-    cumulated = probabilities.double().cumsum(dim=-1)
+def _invert(weights: torch.Tensor, uniform: float) -> int:
+    """Return the first index whose cumulated weight passes `uniform` of the whole."""
+    cumulated = weights.double().cumsum(dim=-1)
     index = torch.searchsorted(cumulated, cumulated[-1] * uniform, right=True)
     return int(index)
 
