@@ -34,7 +34,8 @@ _FLAGS = (
     "-shared",
     "-fPIC",
 )
-_COMPILERS = ("c++", "g++", "clang++")
+_COMPILERS = ("g++", "c++", "clang++")
+"""g++ first: torch is built with its threads, and two kinds of them in a process hinder each other."""
 _MAX_SECONDS = 120
 
 
@@ -96,7 +97,7 @@ def find_compiler() -> str:
     for name in _COMPILERS:
         if path := shutil.which(name):
             return path
-    raise NoCompiler("there is no C++ compiler (c++, g++ or clang++)")
+    raise NoCompiler("there is no C++ compiler (g++, c++ or clang++)")
 
 
 def build(compiler: str, sources: Iterable[Path], library: Path) -> None:

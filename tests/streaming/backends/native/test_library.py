@@ -48,7 +48,7 @@ def test_without_a_compiler_that_is_the_reason(
 
 def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Put a compiler in the path that does what a shell script says."""
-    compiler = folder / "c++"
+    compiler = folder / "g++"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -56,7 +56,7 @@ def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) ->
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_compiler(tmp_path, monkeypatch, 'echo "note" >&2; echo "no such flag" >&2; exit 1')
-    with pytest.raises(NoKernels, match=r"^c\+\+ fails: no such flag$"):
+    with pytest.raises(NoKernels, match=r"^g\+\+ fails: no such flag$"):
         load_kernels(str(tmp_path))
 
 
