@@ -9,7 +9,8 @@
 //
 // Shapes: T tokens in the step, Hq query heads, Hkv key-value heads, G = Hq / Hkv queries to a
 // key-value head, Dk and Dv the sizes of a key and a value, both multiples of the vector width.
-//   keys    (num_blocks, Hkv, Dk, BLOCK): the tokens of a block lie side by side, as vectors
+//   keys    (num_blocks, Hkv, Dk, BLOCK) in words of 32 bits: each is one number of a token's key,
+//           or two in bfloat16, and the tokens of a block lie side by side, as vectors
 //   values  (num_blocks, Hkv, BLOCK, Dv)
 // What lies in the cache behind a sequence's last token may be anything and is never used.
 
@@ -90,30 +91,33 @@ void finish(T* output, Partial partial, const float* values, int value_dim) {
         store(output + i, load(values + i) / broadcast(partial.total));
 }
 
-// scores[r][k] = queries[r] . keys[k], for VECTORS * WIDTH keys from `first` of the span on.
+// scores[r][k] = queries[r] . keys[k] * scale, for VECTORS * WIDTH keys from `first` of the span on.
 template <int ROWS, typename T>
-void score(const float* queries, const T* const* blocks, int first, int key_dim, float* scores) {
+void score(const uint32_t* queries, const uint32_t* const* blocks, int first, int num_words,
+           float scale, float* scores) {
     Vec sums[ROWS][VECTORS] = {};
-    const T* keys[VECTORS];
+    const uint32_t* keys[VECTORS];
     for (int v = 0; v < VECTORS; v++) {
         int key = first + v * WIDTH;
         keys[v] = blocks[key / BLOCK] + key % BLOCK;
     }
-    for (int d = 0; d < key_dim; d++) {
-        Vec loaded[VECTORS];
+    for (int w = 0; w < num_words; w++) {
+        BitsVec loaded[VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) loaded[v] = load(keys[v] + d * BLOCK);
+        for (int v = 0; v < VECTORS; v++) loaded[v] = load_bits(keys[v] + w * BLOCK);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
-            Vec query = broadcast(queries[r * key_dim + d]);
+            const uint32_t query = queries[r * num_words + w];
 #pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) sums[r][v] += query * loaded[v];
+            for (int v = 0; v < VECTORS; v++)
+                sums[r][v] = add_products(sums[r][v], query, loaded[v], T());
         }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) store(scores + r * SPAN + first + v * WIDTH, sums[r][v]);
+        for (int v = 0; v < VECTORS; v++)
+            store(scores + r * SPAN + first + v * WIDTH, sums[r][v] * broadcast(scale));
 }
 
 // sums[r] += weights[r][k] * values[k], for N vectors of the values of the first `num_keys` keys.
@@ -230,7 +234,8 @@ struct Piece {
 };
 
 struct Scratch {
-    std::vector<float> queries, scores, split_values, values;
+    std::vector<uint32_t> queries;
+    std::vector<float> scores, split_values, values;
     std::vector<Partial> split_partials, partials;
 };
 
@@ -248,7 +253,8 @@ void attend_split(const Attention& in, const Piece& piece, int split, Scratch& s
     const int64_t window = in.sliding_window > 0 ? in.sliding_window : end;
     const int64_t first_seen = std::max<int64_t>(0, first_position + 1 - window);
     const int64_t* table = in.tables + piece.chunk->table;
-    const T* all_keys = (const T*)in.keys;
+    const int num_words = key_dim * sizeof(T) / sizeof(uint32_t);
+    const uint32_t* all_keys = (const uint32_t*)in.keys;
     const T* all_values = (const T*)in.values;
     std::fill(partials, partials + num_rows, Partial{LOWEST, 0.0f});
     std::fill(values, values + num_rows * value_dim, 0.0f);
@@ -257,18 +263,19 @@ void attend_split(const Attention& in, const Piece& piece, int split, Scratch& s
         if (start >= end) break;
         if (start + SPAN <= first_seen) continue;
         const int num_keys = std::min<int64_t>(SPAN, end - start);
-        const T *key_blocks[SPAN_BLOCKS], *value_blocks[SPAN_BLOCKS];
+        const uint32_t* key_blocks[SPAN_BLOCKS];
+        const T* value_blocks[SPAN_BLOCKS];
         for (int b = 0; b < SPAN_BLOCKS; b++) {
             // Blocks that are not there are not seen; any does for them.
             int64_t known = std::min<int64_t>(start / BLOCK + b, (end - 1) / BLOCK);
             int64_t block = table[known] * in.num_kv_heads + piece.kv_head;
-            key_blocks[b] = all_keys + block * key_dim * BLOCK;
+            key_blocks[b] = all_keys + block * num_words * BLOCK;
             value_blocks[b] = all_values + block * value_dim * BLOCK;
         }
         for_rows(num_rows, [&](int row, auto n) {
             for (int first = 0; first < num_keys; first += VECTORS * WIDTH)
-                score<n.value>(scratch.queries.data() + row * key_dim, key_blocks, first, key_dim,
-                               scores + row * SPAN);
+                score<n.value, T>(scratch.queries.data() + row * num_words, key_blocks, first,
+                                  num_words, in.scale, scores + row * SPAN);
         });
         for (int row = 0; row < num_rows; row++) {
             // Rows are tokens of a group's first query head, then of its second...
@@ -316,15 +323,14 @@ void attend_piece(const Attention& in, const Piece& piece, Scratch& scratch, Par
     const int num_groups = in.num_heads / in.num_kv_heads;
     const int num_rows = piece.num_tokens * num_groups;
     const int64_t first_row = piece.chunk->start + piece.first_token;
-    scratch.queries.resize(num_rows * key_dim);
+    const size_t query_bytes = key_dim * sizeof(T);
+    scratch.queries.resize(num_rows * query_bytes / sizeof(uint32_t));
     scratch.scores.resize(num_rows * SPAN);
     for (int row = 0; row < num_rows; row++) {
         const int head = piece.kv_head * num_groups + row / piece.num_tokens;
         const T* query = (const T*)in.queries + head * in.query_head_stride +
                          (first_row + row % piece.num_tokens) * in.query_token_stride;
-        for (int d = 0; d < key_dim; d += WIDTH)
-            store(scratch.queries.data() + row * key_dim + d,
-                  load(query + d) * broadcast((float)in.scale));
+        std::memcpy((char*)scratch.queries.data() + row * query_bytes, query, query_bytes);
     }
     if (piece.partial >= 0) {
         attend_split<T>(in, piece, piece.first_split, scratch, all_partials + piece.partial,
@@ -409,6 +415,7 @@ void attend(const Attention& in) {
 
 template <typename T>
 void update(const Update& in) {
+    const int64_t num_words = in.key_dim * sizeof(T) / sizeof(uint32_t);
 #pragma omp parallel for num_threads(in.num_threads) if (in.num_tokens > 4)
     for (int64_t t = 0; t < in.num_tokens; t++) {
         const int64_t block = in.slots[t] / BLOCK, offset = in.slots[t] % BLOCK;
@@ -416,10 +423,12 @@ void update(const Update& in) {
             const T* key = (const T*)in.new_keys + t * in.key_token_stride + head * in.key_head_stride;
             const T* value =
                 (const T*)in.new_values + t * in.value_token_stride + head * in.value_head_stride;
-            T* keys = (T*)in.keys + (block * in.num_kv_heads + head) * in.key_dim * BLOCK + offset;
+            uint32_t* keys = (uint32_t*)in.keys +
+                             (block * in.num_kv_heads + head) * num_words * BLOCK + offset;
             T* values = (T*)in.values +
                         ((block * in.num_kv_heads + head) * BLOCK + offset) * in.value_dim;
-            for (int64_t d = 0; d < in.key_dim; d++) keys[d * BLOCK] = key[d];
+            for (int64_t w = 0; w < num_words; w++)
+                std::memcpy(keys + w * BLOCK, (const uint32_t*)key + w, sizeof(uint32_t));
             std::memcpy(values, value, in.value_dim * sizeof(T));
         }
     }

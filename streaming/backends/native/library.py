@@ -35,7 +35,7 @@ _FLAGS = (
     "-fPIC",
 )
 _COMPILERS = ("g++", "c++", "clang++")
-"""g++ first: torch is built with its threads, and two kinds of them in a process hinder each other."""
+"""g++ first: torch has the same threads, and two kinds of them in a process hinder each other."""
 _MAX_SECONDS = 120
 
 

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -29,6 +33,18 @@ struct BFloat16 {
 
 inline Vec broadcast(float x) { return x - Vec{}; }
 
+inline float as_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+inline BitsVec load_bits(const uint32_t* from) {
+    BitsVec vec;
+    std::memcpy(&vec, from, sizeof vec);
+    return vec;
+}
+
 inline Vec load(const float* from) {
     Vec vec;
     std::memcpy(&vec, from, sizeof vec);
@@ -49,6 +65,22 @@ inline void store(BFloat16* to, Vec vec) {
     BitsVec quiet = (bits >> 16) | 0x40;                           // a NaN stays one
     HalfVec half = __builtin_convertvector(vec == vec ? rounded : quiet, HalfVec);
     std::memcpy(to, &half, sizeof half);
+}
+
+// Returns `sums` plus the products of one word and each of a vector of words. A word is one float32
+// or two bfloat16, whose two products are both added. The last argument tells which.
+inline Vec add_products(Vec sums, uint32_t word, BitsVec words, float) {
+    return sums + broadcast(as_float(word)) * (Vec)words;
+}
+
+inline Vec add_products(Vec sums, uint32_t word, BitsVec words, BFloat16) {
+#if defined(__AVX512BF16__)
+    BitsVec same = word - BitsVec{};
+    return (Vec)_mm512_dpbf16_ps((__m512)sums, (__m512bh)same, (__m512bh)words);
+#else
+    sums += broadcast(as_float(word << 16)) * (Vec)(words << 16);
+    return sums + broadcast(as_float(word & 0xffff0000)) * (Vec)(words & 0xffff0000);
+#endif
 }
 
 inline float sum(Vec vec) {
