@@ -34,8 +34,18 @@ from streaming.sequence import Sequence as EngineSequence
 TIMEOUT_S = 20.0
 """An async test that takes longer hangs."""
 
-property_test = settings(max_examples=100, deadline=None)
-"""No deadline: how long one example takes depends on what else the machine does."""
+
+def property_test_of(num_examples: int) -> settings:
+    """Return a decorator that tries so many random examples, and a share of them in `make check`.
+
+    No deadline: how long one example takes depends on what else the machine does.
+    """
+    # The hypothesis profile, which `make check` chooses, says how many of a hundred.
+    num_examples = max(1, num_examples * settings().max_examples // 100)
+    return settings(max_examples=num_examples, deadline=None)
+
+
+property_test = property_test_of(100)
 
 
 class ManualClock:
