@@ -42,6 +42,7 @@ from streaming.request import (
     TokenPrompt,
 )
 from streaming.sampling_params import SamplingParams
+from streaming.store import LogStore
 
 __all__ = [
     "ANYONE",
@@ -63,6 +64,7 @@ __all__ = [
     "GenerationRequest",
     "Grammar",
     "GrammarKind",
+    "LogStore",
     "Logprob",
     "ModelConfig",
     "ModelInfo",

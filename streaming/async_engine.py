@@ -25,12 +25,12 @@ from streaming.admission import Admission
 from streaming.backend import Backend, EncodedPrompt, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
-from streaming.errors import EngineFailure, Overloaded, ShuttingDown
+from streaming.errors import EngineFailure, GenerationNotFound, Overloaded, ShuttingDown
 from streaming.generation import Generation, Reader
 from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
 from streaming.request import GenerationRequest, Prompt
 from streaming.sequence import Sequence
-from streaming.store import GenerationStore
+from streaming.store import LogStore
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class AsyncEngine:
         self._config = config or EngineConfig()
         self._admission = Admission(backend)
         self._engine = Engine(backend.runner)
-        self._store = GenerationStore(
+        self._store = LogStore[Generation](
             retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
         )
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -90,7 +90,7 @@ class AsyncEngine:
 
     @property
     def stats(self) -> EngineStats:
-        open_logs = [log for log in self._store.open_generations if not log.is_ended]
+        open_logs = [log for log in self._store.open_logs if not log.is_ended]
         num_running = sum(log.started is not None for log in open_logs)
         return EngineStats(num_running, len(open_logs) - num_running)
 
@@ -171,7 +171,10 @@ class AsyncEngine:
         Raises:
             GenerationNotFound: it never was, has expired, or is someone else's.
         """
-        return self._store.find(generation_id, owner=owner)
+        generation = self._store.find(generation_id, owner=owner)
+        if generation is None:
+            raise GenerationNotFound(generation_id=generation_id)
+        return generation
 
     def cancel(self, generation: Generation) -> None:
         """End a generation at the engine's next step; nothing happens if it has ended."""
@@ -262,7 +265,7 @@ class AsyncEngine:
                 max_waiting=config.max_waiting_requests,
                 retry_after_s=self._retry_after_s(),
             )
-        waiting = (log for log in self._store.open_generations if log.started is None)
+        waiting = (log for log in self._store.open_logs if log.started is None)
         num_tokens = sum(log.prompt_tokens for log in waiting) if num_prompt_tokens else 0
         if num_tokens and num_tokens + num_prompt_tokens > config.max_waiting_tokens:
             raise Overloaded(
@@ -300,7 +303,7 @@ class AsyncEngine:
             priority=request.priority,
             matcher=matcher,
         )
-        self._store.add(generation)
+        self._store.add(generation.generation_id, generation)
         self._idle.clear()
         self._inbox.put(lambda: self._engine.add(sequence))
         return generation
@@ -337,7 +340,7 @@ class AsyncEngine:
     def _deliver(self, touched: list[Generation]) -> None:
         for generation in touched:
             if generation.is_ended:
-                self._store.settle(generation)
+                self._store.settle(generation.generation_id)
                 if timer := self._grace_timers.pop(generation.generation_id, None):
                     timer.cancel()
             generation.wake()

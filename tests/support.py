@@ -238,6 +238,11 @@ def tokenwire_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenwire")]
 
 
+def ended_logs(engine: AsyncEngine) -> list[Generation]:
+    """Return the logs that have ended and are kept, oldest first."""
+    return [ended.log for ended in engine._store._ended.values()]
+
+
 @asynccontextmanager
 async def running_engine(
     backend: Backend, config: EngineConfig | None = None, *, gate: Barrier | None = None
