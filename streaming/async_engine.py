@@ -26,8 +26,9 @@ from streaming.backend import Backend, EncodedPrompt, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, GenerationNotFound, Overloaded, ShuttingDown
-from streaming.generation import Generation, Reader
+from streaming.generation import Generation
 from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
+from streaming.reader import Reader
 from streaming.request import GenerationRequest, Prompt
 from streaming.sequence import Sequence
 from streaming.store import LogStore

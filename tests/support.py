@@ -177,6 +177,14 @@ def words(generation: Generation, *texts: str) -> None:
         generation.append(Token(len(text), text, at=0.0))
 
 
+def started_generation(*texts: str) -> Generation:
+    """Return an open log that has begun, with one token for each text."""
+    generation = make_generation()
+    generation.start(cached_tokens=0, at=1.0)
+    words(generation, *texts)
+    return generation
+
+
 # What holds of every stream.
 
 

@@ -29,7 +29,7 @@ STREAMING_RANKS = (
     {"chat"},
     {"grammar"},
     {"generation", "sampling_params"},
-    {"request"},
+    {"request", "reader"},
     {"sequence", "chat_format"},
     {"backend", "fair_queue"},
     {"scheduler", "wait_estimator", "backends"},
