@@ -283,7 +283,7 @@ async def running_engine(
         assert asyncio.all_tasks() == tasks_before
         assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
         assert not engine._engine.has_work
-        assert not engine._grace_timers
+        assert not engine._followers.in_grace
         if not engine.has_failed:
             engine._engine.check_integrity()
 

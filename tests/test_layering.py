@@ -33,7 +33,8 @@ STREAMING_RANKS = (
     {"sequence", "chat_format"},
     {"backend", "fair_queue"},
     {"scheduler", "wait_estimator", "backends"},
-    {"engine", "admission"},
+    {"engine", "admission", "followers"},
+    {"engine_thread"},
     {"async_engine"},
     {""},  # the public face
 )
