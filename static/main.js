@@ -80,6 +80,7 @@ function dispatch(action) {
   const before = state;
   state = reduce(before, action);
   persist(before, action);
+  if (state.activeId !== before.activeId) page.changeDraft(before.activeId, state.activeId);
   if (action.type === "connection_changed" && action.status.state === "open") void checkHealth();
   if (action.type === "conversation_merged") resumeOpenReplies();
   askPaint();

@@ -84,6 +84,16 @@ export class Page {
     this.#composer.focus();
   }
 
+  /**
+   * Put away what is being written in one conversation, and bring what was in another. To be called at
+   * once, not with the next frame: what is typed until then belongs to the other one.
+   * @param {string | null} fromId @param {string | null} toId
+   */
+  changeDraft(fromId, toId) {
+    this.#drafts.set(fromId, this.#composer.text);
+    this.#composer.text = this.#drafts.get(toId) ?? "";
+  }
+
   /** @param {State} state @returns {boolean} false when it should be called again soon */
   render(state) {
     const conversation = state.activeId === null ? null : state.conversations[state.activeId];
@@ -101,11 +111,9 @@ export class Page {
   /** @param {string | null} id */
   #switchTo(id) {
     if (id === this.#shownId) return;
-    if (this.#shownId !== undefined) this.#drafts.set(this.#shownId, this.#composer.text);
     // Other messages come into the log now, but none of them is news to be read out.
     this.#log.setAttribute("aria-live", "off");
     requestAnimationFrame(() => this.#log.setAttribute("aria-live", "polite"));
-    this.#composer.text = this.#drafts.get(id) ?? "";
     this.#views.clear();
     this.#log.replaceChildren();
     this.#announced = "";

@@ -6,16 +6,12 @@ from streaming.backends import list_cached_models, load_backend
 from streaming.chat import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
 from streaming.config import BackendName, EngineConfig, ModelConfig
 from streaming.generation import (
-    Delta,
-    Ended,
-    Event,
     Failed,
     Finished,
     FinishReason,
     Generation,
     Logprob,
     Queued,
-    Reader,
     Started,
     Token,
     TokenLogprobs,
@@ -33,6 +29,7 @@ from streaming.output_parser import (
     ToolCallStarted,
     ToolSyntax,
 )
+from streaming.reader import Delta, Ended, Event, Reader
 from streaming.request import (
     ANYONE,
     ChatPrompt,
@@ -42,6 +39,7 @@ from streaming.request import (
     TokenPrompt,
 )
 from streaming.sampling_params import SamplingParams
+from streaming.store import LogStore
 
 __all__ = [
     "ANYONE",
@@ -63,6 +61,7 @@ __all__ = [
     "GenerationRequest",
     "Grammar",
     "GrammarKind",
+    "LogStore",
     "Logprob",
     "ModelConfig",
     "ModelInfo",

@@ -1,19 +1,39 @@
-"""Turn a request into a prompt and rules for the engine, or refuse it, before it is queued."""
+"""Turn a request into a sequence for the engine, or refuse it, before it is queued."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from streaming.backend import Backend, EncodedPrompt
 from streaming.chat import MAX_PARALLEL_CALLS, ToolMode, check_tools
 from streaming.chat_format import may_call_tools
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from streaming.generation import Generation
 from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
+from streaming.output_parser import OutputFormat
 from streaming.request import ChatPrompt, GenerationRequest, Prompt, TextPrompt, TokenPrompt
 from streaming.sampling_params import SamplingParams
+from streaming.sequence import Sequence as EngineSequence
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request as the engine needs it.
+
+    Attributes:
+        output_format: what an `OutputParser` is to look for in the answer.
+        matcher: holds the answer to the request's grammar, if there is one; its own.
+    """
+
+    request: GenerationRequest
+    prompt_ids: list[int]
+    output_format: OutputFormat
+    matcher: GrammarMatcher | None
 
 
 class Admission:
@@ -64,6 +84,41 @@ class Admission:
         if isinstance(prompt, TokenPrompt):
             self._check_length(prompt, prompt.token_ids)
             self.check_token_ids(prompt.param, prompt.token_ids)
+
+    def prepare(
+        self, requests: Sequence[GenerationRequest], *, checkpoint: Callable[[], None]
+    ) -> list[PreparedRequest]:
+        """Return checked requests with their prompts as ids; slow, so run it on a worker thread.
+
+        Requests that share a prompt have it tokenised once, and a grammar compiled once.
+
+        Args:
+            checkpoint: called before each prompt; what it raises ends the rest.
+
+        Raises:
+            PromptTooLong: there is no room for one token of an answer.
+            InvalidRequest: a prompt or a grammar cannot be served, and why.
+        """
+        encoded: dict[Prompt, EncodedPrompt] = {}
+        for request in requests:
+            checkpoint()
+            if request.prompt not in encoded:
+                encoded[request.prompt] = self.encode(request.prompt)
+        languages = [self.language(request, encoded[request.prompt]) for request in requests]
+        matchers = {
+            language: iter(self.compile(language, count=count))
+            for language, count in Counter(languages).items()
+            if language is not None
+        }
+        return [
+            PreparedRequest(
+                request,
+                encoded[request.prompt].token_ids,
+                _output_format(language, encoded[request.prompt]),
+                None if language is None else next(matchers[language]),
+            )
+            for request, language in zip(requests, languages, strict=True)
+        ]
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
         """Return the prompt as ids; slow on long prompts, so run it on a worker thread.
@@ -143,6 +198,37 @@ class Admission:
         assert self._grammars is not None, "`check` refuses grammars that nobody compiles"
         return self._grammars.compile(language, count=count)
 
+    def to_sequence(self, prepared: PreparedRequest, *, timeout_s: float) -> EngineSequence:
+        """Return what the engine is to run, with a log of its own, which is submitted now.
+
+        Args:
+            timeout_s: it ends then, or earlier where the request says so.
+        """
+        request, prompt_ids = prepared.request, prepared.prompt_ids
+        now = time.monotonic()
+        if request.timeout_s is not None:
+            timeout_s = min(timeout_s, request.timeout_s)
+        generation = Generation(
+            generation_id=f"gen_{secrets.token_urlsafe(24)}",
+            owner=request.owner,
+            model=self._info.model_id,
+            created_at=time.time(),
+            submitted_at=now,
+            prompt_tokens=len(prompt_ids),
+            output_format=prepared.output_format,
+            metadata=request.metadata,
+        )
+        return EngineSequence(
+            generation=generation,
+            prompt_ids=prompt_ids,
+            params=self.resolve(request.params, num_prompt_tokens=len(prompt_ids)),
+            eos_token_ids=self._info.eos_token_ids,
+            decode=self._tokenizer.decode,
+            deadline_at=now + timeout_s,
+            priority=request.priority,
+            matcher=prepared.matcher,
+        )
+
     def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
         """Fill in what the request left open: a length that the context allows, and a seed."""
         room = self._info.max_model_len - num_prompt_tokens
@@ -153,6 +239,15 @@ class Admission:
             min_tokens=min(params.min_tokens, max_tokens),
             seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
+
+    def decode(self, param: str, token_ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out.
+
+        Raises:
+            InvalidRequest: the model does not have one of them.
+        """
+        self.check_token_ids(param, token_ids)
+        return self._tokenizer.decode(token_ids)
 
     def check_token_ids(self, param: str, token_ids: Iterable[int]) -> None:
         """Refuse ids that the model does not have.
@@ -189,6 +284,11 @@ class Admission:
         limit = self._info.max_model_len - 1
         if len(prompt_ids) > limit:
             raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
+
+
+def _output_format(language: Language | None, encoded: EncodedPrompt) -> OutputFormat:
+    """Return the format that the answer is held to, or else the one that the prompt sets."""
+    return language.output_format if isinstance(language, AnswerGrammar) else encoded.output_format
 
 
 def _is_empty(prompt: Prompt) -> bool:

@@ -1,36 +1,32 @@
-"""The bridge between the event loop and the engine's thread; no other module crosses it.
+"""The bridge between the event loop and other threads; no other module crosses it.
 
-In: a thread-safe inbox of commands. Out: one `call_soon_threadsafe` a step, with the logs that have
-something new. The engine's thread never waits for a client and the event loop never waits for the
-model.
+To the engine's thread: commands in its inbox. From there: one `call_soon_threadsafe` a step, with
+the logs that have something new. The engine's thread never waits for a client and the event loop
+never waits for the model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import secrets
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
-from streaming.admission import Admission
-from streaming.backend import Backend, EncodedPrompt, ModelInfo, Tokenizer
+from streaming.admission import Admission, PreparedRequest
+from streaming.backend import Backend, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
-from streaming.errors import EngineFailure, Overloaded, ShuttingDown
-from streaming.generation import Generation, Reader
-from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
-from streaming.request import GenerationRequest, Prompt
-from streaming.sequence import Sequence
-from streaming.store import GenerationStore
+from streaming.engine_thread import EngineThread
+from streaming.errors import EngineFailure, GenerationNotFound, Overloaded, ShuttingDown
+from streaming.followers import Followers
+from streaming.generation import Generation
+from streaming.reader import Reader
+from streaming.request import GenerationRequest
+from streaming.store import LogStore
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -60,19 +56,24 @@ class AsyncEngine:
         self._config = config or EngineConfig()
         self._admission = Admission(backend)
         self._engine = Engine(backend.runner)
-        self._store = GenerationStore(
+        self._store = LogStore[Generation](
             retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
         )
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._thread = EngineThread(
+            self._engine,
+            on_step=lambda touched: self._on_loop(self._deliver, touched),
+            on_death=lambda: self._on_loop(self._bury),
+        )
+        self._followers = Followers(
+            cancel=self.cancel,
+            set_detached=self._set_detached,
+            call_later=lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call),
+        )
         self._tokenizer_pool = ThreadPoolExecutor(
             self._config.num_tokenizer_threads, thread_name_prefix="tokenwire-tokenizer"
         )
-        self._thread = threading.Thread(target=self._run, name="tokenwire-engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_stopping = False  # read and written by the engine's thread
         self._num_tokenizing = 0
-        self._num_followers: dict[str, int] = {}
-        self._grace_timers: dict[str, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_closed = False
@@ -90,7 +91,7 @@ class AsyncEngine:
 
     @property
     def stats(self) -> EngineStats:
-        open_logs = [log for log in self._store.open_generations if not log.is_ended]
+        open_logs = [log for log in self._store.open_logs if not log.is_ended]
         num_running = sum(log.started is not None for log in open_logs)
         return EngineStats(num_running, len(open_logs) - num_running)
 
@@ -130,15 +131,15 @@ class AsyncEngine:
         self._check_capacity(num_requests=len(requests))  # cheaper than a look at the requests
         for request in requests:
             self._admission.check(request)
-        prepared = await self._work(lambda: self._prepare(requests), num_requests=len(requests))
+        prepared = await self._work(
+            lambda: self._admission.prepare(requests, checkpoint=self._check_alive),
+            num_requests=len(requests),
+        )
         self._check_capacity(
             num_requests=len(requests),
-            num_prompt_tokens=sum(len(encoded.token_ids) for encoded, _ in prepared),
+            num_prompt_tokens=sum(len(each.prompt_ids) for each in prepared),
         )
-        return [
-            self._enqueue(request, encoded, matcher)
-            for request, (encoded, matcher) in zip(requests, prepared, strict=True)
-        ]
+        return [self._enqueue(each) for each in prepared]
 
     async def tokenize(self, request: GenerationRequest) -> list[int]:
         """Return the token ids of a request's prompt, which may be longer than the context.
@@ -163,7 +164,7 @@ class AsyncEngine:
             CapacityError: as many prompts as may wait are being tokenised.
             EngineFailure: the engine is dead.
         """
-        return await self._work(lambda: self._decode(param, token_ids))
+        return await self._work(lambda: self._admission.decode(param, token_ids))
 
     def find(self, generation_id: str, *, owner: str) -> Generation:
         """Return a log that can still be read.
@@ -171,14 +172,17 @@ class AsyncEngine:
         Raises:
             GenerationNotFound: it never was, has expired, or is someone else's.
         """
-        return self._store.find(generation_id, owner=owner)
+        generation = self._store.find(generation_id, owner=owner)
+        if generation is None:
+            raise GenerationNotFound(generation_id=generation_id)
+        return generation
 
     def cancel(self, generation: Generation) -> None:
         """End a generation at the engine's next step; nothing happens if it has ended."""
         if generation.is_ended:
             return  # and a dead engine, whose logs have all ended, would never empty its inbox
         generation_id = generation.generation_id
-        self._inbox.put(lambda: self._engine.cancel(generation_id))
+        self._thread.put(lambda: self._engine.cancel(generation_id))
 
     @contextmanager
     def follow(
@@ -198,39 +202,33 @@ class AsyncEngine:
         Raises:
             CursorLost: `after` is not in the log.
         """
-        generation_id = generation.generation_id
         with Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader:
-            if timer := self._grace_timers.pop(generation_id, None):
-                timer.cancel()
-                self._set_detached(generation_id, is_detached=False)
-            self._num_followers[generation_id] = self._num_followers.get(generation_id, 0) + 1
+            self._followers.add(generation)
             try:
                 yield reader
             finally:
-                self._unfollow(generation, grace_s)
+                self._followers.remove(generation, grace_s=grace_s)
 
     # Shutdown.
 
     async def drain(self, *, deadline_s: float) -> None:
         """Refuse new work, end what waits, and give what runs `deadline_s` seconds to end."""
         self.is_shutting_down = True
-        self._inbox.put(lambda: self._engine.fail_all(self._shutting_down(), waiting_only=True))
+        self._thread.put(lambda: self._engine.fail_all(self._shutting_down(), waiting_only=True))
         try:
             async with asyncio.timeout(deadline_s):
                 await self._idle.wait()
         except TimeoutError:
             logger.warning("%d generations did not end in time", self._store.num_open)
-            self._inbox.put(lambda: self._engine.fail_all(self._shutting_down()))
+            self._thread.put(lambda: self._engine.fail_all(self._shutting_down()))
             await self._idle.wait()
 
     async def aclose(self) -> None:
         """End everything, wait for the engine's thread, and close the backend. Idempotent."""
         self.is_shutting_down = True
-        for timer in self._grace_timers.values():
-            timer.cancel()
-        self._grace_timers.clear()
-        if self._thread.is_alive():
-            self._inbox.put(self._stop)
+        self._followers.end_all_graces()
+        if self._thread.is_alive:
+            self._thread.stop(self._shutting_down())
             await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._tokenizer_pool.shutdown)
         if not self._is_closed:
@@ -249,11 +247,14 @@ class AsyncEngine:
         finally:
             self._num_tokenizing -= num_requests
 
-    def _check_capacity(self, *, num_requests: int, num_prompt_tokens: int = 0) -> None:
+    def _check_alive(self) -> None:
         if self.has_failed:
             raise EngineFailure
         if self.is_shutting_down:
             raise self._shutting_down()
+
+    def _check_capacity(self, *, num_requests: int, num_prompt_tokens: int = 0) -> None:
+        self._check_alive()
         config = self._config
         num_waiting = self.stats.num_waiting + self._num_tokenizing
         if num_waiting + num_requests > config.max_waiting_requests:
@@ -262,7 +263,7 @@ class AsyncEngine:
                 max_waiting=config.max_waiting_requests,
                 retry_after_s=self._retry_after_s(),
             )
-        waiting = (log for log in self._store.open_generations if log.started is None)
+        waiting = (log for log in self._store.open_logs if log.started is None)
         num_tokens = sum(log.prompt_tokens for log in waiting) if num_prompt_tokens else 0
         if num_tokens and num_tokens + num_prompt_tokens > config.max_waiting_tokens:
             raise Overloaded(
@@ -272,37 +273,12 @@ class AsyncEngine:
                 unit="prompt tokens",
             )
 
-    def _enqueue(
-        self, request: GenerationRequest, encoded: EncodedPrompt, matcher: GrammarMatcher | None
-    ) -> Generation:
-        prompt_ids = encoded.token_ids
-        now = time.monotonic()
-        timeout_s = self._config.request_timeout_s
-        if request.timeout_s is not None:
-            timeout_s = min(timeout_s, request.timeout_s)
-        generation = Generation(
-            generation_id=f"gen_{secrets.token_urlsafe(24)}",
-            owner=request.owner,
-            model=self.info.model_id,
-            created_at=time.time(),
-            submitted_at=now,
-            prompt_tokens=len(prompt_ids),
-            output_format=encoded.output_format,
-            metadata=request.metadata,
-        )
-        sequence = Sequence(
-            generation=generation,
-            prompt_ids=prompt_ids,
-            params=self._admission.resolve(request.params, num_prompt_tokens=len(prompt_ids)),
-            eos_token_ids=self.info.eos_token_ids,
-            decode=self._backend.tokenizer.decode,
-            deadline_at=now + timeout_s,
-            priority=request.priority,
-            matcher=matcher,
-        )
-        self._store.add(generation)
+    def _enqueue(self, prepared: PreparedRequest) -> Generation:
+        sequence = self._admission.to_sequence(prepared, timeout_s=self._config.request_timeout_s)
+        generation = sequence.generation
+        self._store.add(generation.generation_id, generation)
         self._idle.clear()
-        self._inbox.put(lambda: self._engine.add(sequence))
+        self._thread.put(lambda: self._engine.add(sequence))
         return generation
 
     def _retry_after_s(self) -> float:
@@ -311,35 +287,14 @@ class AsyncEngine:
     def _shutting_down(self) -> ShuttingDown:
         return ShuttingDown(retry_after_s=_DEFAULT_RETRY_AFTER_S)
 
-    def _unfollow(self, generation: Generation, grace_s: float) -> None:
-        generation_id = generation.generation_id
-        self._num_followers[generation_id] -= 1
-        if self._num_followers[generation_id]:
-            return
-        del self._num_followers[generation_id]
-        if generation.is_ended or self.has_failed or self._loop is None:
-            return
-        if grace_s:
-            self._set_detached(generation_id, is_detached=True)
-            self._grace_timers[generation_id] = self._loop.call_later(
-                grace_s, self._end_grace, generation
-            )
-        else:
-            self.cancel(generation)
-
-    def _set_detached(self, generation_id: str, *, is_detached: bool) -> None:
-        self._inbox.put(lambda: self._engine.set_detached(generation_id, is_detached=is_detached))
-
-    def _end_grace(self, generation: Generation) -> None:
-        del self._grace_timers[generation.generation_id]
-        self.cancel(generation)
+    def _set_detached(self, generation_id: str, is_detached: bool) -> None:
+        self._thread.put(lambda: self._engine.set_detached(generation_id, is_detached=is_detached))
 
     def _deliver(self, touched: list[Generation]) -> None:
         for generation in touched:
             if generation.is_ended:
-                self._store.settle(generation)
-                if timer := self._grace_timers.pop(generation.generation_id, None):
-                    timer.cancel()
+                self._store.settle(generation.generation_id)
+                self._followers.end_grace(generation.generation_id)
             generation.wake()
         if not self._store.num_open:
             self._idle.set()
@@ -347,72 +302,9 @@ class AsyncEngine:
     def _bury(self) -> None:
         """End all logs: the engine's thread has died, so its engine is this thread's now."""
         self.has_failed = True
-        self._engine.abandon(EngineFailure())
-        # What is still in the inbox can now reach nothing that has run, so no command touches the
-        # runner again. Requests among them end as the others did.
-        self._take_commands(wait=False)
-        self._engine.abandon(EngineFailure())
-        self._deliver(self._engine.take_touched())
-
-    # On a tokenizer thread.
-
-    def _prepare(
-        self, requests: SequenceOf[GenerationRequest]
-    ) -> list[tuple[EncodedPrompt, GrammarMatcher | None]]:
-        encoded: dict[Prompt, EncodedPrompt] = {}
-        for request in requests:
-            if self.is_shutting_down:
-                raise self._shutting_down()
-            if request.prompt not in encoded:
-                encoded[request.prompt] = self._admission.encode(request.prompt)
-        languages = [
-            self._admission.language(request, encoded[request.prompt]) for request in requests
-        ]
-        matchers = {
-            language: iter(self._admission.compile(language, count=count))
-            for language, count in Counter(languages).items()
-            if language is not None
-        }
-        return [
-            (
-                _read_as(language, encoded[request.prompt]),
-                None if language is None else next(matchers[language]),
-            )
-            for request, language in zip(requests, languages, strict=True)
-        ]
-
-    def _decode(self, param: str, token_ids: SequenceOf[int]) -> str:
-        self._admission.check_token_ids(param, token_ids)
-        return self.tokenizer.decode(token_ids)
+        self._deliver(self._thread.bury())
 
     # On the engine's thread.
-
-    def _run(self) -> None:
-        try:
-            while not self._is_stopping:
-                self._take_commands(wait=not self._engine.has_work)
-                self._publish(self._engine.step())
-        except Exception:
-            logger.exception("the engine failed and takes no more work")
-            self._on_loop(self._bury)
-
-    def _take_commands(self, *, wait: bool) -> None:
-        if wait:
-            self._inbox.get()()
-        while True:
-            try:
-                command = self._inbox.get_nowait()
-            except queue.Empty:
-                return
-            command()
-
-    def _stop(self) -> None:
-        self._is_stopping = True
-        self._engine.fail_all(self._shutting_down())
-
-    def _publish(self, touched: list[Generation]) -> None:
-        if touched:
-            self._on_loop(self._deliver, touched)
 
     def _on_loop(self, callback: Callable[..., None], *args: object) -> None:
         assert self._loop is not None
@@ -420,10 +312,3 @@ class AsyncEngine:
             self._loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:
             logger.debug("the event loop is closed; nobody is left to be told")
-
-
-def _read_as(language: Language | None, encoded: EncodedPrompt) -> EncodedPrompt:
-    """Return the prompt with the output format that its answer is held to."""
-    if not isinstance(language, AnswerGrammar):
-        return encoded
-    return replace(encoded, output_format=language.output_format)

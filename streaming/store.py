@@ -5,17 +5,40 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-from streaming.errors import GenerationNotFound
-from streaming.generation import Generation
+
+class OwnedLog(Protocol):
+    """What the store has to know of a log."""
+
+    @property
+    def owner(self) -> str: ...
+
+    @property
+    def is_ended(self) -> bool: ...
+
+    @property
+    def num_bytes(self) -> int: ...
 
 
-class GenerationStore:
-    """Open logs, and ended ones up to an age and a size; the oldest ended log goes first.
+LogT = TypeVar("LogT", bound=OwnedLog)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended(Generic[LogT]):
+    log: LogT
+    num_bytes: int
+    settled_at: float
+
+
+class LogStore(Generic[LogT]):
+    """Open logs, and ended ones up to an age, a number and a size; the oldest ended goes first.
 
     Args:
         retention_s: how long an ended log stays readable.
         retention_bytes: how much memory the ended logs may take together.
+        max_ended: how many of them stay; None leaves that to their size.
         clock: monotonic seconds.
     """
 
@@ -24,13 +47,15 @@ class GenerationStore:
         *,
         retention_s: float,
         retention_bytes: int,
+        max_ended: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._retention_s = retention_s
         self._retention_bytes = retention_bytes
+        self._max_ended = max_ended
         self._clock = clock
-        self._open: dict[str, Generation] = {}
-        self._ended: OrderedDict[str, Generation] = OrderedDict()
+        self._open: dict[str, LogT] = {}
+        self._ended: OrderedDict[str, _Ended[LogT]] = OrderedDict()
         self.num_ended_bytes = 0
 
     @property
@@ -42,41 +67,52 @@ class GenerationStore:
         return len(self._ended)
 
     @property
-    def open_generations(self) -> tuple[Generation, ...]:
+    def open_logs(self) -> tuple[LogT, ...]:
         return tuple(self._open.values())
 
-    def add(self, generation: Generation) -> None:
-        assert generation.generation_id not in self._open
-        self._open[generation.generation_id] = generation
+    def add(self, log_id: str, log: LogT) -> None:
+        assert log_id not in self._open
+        self._open[log_id] = log
 
-    def settle(self, generation: Generation) -> None:
+    def settle(self, log_id: str) -> None:
         """Move a log that has ended to the ended ones, and drop what is too old or too much."""
-        assert generation.is_ended
-        if self._open.pop(generation.generation_id, None) is not None:
-            self._ended[generation.generation_id] = generation
-            self.num_ended_bytes += generation.num_bytes
+        log = self._open.get(log_id)
+        if log is not None:
+            assert log.is_ended
+            del self._open[log_id]
+            ended = _Ended(log, log.num_bytes, self._clock())
+            self._ended[log_id] = ended
+            self.num_ended_bytes += ended.num_bytes
         self.evict()
 
-    def find(self, generation_id: str, *, owner: str) -> Generation:
-        """Return the log.
-
-        Raises:
-            GenerationNotFound: it never was, has expired, or is someone else's.
-        """
+    def find(self, log_id: str, *, owner: str) -> LogT | None:
+        """Return the log, if it can still be read and is the owner's."""
         self.evict()
-        generation = self._open.get(generation_id) or self._ended.get(generation_id)
-        if generation is None or generation.owner != owner:
-            raise GenerationNotFound(generation_id=generation_id)
-        return generation
+        log = self._open.get(log_id)
+        if log is None and (ended := self._ended.get(log_id)) is not None:
+            log = ended.log
+        return log if log is not None and log.owner == owner else None
+
+    def remove(self, log_id: str) -> bool:
+        """Forget a log, and return whether it was open: ended, but not yet settled, is."""
+        self._drop(log_id)
+        return self._open.pop(log_id, None) is not None
 
     def evict(self) -> None:
-        """Drop ended logs over the byte cap or past their time."""
+        """Drop ended logs over a limit or past their time."""
         oldest_kept_at = self._clock() - self._retention_s
         while self._ended:
-            generation = next(iter(self._ended.values()))
-            assert generation.outcome is not None
-            is_expired = generation.outcome.at < oldest_kept_at
-            if not is_expired and self.num_ended_bytes <= self._retention_bytes:
+            log_id, oldest = next(iter(self._ended.items()))
+            if oldest.settled_at >= oldest_kept_at and not self._is_over_a_limit:
                 break
-            del self._ended[generation.generation_id]
-            self.num_ended_bytes -= generation.num_bytes
+            self._drop(log_id)
+
+    @property
+    def _is_over_a_limit(self) -> bool:
+        is_too_many = self._max_ended is not None and self.num_ended > self._max_ended
+        return is_too_many or self.num_ended_bytes > self._retention_bytes
+
+    def _drop(self, log_id: str) -> None:
+        ended = self._ended.pop(log_id, None)
+        if ended is not None:
+            self.num_ended_bytes -= ended.num_bytes

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("quick", max_examples=25)
 
 
 @pytest.fixture(scope="session", autouse=True)

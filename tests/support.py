@@ -34,8 +34,18 @@ from streaming.sequence import Sequence as EngineSequence
 TIMEOUT_S = 20.0
 """An async test that takes longer hangs."""
 
-property_test = settings(max_examples=100, deadline=None)
-"""No deadline: how long one example takes depends on what else the machine does."""
+
+def property_test_of(num_examples: int) -> settings:
+    """Return a decorator that tries so many random examples, and a share of them in `make check`.
+
+    No deadline: how long one example takes depends on what else the machine does.
+    """
+    # The hypothesis profile, which `make check` chooses, says how many of a hundred.
+    num_examples = max(1, num_examples * settings().max_examples // 100)
+    return settings(max_examples=num_examples, deadline=None)
+
+
+property_test = property_test_of(100)
 
 
 class ManualClock:
@@ -167,6 +177,14 @@ def words(generation: Generation, *texts: str) -> None:
         generation.append(Token(len(text), text, at=0.0))
 
 
+def started_generation(*texts: str) -> Generation:
+    """Return an open log that has begun, with one token for each text."""
+    generation = make_generation()
+    generation.start(cached_tokens=0, at=1.0)
+    words(generation, *texts)
+    return generation
+
+
 # What holds of every stream.
 
 
@@ -228,6 +246,11 @@ def tokenwire_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenwire")]
 
 
+def ended_logs(engine: AsyncEngine) -> list[Generation]:
+    """Return the logs that have ended and are kept, oldest first."""
+    return [ended.log for ended in engine._store._ended.values()]
+
+
 @asynccontextmanager
 async def running_engine(
     backend: Backend, config: EngineConfig | None = None, *, gate: Barrier | None = None
@@ -260,7 +283,7 @@ async def running_engine(
         assert asyncio.all_tasks() == tasks_before
         assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
         assert not engine._engine.has_work
-        assert not engine._grace_timers
+        assert not engine._followers.in_grace
         if not engine.has_failed:
             engine._engine.check_integrity()
 

@@ -17,14 +17,13 @@ from app.responses.conversation import to_messages
 from app.responses.dialect import in_this_dialect
 from app.responses.references import resolve
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
-from app.responses.registry import ResponseRegistry
 from app.responses.response import AnyResponse, LiveResponse, StoredResponse
 from app.responses.store import ResponseStore, StoreUnavailable, encode
 from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
 from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
-from streaming import AsyncEngine, Failed, GenerationRequest, Reader
+from streaming import AsyncEngine, Failed, GenerationRequest, LogStore, Reader
 from streaming.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class ResponseService:
         self._engine = engine
         self._store = store
         self._reasoning_dialect = reasoning_dialect
-        self.registry = ResponseRegistry(
+        self.registry = LogStore[LiveResponse](
             retention_s=retention_s,
             max_ended=MAX_ENDED_RESPONSES,
             retention_bytes=retention_bytes,
@@ -129,7 +128,7 @@ class ResponseService:
             context=context,
             is_stored=body.is_stored,
         )
-        self.registry.add(response)
+        self.registry.add(response.response_id, response)
         keeper = asyncio.create_task(self._keep(response))
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
@@ -291,7 +290,7 @@ class ResponseService:
         """
         response = await self.find(response_id, caller=caller)
         if isinstance(response, LiveResponse):
-            if self.registry.remove(response):
+            if self.registry.remove(response_id):
                 self._deleted.add(response_id)
             self.stop(response)
         if self._store is not None:
@@ -318,7 +317,7 @@ class ResponseService:
                 await self._write(response)
         finally:
             self._deleted.discard(response.response_id)
-            self.registry.settle(response)
+            self.registry.settle(response.response_id)
 
     async def _write(self, response: LiveResponse) -> None:
         if self._store is None or response.response_id in self._deleted:

@@ -184,8 +184,8 @@ async def stream_server(
     # A fixture is torn down in another task than it was set up in.
     await until(lambda: asyncio.all_tasks() - {asyncio.current_task()} <= tasks_before)
     assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
-    assert not engine._num_followers
-    assert not engine._grace_timers
+    assert not engine._followers._counts
+    assert not engine._followers.in_grace
     assert not engine._engine.has_work
 
 

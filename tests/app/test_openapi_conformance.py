@@ -57,6 +57,7 @@ def url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 @api.parametrize()
 @settings(max_examples=30, derandomize=True, deadline=None)
 def test_every_answer_is_as_documented(case: Case[Any], url: str) -> None:

@@ -252,12 +252,40 @@ def test_page_is_of_use_offline_and_sends_later_what_was_written(chat: ChatPage)
     chat.get("settings").click()
     chat.get("close-settings").click()
     chat.get("new-chat").click()
-    expect(chat.get("empty")).to_be_visible()
     chat.send("written offline")
     expect(chat.reply).to_contain_text("Sending…")
     chat.page.context.set_offline(False)
     chat.expect_status("done")
     expect(chat.reply).to_contain_text("user: written offline")
+
+
+# In one task, so that no frame comes between what is clicked and what is typed.
+_CLICK_AND_TYPE = """([testId, text]) => {
+    const composer = document.getElementById("composer");
+    document.querySelector(`[data-testid=${testId}]`).click();
+    composer.setRangeText(text, composer.selectionStart, composer.selectionEnd, "end");
+    composer.dispatchEvent(new InputEvent("input", { bubbles: true }));
+}"""
+
+
+def test_what_is_typed_before_the_new_chat_is_painted_is_written_there(chat: ChatPage) -> None:
+    chat.ask("hello")
+    chat.get("composer").fill("a draft")
+    chat.page.evaluate(_CLICK_AND_TYPE, ["new-chat", "typed at once"])
+    expect(chat.get("empty")).to_be_visible()
+    expect(chat.get("composer")).to_have_value("typed at once")
+    chat.open("hello")
+    expect(chat.get("composer")).to_have_value("a draft")
+    chat.get("new-chat").click()
+    expect(chat.get("composer")).to_have_value("typed at once")
+
+
+def test_what_is_typed_before_the_first_question_is_painted_stays(chat: ChatPage) -> None:
+    chat.get("composer").fill("hello")
+    chat.page.evaluate(_CLICK_AND_TYPE, ["send", "and then"])
+    chat.expect_status("done")
+    expect(chat.reply).to_contain_text("user: hello")
+    expect(chat.get("composer")).to_have_value("and then")
 
 
 def test_deleted_conversation_can_be_had_back(chat: ChatPage) -> None:

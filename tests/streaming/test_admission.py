@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from streaming.admission import Admission
-from streaming.backend import EncodedPrompt
+from streaming.backend import EncodedPrompt, GrammarCompiler
 from streaming.backends.scripted import EOS, ByteTokenizer, scripted_backend
 from streaming.chat import (
     ANY_TOOL,
@@ -21,7 +21,13 @@ from streaming.chat import (
 )
 from streaming.chat_format import HERMES, LLAMA, THINK, TOLD
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
-from streaming.grammar import AnswerGrammar, Grammar, GrammarKind, Language
+from streaming.grammar import (
+    AnswerGrammar,
+    Grammar,
+    GrammarKind,
+    GrammarMatcher,
+    Language,
+)
 from streaming.output_parser import PLAIN, OutputFormat
 from streaming.request import (
     ChatPrompt,
@@ -31,7 +37,7 @@ from streaming.request import (
     TokenPrompt,
 )
 from streaming.sampling_params import SamplingParams
-from tests.support import WordCompiler
+from tests.support import WordCompiler, WordMatcher
 
 LIMIT = 16
 SURROGATE = "a\ud800b"
@@ -321,6 +327,109 @@ def test_a_prompt_without_tokens_is_refused_by_name(prompt: Prompt):
     with pytest.raises(InvalidRequest, match="has no tokens") as caught:
         Admission(backend).encode(prompt)
     assert caught.value.param == prompt.param
+
+
+# Several at once.
+
+
+class CountingTokenizer(ByteTokenizer):
+    """Remembers what it was given; the answer to a conversation may call tools."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.texts.append(text)
+        return super().encode(text)
+
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        return EncodedPrompt([1], OutputFormat(HERMES))
+
+
+class AnyCompiler:
+    """Takes every language for the word `a`."""
+
+    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+        return [WordMatcher("a") for _ in range(count)]
+
+
+def counting_admission(grammars: GrammarCompiler) -> tuple[Admission, CountingTokenizer]:
+    tokenizer = CountingTokenizer()
+    backend = dataclasses.replace(scripted_backend(), tokenizer=tokenizer, grammars=grammars)
+    return Admission(backend), tokenizer
+
+
+def test_what_requests_share_is_made_once_and_each_has_its_own_matcher():
+    compiler = WordCompiler()
+    admission, tokenizer = counting_admission(compiler)
+    free = GenerationRequest(prompt=TextPrompt("b"))
+    requests = [with_grammar("x"), free, with_grammar("x"), with_grammar("y")]
+    prepared = admission.prepare(requests, checkpoint=lambda: None)
+    assert tokenizer.texts == ["a", "b"]
+    assert compiler.compiled == [("x", 2), ("y", 1)]
+    assert [each.request for each in prepared] == requests
+    assert [bytes(each.prompt_ids) for each in prepared] == [b"a", b"b", b"a", b"a"]
+    matchers = [each.matcher for each in prepared]
+    assert matchers[1] is None
+    assert len({id(matcher) for matcher in matchers}) == 4
+
+
+def test_a_checkpoint_keeps_the_rest_from_being_tokenised():
+    admission, tokenizer = counting_admission(WordCompiler())
+    checkpoint = iter([None])
+    with pytest.raises(StopIteration):
+        admission.prepare(
+            [GenerationRequest(prompt=TextPrompt(text)) for text in "abc"],
+            checkpoint=lambda: next(checkpoint),
+        )
+    assert tokenizer.texts == ["a"]
+
+
+def test_an_answer_is_read_as_it_is_held():
+    admission, _ = counting_admission(AnyCompiler())
+    requests = [
+        GenerationRequest(prompt=with_tools(), params=SamplingParams(grammar=grammar))
+        for grammar in (None, GRAMMAR)
+    ]
+    requests.append(GenerationRequest(prompt=TextPrompt("a")))
+    prepared = admission.prepare(requests, checkpoint=lambda: None)
+    only_at_start = OutputFormat(dataclasses.replace(HERMES, is_only_at_start=True))
+    assert [each.output_format for each in prepared] == [OutputFormat(HERMES), only_at_start, PLAIN]
+
+
+# Sequences.
+
+
+@pytest.mark.parametrize(("asked_s", "timeout_s"), [(None, 60.0), (5.0, 5.0), (100.0, 60.0)])
+def test_a_sequence_ends_at_the_earlier_of_both_times(asked_s: float | None, timeout_s: float):
+    request = GenerationRequest(prompt=TextPrompt("a"), timeout_s=asked_s)
+    admission = make_admission()
+    [prepared] = admission.prepare([request], checkpoint=lambda: None)
+    sequence = admission.to_sequence(prepared, timeout_s=60.0)
+    assert sequence.deadline_at == sequence.generation.submitted_at + timeout_s
+
+
+def test_a_sequence_has_what_the_request_asks_for_and_a_log_of_its_own():
+    request = GenerationRequest(
+        prompt=TextPrompt("abc"), owner="alice", priority=3, metadata={"k": "v"}
+    )
+    admission = make_admission()
+    [prepared] = admission.prepare([request], checkpoint=lambda: None)
+    first, second = (admission.to_sequence(prepared, timeout_s=60.0) for _ in range(2))
+    log = first.generation
+    assert (log.owner, log.model, log.metadata, log.prompt_tokens) == (
+        *("alice", "scripted", {"k": "v"}, 3),
+    )
+    assert (list(first.prompt_ids), first.priority) == ([*b"abc"], 3)
+    assert first.generation_id != second.generation_id
+
+
+def test_tokens_are_decoded_if_the_model_has_them():
+    admission = make_admission()
+    assert admission.decode("tokens", [*"é".encode()]) == "é"
+    with pytest.raises(InvalidRequest, match="token id 1000000 is not in") as caught:
+        admission.decode("tokens", [10**6])
+    assert caught.value.param == "tokens"
 
 
 # What was left open.

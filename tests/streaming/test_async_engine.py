@@ -283,15 +283,6 @@ async def test_tokenising_leaves_the_event_loop_free():
     assert [name.startswith("tokenwire-tokenizer") for name in tokenizer.thread_names] == [True]
 
 
-async def test_a_prompt_that_is_shared_is_tokenised_once():
-    backend, tokenizer = held_backend()
-    tokenizer.open()
-    async with running_engine(backend) as engine:
-        for generation in await engine.submit_all([ask("a"), ask("a"), ask("b")]):
-            await collect(engine, generation)
-    assert len(tokenizer.thread_names) == 2
-
-
 async def test_a_prompt_is_tokenised_alone_whether_or_not_it_fits():
     async with running_engine(scripted_backend(max_model_len=4)) as engine:
         assert await engine.tokenize(ask("héy")) == list("héy".encode())
@@ -548,13 +539,13 @@ async def test_a_grace_ends_with_its_generation():
         generation = await engine.submit(ask())
         with engine.follow(generation, grace_s=3600.0):
             await entered(gate)
-        assert len(engine._grace_timers) == 1
+        assert len(engine._followers.in_grace) == 1
         gate.open()
         assert await wait_ended(generation) == "stop"
-        assert not engine._grace_timers
+        assert not engine._followers.in_grace
         with engine.follow(generation, grace_s=3600.0):
             pass  # who looks at an ended log starts no grace
-        assert not engine._grace_timers
+        assert not engine._followers.in_grace
 
 
 async def test_a_lost_cursor_is_no_follower():
@@ -738,7 +729,7 @@ async def test_a_dead_engine_takes_no_more(caplog: pytest.LogCaptureFixture):
         with engine.follow(generation, grace_s=3600.0) as reader:
             assert_well_formed(reader.read(), generation)
         engine.cancel(generation)
-        assert engine._inbox.empty(), "nobody reads it any more"
+        assert engine._thread._inbox.empty(), "nobody reads it any more"
     assert "takes no more work" in caplog.text
 
 

@@ -14,7 +14,8 @@ from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.scripted import ScriptedRunner
 from streaming.engine import Engine
 from streaming.errors import DeadlineExceeded, EngineFailure, ShuttingDown
-from streaming.generation import Event, Failed, Generation, Queued, Reader, Started
+from streaming.generation import Failed, Generation, Queued, Started
+from streaming.reader import Event, Reader
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.support import (

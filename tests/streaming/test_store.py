@@ -1,178 +1,213 @@
-"""Which logs can still be read: by owner, by age, by size."""
+"""Which logs can still be read: by owner, by age, by number, by size."""
 
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.errors import GenerationNotFound
 from streaming.generation import Finished, FinishReason, Generation, Tail
-from streaming.store import GenerationStore
+from streaming.store import LogStore
 from tests.support import ManualClock, make_generation, property_test
 
 
+@dataclass(eq=False)
+class Log:
+    num_bytes: int = 100
+    owner: str = "alice"
+    is_ended: bool = False
+
+
 def make_store(
-    clock: ManualClock | None = None, *, retention_s: float = 10.0, retention_bytes: int = 10**9
-) -> GenerationStore:
-    return GenerationStore(
-        retention_s=retention_s, retention_bytes=retention_bytes, clock=clock or ManualClock()
+    *, retention_s: float = 10.0, retention_bytes: int = 10**9, max_ended: int | None = None
+) -> tuple[LogStore[Log], ManualClock]:
+    clock = ManualClock()
+    store = LogStore[Log](
+        retention_s=retention_s, retention_bytes=retention_bytes, max_ended=max_ended, clock=clock
     )
+    return store, clock
 
 
-def add_ended(
-    store: GenerationStore, generation_id: str, *, text: str = "", at: float = 0.0
-) -> Generation:
-    generation = make_generation(generation_id)
-    store.add(generation)
-    generation.append(Tail(text, at))
-    generation.end(Finished(FinishReason.STOP, at))
-    store.settle(generation)
-    return generation
+def add_ended(store: LogStore[Log], *names: str, num_bytes: int = 100) -> None:
+    for name in names:
+        log = Log(num_bytes)
+        store.add(name, log)
+        log.is_ended = True
+        store.settle(name)
 
 
-def is_there(store: GenerationStore, generation_id: str, owner: str = "anyone") -> bool:
-    try:
-        return store.find(generation_id, owner=owner).generation_id == generation_id
-    except GenerationNotFound:
-        return False
+def found(store: LogStore[Log], names: str) -> str:
+    return "".join(name for name in names if store.find(name, owner="alice") is not None)
 
 
 def test_an_open_log_is_found_however_old_and_however_large():
-    clock = ManualClock()
-    store = make_store(clock, retention_bytes=0)
-    generation = make_generation("gen_a")
-    store.add(generation)
-    generation.append(Tail("x" * 1000, at=0.0))
+    store, clock = make_store(retention_bytes=0, max_ended=0)
+    log = Log()
+    store.add("a", log)
     clock.advance(1e6)
-    assert store.find("gen_a", owner="anyone") is generation
-    assert store.open_generations == (generation,)
+    assert store.find("a", owner="alice") is log
+    assert store.open_logs == (log,)
     assert (store.num_open, store.num_ended, store.num_ended_bytes) == (1, 0, 0)
 
 
 def test_an_id_is_added_once():
-    store = make_store()
-    store.add(make_generation("gen_a"))
+    store, _ = make_store()
+    store.add("a", Log())
     with pytest.raises(AssertionError):
-        store.add(make_generation("gen_a"))
+        store.add("a", Log())
 
 
 def test_an_ended_log_is_found_until_its_time_is_over():
-    clock = ManualClock()
-    store = make_store(clock, retention_s=10.0)
-    add_ended(store, "gen_a", at=0.0)
+    store, clock = make_store(retention_s=10.0)
+    log = Log()
+    store.add("a", log)
+    clock.advance(100.0)
+    log.is_ended = True
+    store.settle("a")
     clock.advance(10.0)
-    assert is_there(store, "gen_a")
+    assert store.find("a", owner="alice") is log
     clock.advance(0.001)
-    assert not is_there(store, "gen_a")
-    assert (store.num_ended, store.num_ended_bytes) == (0, 0)
+    assert store.find("a", owner="alice") is None
+    assert (store.num_open, store.num_ended, store.num_ended_bytes) == (0, 0, 0)
 
 
 def test_only_an_ended_log_settles():
-    store = make_store()
-    generation = make_generation()
-    store.add(generation)
+    store, _ = make_store()
+    store.add("a", Log())
     with pytest.raises(AssertionError):
-        store.settle(generation)
+        store.settle("a")
+    assert (store.num_open, store.num_ended) == (1, 0)
 
 
 def test_a_log_that_settles_twice_is_counted_once():
-    store = make_store()
-    generation = add_ended(store, "gen_a", text="hello")
-    store.settle(generation)
-    assert (store.num_open, store.num_ended) == (0, 1)
-    assert store.num_ended_bytes == generation.num_bytes
+    store, _ = make_store()
+    add_ended(store, "a", num_bytes=7)
+    store.settle("a")
+    assert (store.num_open, store.num_ended, store.num_ended_bytes) == (0, 1, 7)
 
 
 def test_a_log_that_was_never_added_is_not_kept():
-    store = make_store()
-    generation = make_generation()
-    generation.end(Finished(FinishReason.STOP, at=0.0))
-    store.settle(generation)
+    store, _ = make_store()
+    store.settle("a")
     assert (store.num_ended, store.num_ended_bytes) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("generation_id", "owner"),
-    [("gen_never", "alice"), ("gen_expired", "alice"), ("gen_bobs", "alice"), ("gen_open", "bob")],
-)
-def test_never_was_expired_and_someone_elses_are_one_answer(generation_id: str, owner: str):
-    clock = ManualClock()
-    store = make_store(clock)
-    for name, who in (("gen_expired", "alice"), ("gen_bobs", "bob")):
-        generation = make_generation(name, owner=who)
-        store.add(generation)
-        generation.end(Finished(FinishReason.STOP, at=clock()))
-        store.settle(generation)
-        clock.advance(8.0)
-    store.add(make_generation("gen_open", owner="alice"))
-    with pytest.raises(GenerationNotFound) as caught:
-        store.find(generation_id, owner=owner)
-    expected = GenerationNotFound(generation_id=generation_id)
-    assert (str(caught.value), caught.value.args) == (str(expected), expected.args)
-    assert is_there(store, "gen_bobs", owner="bob")
+def test_never_was_expired_and_someone_elses_are_one_answer():
+    store, clock = make_store(retention_s=10.0)
+    add_ended(store, "expired")
+    clock.advance(8.0)
+    add_ended(store, "ended")
+    store.add("open", Log())
+    clock.advance(8.0)
+    assert [store.find(name, owner="alice") for name in ("never", "expired")] == [None, None]
+    assert [store.find(name, owner="bob") for name in ("ended", "open")] == [None, None]
+    assert None not in [store.find(name, owner="alice") for name in ("ended", "open")]
 
 
 def test_the_oldest_goes_first_and_no_more_than_must():
-    one = add_ended(make_store(), "gen_x", text="x" * 100).num_bytes
-    store = make_store(retention_bytes=3 * one)
-    for name in "abc":
-        add_ended(store, name, text="x" * 100)
+    store, _ = make_store(retention_bytes=300)
+    add_ended(store, *"abc")
     assert store.num_ended == 3, "at the limit exactly, nothing goes"
-    add_ended(store, "d", text="x" * 100)
-    assert [name for name in "abcd" if is_there(store, name)] == ["b", "c", "d"]
-    add_ended(store, "e", text="x" * 101)
-    assert [name for name in "abcde" if is_there(store, name)] == ["d", "e"]
+    add_ended(store, "d")
+    assert found(store, "abcd") == "bcd"
+    add_ended(store, "e", num_bytes=101)
+    assert found(store, "abcde") == "de"
+    assert store.num_ended_bytes == 201
 
 
 def test_a_log_larger_than_the_cap_is_not_kept_and_takes_the_older_with_it():
-    store = make_store(retention_bytes=5000)
-    add_ended(store, "gen_a")
-    add_ended(store, "gen_b", text="x" * 5000)
+    store, _ = make_store(retention_bytes=300)
+    add_ended(store, "a")
+    add_ended(store, "b", num_bytes=301)
     assert (store.num_ended, store.num_ended_bytes) == (0, 0)
 
 
+def test_the_number_has_a_limit_of_its_own():
+    store, _ = make_store(max_ended=2)
+    add_ended(store, *"ab")
+    assert found(store, "ab") == "ab"
+    add_ended(store, "c")
+    assert found(store, "abc") == "bc"
+
+
+def test_what_was_counted_is_what_is_given_back():
+    """A log may look smaller once something that it shares is gone."""
+    store, _ = make_store()
+    add_ended(store, *"ab")
+    log = store.find("a", owner="alice")
+    assert log is not None
+    log.num_bytes = 1
+    store.remove("a")
+    assert store.num_ended_bytes == 100
+
+
 def test_evict_alone_drops_what_is_too_old():
-    clock = ManualClock()
-    store = make_store(clock, retention_s=10.0)
-    add_ended(store, "gen_a", at=0.0)
-    add_ended(store, "gen_b", at=5.0)
-    clock.advance(11.0)
+    store, clock = make_store(retention_s=10.0)
+    add_ended(store, "a")
+    clock.advance(5.0)
+    add_ended(store, "b")
+    clock.advance(6.0)
     store.evict()
-    assert (store.num_ended, is_there(store, "gen_b")) == (1, True)
+    assert store.num_ended == 1
+    assert found(store, "ab") == "b"
 
 
-def test_ten_thousand_logs_stay_under_the_cap():
-    """Pains 16: counted, and also as the memory that they really take."""
+def test_a_removed_log_is_gone_and_takes_nothing():
+    store, _ = make_store()
+    log = Log()
+    store.add("open", log)
+    add_ended(store, "ended")
+    assert store.remove("open")
+    assert not store.remove("ended")
+    assert not store.remove("ended")
+    log.is_ended = True
+    store.settle("open")
+    assert store.find("open", owner="alice") is None
+    assert (store.num_open, store.num_ended, store.num_ended_bytes) == (0, 0, 0)
+
+
+def test_a_log_that_ended_and_has_not_settled_is_removed_as_an_open_one():
+    store, _ = make_store()
+    store.add("a", Log(is_ended=True))
+    assert store.remove("a")
+
+
+def test_ten_thousand_generations_stay_under_the_cap():
+    """Counted, and also as the memory that they really take."""
     retention_bytes = 2**20
-    store = make_store(retention_bytes=retention_bytes)
+    store = LogStore[Generation](retention_s=10.0, retention_bytes=retention_bytes)
     tracemalloc.start()
     try:
         for n in range(10_000):
-            add_ended(store, f"gen_{n}", text="x" * (n % 300))
+            generation = make_generation(f"gen_{n}")
+            store.add(generation.generation_id, generation)
+            generation.append(Tail("x" * (n % 300), at=float(n)))
+            generation.end(Finished(FinishReason.STOP, at=float(n)))
+            store.settle(generation.generation_id)
             assert store.num_ended_bytes <= retention_bytes
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert 0 < store.num_ended < 10_000
     assert taken <= 1.1 * retention_bytes
-    assert is_there(store, "gen_9999")
-    assert not is_there(store, f"gen_{9999 - store.num_ended}")
-    assert is_there(store, f"gen_{10_000 - store.num_ended}")
+    oldest_kept = 10_000 - store.num_ended
+    for n, is_there in ((oldest_kept - 1, False), (oldest_kept, True), (9999, True)):
+        assert (store.find(f"gen_{n}", owner="anyone") is not None) == is_there
 
 
 @property_test
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 4)), max_size=40))
 def test_the_byte_count_is_that_of_the_logs_that_are_there(steps: list[tuple[int, int]]):
-    clock = ManualClock()
-    store = make_store(clock, retention_s=10.0, retention_bytes=6000)
-    logs = []
-    for n, (size, seconds) in enumerate(steps):
+    store, clock = make_store(retention_s=10.0, retention_bytes=2000, max_ended=12)
+    sizes: list[int] = []
+    for n, (num_bytes, seconds) in enumerate(steps):
         clock.advance(seconds)
-        logs.append(add_ended(store, f"gen_{n}", text="x" * size, at=clock()))
-        kept = [log for log in logs if is_there(store, log.generation_id)]
-        assert kept == logs[len(logs) - len(kept) :], "the oldest go first"
-        assert store.num_ended_bytes == sum(log.num_bytes for log in kept) <= 6000
-        assert store.num_ended == len(kept)
+        add_ended(store, str(n), num_bytes=num_bytes)
+        sizes.append(num_bytes)
+        kept = [at for at in range(n + 1) if store.find(str(at), owner="alice") is not None]
+        assert kept == list(range(n + 1 - len(kept), n + 1)), "the oldest go first"
+        assert store.num_ended_bytes == sum(sizes[at] for at in kept) <= 2000
+        assert store.num_ended == len(kept) <= 12

@@ -33,7 +33,8 @@ from streaming import (
     TokenLogprobs,
 )
 from streaming.errors import Overloaded
-from streaming.generation import Reader, Tail
+from streaming.generation import Tail
+from streaming.reader import Reader
 from tests.app.conversation import Frame
 from tests.support import make_generation, property_test
 

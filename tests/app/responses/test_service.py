@@ -501,6 +501,7 @@ async def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_pat
 # Many.
 
 
+@pytest.mark.slow
 async def test_a_thousand_responses_stay_within_their_limits(tmp_path: Path):
     async with serving_responses(
         scripted_backend(say("x" * 20), max_num_seqs=64),

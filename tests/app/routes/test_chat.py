@@ -28,7 +28,7 @@ from tests.app.chat_answers import (
     tool,
 )
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
-from tests.support import WordCompiler, entered
+from tests.support import WordCompiler, ended_logs, entered
 
 NO_DETAILS = {
     "prompt_tokens_details": {"cached_tokens": 0},
@@ -431,7 +431,7 @@ async def test_call_ids_are_those_of_the_log():
     async with serving(scripted_backend(say(CALL))) as (app, engine):
         async with client(app) as calling:
             answer = await chat(calling, tools=[tool()])
-        [log] = engine._store._ended.values()
+        [log] = ended_logs(engine)
     [made] = only(answer)["tool_calls"]
     assert made["id"].startswith("call_")
     assert log.generation_id not in json.dumps(answer)
@@ -874,7 +874,7 @@ async def test_client_that_leaves_stops_what_runs_and_what_waits(streams: bool):
             calling.leave()
         gate.allow(2)
         await until(lambda: not engine._store.num_open)
-        logs = list(engine._store._ended.values())
+        logs = ended_logs(engine)
     assert sum(log.usage.completion_tokens for log in logs) <= 2
     assert [log.num_subscribers for log in logs] == [0, 0, 0]
 

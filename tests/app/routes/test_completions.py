@@ -17,7 +17,7 @@ from app.routes.completions import EXAMPLES
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
 from streaming.sequence import Sequence
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
-from tests.support import WordCompiler, entered
+from tests.support import WordCompiler, ended_logs, entered
 
 PATH = "/v1/completions"
 NO_DETAILS = {
@@ -467,7 +467,7 @@ async def test_one_failed_choice_ends_the_others():
         assert response.status_code == 500
         gate.open()
         await until(lambda: not engine._store.num_open)
-        logs = list(engine._store._ended.values())
+        logs = ended_logs(engine)
     assert sum(log.usage.completion_tokens for log in logs) < 4000
 
 
@@ -711,7 +711,7 @@ async def test_client_that_leaves_stops_what_runs_and_what_waits(stream: bool):
             call.leave()
         gate.allow(2)
         await until(lambda: not engine._store.num_open)
-        logs = list(engine._store._ended.values())
+        logs = ended_logs(engine)
         assert sum(log.usage.completion_tokens for log in logs) <= 2
         assert [log.num_subscribers for log in logs] == [0, 0, 0, 0]
     assert not call.is_complete or call.status == 499
@@ -732,7 +732,7 @@ async def test_client_that_leaves_while_it_waits_to_be_started_never_runs():
             gate.open()
         assert first.result().status_code == 200
         await until(lambda: not engine._store.num_open)
-        started = [log.started is not None for log in engine._store._ended.values()]
+        started = [log.started is not None for log in ended_logs(engine)]
     assert sorted(started) == [False, True]
 
 

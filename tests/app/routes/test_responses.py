@@ -369,7 +369,9 @@ async def test_cancelling_a_background_response_ends_it():
             await entered(gate)
             gate.allow(3)
             cancel = tasks.create_task(calling.post(f"{path}/cancel"))
-            await until(lambda: not app.state.services.engine._inbox.empty() or cancel.done())
+            await until(
+                lambda: not app.state.services.engine._thread._inbox.empty() or cancel.done()
+            )
             gate.open()
         cancelled = check_response(cancel.result().json())
         assert cancelled["status"] == "cancelled"

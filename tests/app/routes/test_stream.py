@@ -554,7 +554,7 @@ async def test_when_the_grace_is_over_the_generation_is_cancelled() -> None:
             client.transport.abort()
         await server.until_left()
         log = server.engine.find(frames[0]["generation_id"], owner="anyone")
-        await until(lambda: not server.engine._grace_timers)
+        await until(lambda: not server.engine._followers.in_grace)
         gate.allow(2)
         await server.until_idle()
         assert log.usage.completion_tokens <= 3
@@ -580,7 +580,7 @@ async def test_a_line_that_does_not_answer_pings_is_dropped() -> None:
         await receive_until(client, "accepted")
         client.transport.pause_reading()
         await server.until_left()
-        assert len(server.engine._grace_timers) == 1
+        assert len(server.engine._followers.in_grace) == 1
         client.transport.abort()
 
 
@@ -611,7 +611,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
             await asyncio.gather(*kills)
         await server.until_left()
         await server.until_idle()
-        assert not server.engine._num_followers
+        assert not server.engine._followers._counts
         async with server.connect() as client:
             await ask(client, max_tokens=5)
             assert text_of(await receive_stream(client)) == "aaaaa"

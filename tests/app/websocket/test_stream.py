@@ -74,7 +74,7 @@ async def test_a_client_that_leaves_is_noticed_though_nothing_is_sent() -> None:
         log = log_of(engine, hand)
         assert not log.is_ended
         assert log.num_subscribers == 0
-        assert set(engine._grace_timers) == {log.generation_id}
+        assert engine._followers.in_grace == {log.generation_id}
 
 
 async def test_without_grace_a_running_generation_is_cancelled_at_the_next_step() -> None:
@@ -144,7 +144,7 @@ async def test_resumed_within_its_grace_a_generation_goes_on() -> None:
         cursor = first.frames[-1]["seq"]
         second.say(type="resume", generation_id=log.generation_id, after=cursor)
         await second.until_shown("started")
-        assert engine._grace_timers == {}
+        assert engine._followers.in_grace == set()
         gate.open()
         done = await second.until_shown("done")
         assert text_of(first.frames) + text_of(second.frames) == "hello"
@@ -359,7 +359,7 @@ async def test_a_bug_of_ours_closes_with_1011_and_a_traceback(
     await serving
     assert hand.close == (1011, "internal error")
     assert "ZeroDivisionError" in caplog.text
-    assert len(engine._grace_timers) == 1
+    assert len(engine._followers.in_grace) == 1
     gate.open()
     await engine.aclose()
 

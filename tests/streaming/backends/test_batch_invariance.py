@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +24,7 @@ from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
 from tests.streaming.backends.test_batched import CONFIGS, make_sequence, run_to_end
+from tests.support import property_test_of
 
 MAX_TOKENS = 12
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -116,7 +117,7 @@ EVENTS = st.lists(
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
-@settings(max_examples=6, deadline=None)
+@property_test_of(6)
 @given(
     events=EVENTS,
     num_tokens=st.sampled_from([176, 280, 1000]),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
@@ -41,6 +41,7 @@ from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named
 from tests.streaming.backends.rig import EngineRig, ending, token_ids
+from tests.support import property_test_of
 
 VOCAB_SIZE = 97
 MAX_TOKENS = 24
@@ -182,9 +183,7 @@ EVENTS = st.lists(
 
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@property_test_of(8)
 @given(events=EVENTS, num_tokens=st.sampled_from([48, 80, 256]), budget=st.sampled_from([3, 8, 32]))
 def test_greedy_equals_generate_under_any_traffic(
     name: str, attention: str, events: list[tuple[str, Any]], num_tokens: int, budget: int

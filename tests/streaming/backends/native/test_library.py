@@ -29,6 +29,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.suffix for path in (folder / "kernels").iterdir())
 
 
+@pytest.mark.slow
 def test_they_are_compiled_once(tmp_path: Path) -> None:
     said: list[str] = []
     for _ in range(2):
@@ -68,6 +69,7 @@ def changed_sources(folder: Path, change: Callable[[str], str]) -> list[Path]:
     return sorted(folder.glob("*.cpp"))
 
 
+@pytest.mark.slow
 def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
     right, wrong = "sums[r][v] += query * loaded[v]", "sums[r][v] -= query * loaded[v]"
     sources = changed_sources(tmp_path, lambda text: text.replace(right, wrong))
@@ -76,6 +78,7 @@ def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.so"))
 
 
+@pytest.mark.slow
 def test_what_kills_its_process_is_not_kept(tmp_path: Path) -> None:
     """As a library does that has instructions which the CPU lacks."""
     death = "#include <cstdlib>\n__attribute__((constructor)) void die() { std::abort(); }\n"
@@ -91,6 +94,7 @@ def test_a_folder_that_cannot_be_written_is_the_reason(tmp_path: Path) -> None:
         load_kernels(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_check_passes_what_is_right() -> None:
     command = [sys.executable, "-m", "streaming.backends.native.check", kernels()._name]
     subprocess.run(command, check=True)
