@@ -4,8 +4,8 @@
     python -m benchmarks.engine --dtype bfloat16 --concurrency 1,8,32,64
 
 Prompts of 45 tokens, greedy, end tokens ignored; whole-batch tokens per second, prefill included,
-after a warm-up. Then: what a shared prefix saves, and how long running streams wait while a long
-prompt is read.
+after a warm-up. With `--temperature` and `--top-p` the batched streams are sampled. Then: what a
+shared prefix saves, and how long running streams wait while a long prompt is read.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ def random_prompt(backend: Backend, num_tokens: int) -> list[int]:
 
 
 def add_sequence(
-    engine: Engine, backend: Backend, prompt_ids: list[int], *, num_tokens: int
+    engine: Engine,
+    backend: Backend,
+    prompt_ids: list[int],
+    *,
+    num_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
 ) -> Sequence:
     generation = Generation(
         generation_id=str(_RANDOMNESS.random()),
@@ -49,7 +55,9 @@ def add_sequence(
     sequence = Sequence(
         generation=generation,
         prompt_ids=prompt_ids,
-        params=SamplingParams(temperature=0.0, max_tokens=num_tokens, seed=0, ignore_eos=True),
+        params=SamplingParams(
+            temperature=temperature, top_p=top_p, max_tokens=num_tokens, seed=0, ignore_eos=True
+        ),
         eos_token_ids=frozenset(),
         decode=backend.tokenizer.decode,
         deadline_at=math.inf,
@@ -58,13 +66,15 @@ def add_sequence(
     return sequence
 
 
-def measure_throughput(backend: Backend, *, concurrency: int, num_tokens: int) -> float:
+def measure_throughput(
+    backend: Backend, *, concurrency: int, num_tokens: int, **sampling: float
+) -> float:
     """Return tokens per second over the whole batch."""
     engine = Engine(backend.runner)
     prompts = [random_prompt(backend, NUM_PROMPT_TOKENS) for _ in range(concurrency)]
     started_at = time.perf_counter()
     for prompt_ids in prompts:
-        add_sequence(engine, backend, prompt_ids, num_tokens=num_tokens)
+        add_sequence(engine, backend, prompt_ids, num_tokens=num_tokens, **sampling)
     while engine.has_work:
         engine.step()
     return concurrency * num_tokens / (time.perf_counter() - started_at)
@@ -122,6 +132,8 @@ def main() -> None:
     parser.add_argument("--long-prompt", type=int, default=4000)
     parser.add_argument("--shared", type=int, default=2000)
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
     arguments = parser.parse_args()
 
     def load(backend: BackendName) -> Backend:
@@ -145,7 +157,13 @@ def main() -> None:
     throughput = {}
     for concurrency in map(int, arguments.concurrency.split(",")):
         measure_throughput(backend, concurrency=concurrency, num_tokens=2)
-        rate = measure_throughput(backend, concurrency=concurrency, num_tokens=arguments.tokens)
+        rate = measure_throughput(
+            backend,
+            concurrency=concurrency,
+            num_tokens=arguments.tokens,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+        )
         throughput[concurrency] = rate
         print(
             f"{concurrency:3} streams  {rate:8.1f} tokens/s {rate / baseline:6.2f} x",
@@ -161,7 +179,10 @@ def main() -> None:
         "benchmark": "engine",
         "dtype": backend.info.dtype,
         "device": backend.info.device,
+        "attention": backend.info.attention,
         "batch_invariant": arguments.batch_invariant,
+        "temperature": arguments.temperature,
+        "top_p": arguments.top_p,
         "generate_tokens_per_s": round(baseline, 1),
         "tokens_per_s": {str(n): round(rate, 1) for n, rate in throughput.items()},
         "ratio": {str(n): round(rate / baseline, 2) for n, rate in throughput.items()},
