@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -16,10 +17,12 @@ import torch
 
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends import OnProgress
+from streaming.backends.draw import Draw, draw_tokens
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import LoadedModel, load_model
 from streaming.backends.native.attention import native_attention
+from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
 from streaming.backends.paged_cache import BLOCK_SIZE, LAYOUT_ARGUMENT, Attention
 from streaming.backends.probe import NotBatchInvariant, UnsupportedModel, probe, speed_up
@@ -44,6 +47,7 @@ class BatchedRunner:
     Args:
         model: a transformers model with a language-model head; owned from here on.
         attention: how it attends.
+        draw: how tokens are drawn.
         num_blocks: size of the cache.
         block_size: tokens in a block.
         max_num_seqs: most sequences in one batch.
@@ -55,6 +59,7 @@ class BatchedRunner:
         model: Any,
         *,
         attention: Attention = SPAN_ATTENTION,
+        draw: Draw = draw_tokens,
         num_blocks: int,
         block_size: int = BLOCK_SIZE,
         max_num_seqs: int = 64,
@@ -62,6 +67,7 @@ class BatchedRunner:
     ) -> None:
         attention.plug_into(model)
         self._model = model
+        self._draw = draw
         self._device: torch.device = model.device
         self._cache = attention.make_cache(num_blocks, block_size)
         self.cache = CacheGeometry(
@@ -86,7 +92,9 @@ class BatchedRunner:
         for chunk, num_wanted in step.scored:
             self._prompts.take(chunk, logits[start : start + num_wanted])
             start += num_wanted
-        sampled = sample(logits[: len(step.sequences)], step.sequences) if step.sequences else []
+        sampled: list[SampledToken | FailedRow] = []
+        if step.sequences:
+            sampled = sample(logits[: len(step.sequences)], step.sequences, draw=self._draw)
         by_sequence = dict(zip(step.sequences, sampled, strict=True))
         return [
             self._prompts.add_to(chunk, by_sequence[chunk.sequence])
@@ -146,6 +154,7 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
             runner = BatchedRunner(
                 loaded.model,
                 attention=attention,
+                draw=draw_tokens if kernels is None else partial(native_draw_tokens, kernels),
                 num_blocks=num_blocks,
                 max_num_seqs=config.max_num_seqs,
                 max_batch_tokens=config.max_batch_tokens,

@@ -1,8 +1,7 @@
 """Choose the next token of every sequence of a batch, each by its own rules.
 
 A row's token depends on its own logits, parameters, seed and position only, never on which other
-rows are in the batch. Randomness is counter-based, one uniform number for each (seed, position), so
-a sequence that is preempted and computed again draws the same numbers again.
+rows are in the batch.
 """
 
 from __future__ import annotations
@@ -11,32 +10,32 @@ from collections import Counter
 from collections.abc import Sequence as SequenceOf
 
 import torch
-from numpy.random import Generator, Philox
 
 from streaming.backend import FailedRow, SampledToken
+from streaming.backends.draw import Draw, draw_tokens, rules_for
 from streaming.backends.token_mask import token_mask
 from streaming.generation import Logprob, TokenLogprobs
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 
-_MIN_TEMPERATURE = 1e-4
-"""Lower ones choose the same tokens and overflow float32."""
-_SEED_MASK = 2**64 - 1
 _NOT_FINITE = "the model's logits are not finite numbers"
 
 
-def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken | FailedRow]:
+def sample(
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], *, draw: Draw = draw_tokens
+) -> list[SampledToken | FailedRow]:
     """Return the next token of each sequence.
 
     Args:
         logits: (num_seqs, vocab_size), of any float dtype; the model's own. Overwritten.
+        draw: chooses for those that are not greedy.
     """
     ruled = [row for row, sequence in enumerate(sequences) if not _takes_the_likeliest(sequence)]
     if len(ruled) == len(sequences):
-        return _sample_by_rules(logits, sequences)
+        return _sample_by_rules(logits, sequences, draw)
     sampled = _sample_likeliest(logits)
     if ruled:
-        by_rules = _sample_by_rules(logits[ruled], [sequences[row] for row in ruled])
+        by_rules = _sample_by_rules(logits[ruled], [sequences[row] for row in ruled], draw)
         for row, token in zip(ruled, by_rules, strict=True):
             sampled[row] = token
     return sampled
@@ -65,7 +64,7 @@ def _sample_likeliest(logits: torch.Tensor) -> list[SampledToken | FailedRow]:
 
 
 def _sample_by_rules(
-    logits: torch.Tensor, sequences: SequenceOf[Sequence]
+    logits: torch.Tensor, sequences: SequenceOf[Sequence], draw: Draw
 ) -> list[SampledToken | FailedRow]:
     # Before anything waits for the logits: a GPU still computes them meanwhile.
     masks = {
@@ -95,9 +94,16 @@ def _sample_by_rules(
         if not row_is_finite
     }
     token_ids = best_ids.tolist()
-    for row, sequence in enumerate(sequences):
-        if row not in failed and not sequence.params.is_greedy:
-            token_ids[row] = _draw(logits[row], sequence.params, len(sequence.output_ids))
+    drawn = {
+        row: rules_for(sequence.params, len(sequence.output_ids))
+        for row, sequence in enumerate(sequences)
+        if row not in failed and not sequence.params.is_greedy
+    }
+    if drawn:
+        for row, token_id in zip(
+            drawn, draw(logits, list(drawn), list(drawn.values())), strict=True
+        ):
+            token_ids[row] = token_id
     return [
         failed.get(row)
         or SampledToken(token_id, _report(reported.get(row), token_id, sequence.params))
@@ -126,52 +132,6 @@ def _process(logits: torch.Tensor, sequence: Sequence) -> None:
     # With a grammar, its mask bars them where it can.
     if sequence.matcher is None and sequence.must_not_end and sequence.barred_token_ids:
         logits[logits.new_tensor(list(sequence.barred_token_ids), dtype=torch.long)] = -torch.inf
-
-
-def _draw(logits: torch.Tensor, params: SamplingParams, position: int) -> int:
-    """Return a token drawn from one processed row, (vocab_size,).
-
-    Temperature, then top-k, top-p and min-p, each on what the one before left, as transformers
-    does; then the inverse of the distribution function at one uniform number.
-    """
-    assert params.seed is not None
-    uniform = Generator(Philox(key=params.seed & _SEED_MASK, counter=position)).random()
-    # Relative to the likeliest token, whose weight is 1: nothing overflows.
-    temperature = max(params.temperature, _MIN_TEMPERATURE)
-    weights = logits.sub(logits.max()).div_(temperature).exp_()
-    if not params.top_k and params.top_p == 1.0 and not params.min_p:
-        return _invert(weights, uniform)
-    if params.top_k:
-        candidates, ids = weights.topk(min(params.top_k, len(weights)))
-        total = candidates.sum()
-    else:
-        total = weights.sum()
-        ids = (weights >= _least_weight(params, float(total), len(weights))).nonzero()[:, 0]
-        candidates, order = weights[ids].sort(descending=True, stable=True)
-        ids = ids[order]
-    if params.top_p < 1.0:
-        # The token that carries the sum over the bound is kept: at least one always is.
-        before = candidates.double().cumsum(dim=-1) - candidates
-        candidates = candidates * (before < params.top_p * total)
-    if params.min_p:
-        candidates = candidates * (candidates >= params.min_p)
-    return int(ids[_invert(candidates, uniform)])
-
-
-def _least_weight(params: SamplingParams, total: float, vocab_size: int) -> float:
-    """Return a weight below which no token passes top-p and min-p.
-
-    Tokens each of less than (1 - top_p) / vocab_size are together less than what top-p cuts off. So
-    the few that are left are sorted, and not the whole vocabulary.
-    """
-    return max(params.min_p, (1.0 - params.top_p) / vocab_size * total)
-
-
-def _invert(weights: torch.Tensor, uniform: float) -> int:
-    """Return the first index whose cumulated weight passes `uniform` of the whole."""
-    cumulated = weights.double().cumsum(dim=-1)
-    index = torch.searchsorted(cumulated, cumulated[-1] * uniform, right=True)
-    return int(index)
 
 
 def _report(

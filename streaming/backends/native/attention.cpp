@@ -36,36 +36,6 @@ constexpr int TILE = 16;    // tokens of a chunk that are computed together
 constexpr int SPAN_BLOCKS = SPAN / BLOCK;
 constexpr float LOWEST = -FLT_MAX;  // stands for the best of no scores
 
-inline float largest(Vec vec) {
-    float best = vec[0];
-    for (int i = 1; i < WIDTH; i++) best = std::max(best, vec[i]);
-    return best;
-}
-
-// exp(x) for x <= 0, to two units in the last place; 0 below -87 and for minus infinity.
-inline Vec exp_of(Vec x) {
-    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-    Vec clamped = x < broadcast(-87.0f) ? broadcast(-87.0f) : x;
-    Vec shifted = clamped * broadcast(1.44269504f) + magic;
-    IntVec exponent = (IntVec)shifted << 23;
-    Vec n = shifted - magic;
-    Vec r = clamped - n * broadcast(0.693359375f);
-    r = r - n * broadcast(-2.12194440e-4f);
-    // exp(r) for |r| <= ln(2) / 2, coefficients as in Cephes' expf (Moshier 1992).
-    Vec p = broadcast(1.9875691500e-4f);
-    p = p * r + broadcast(1.3981999507e-3f);
-    p = p * r + broadcast(8.3334519073e-3f);
-    p = p * r + broadcast(4.1665795894e-2f);
-    p = p * r + broadcast(1.6666665459e-1f);
-    p = p * r + broadcast(5.0000001201e-1f);
-    p = p * (r * r) + r + broadcast(1.0f);
-    Vec result = (Vec)((IntVec)p + exponent);
-    result = x < broadcast(-87.0f) ? broadcast(0.0f) : result;
-    return x == x ? result : x;
-}
-
-inline float exp_of(float x) { return exp_of(broadcast(x))[0]; }
-
 // Sums of one query over some of its keys.
 struct Partial {
     float best;   // the highest score
@@ -91,7 +61,7 @@ void finish(T* output, Partial partial, const float* values, int value_dim) {
         store(output + i, load(values + i) / broadcast(partial.total));
 }
 
-// scores[r][k] = queries[r] . keys[k] * scale, for VECTORS * WIDTH keys from `first` of the span on.
+// scores[r][k] = queries[r] . keys[k] * scale, for VECTORS * WIDTH keys, `first` of the span on.
 template <int ROWS, typename T>
 void score(const uint32_t* queries, const uint32_t* const* blocks, int first, int num_words,
            float scale, float* scores) {
@@ -165,8 +135,8 @@ void add_span(const float* weights, const T* const* blocks, int num_keys, int va
     }
 }
 
-// Calls `run` with the first row and the number of rows, as a constant, of as many rows at a time as
-// fit in the registers.
+// Calls `run` for as many rows at a time as fit in the registers, with the first of them and, as a
+// constant, their number.
 template <typename Run>
 void for_rows(int num_rows, Run run) {
     int row = 0;
@@ -248,7 +218,8 @@ void attend_split(const Attention& in, const Piece& piece, int split, Scratch& s
     const int key_dim = in.key_dim, value_dim = in.value_dim;
     const int num_groups = in.num_heads / in.num_kv_heads;
     const int num_rows = piece.num_tokens * num_groups;
-    const int64_t first_position = piece.chunk->length - piece.chunk->num_tokens + piece.first_token;
+    const int64_t first_position =
+        piece.chunk->length - piece.chunk->num_tokens + piece.first_token;
     const int64_t end = first_position + piece.num_tokens;  // behind the last key that any row sees
     const int64_t window = in.sliding_window > 0 ? in.sliding_window : end;
     const int64_t first_seen = std::max<int64_t>(0, first_position + 1 - window);
@@ -259,8 +230,8 @@ void attend_split(const Attention& in, const Piece& piece, int split, Scratch& s
     std::fill(partials, partials + num_rows, Partial{LOWEST, 0.0f});
     std::fill(values, values + num_rows * value_dim, 0.0f);
     float* scores = scratch.scores.data();
-    for (int64_t start = (int64_t)split * SPLIT; start < (split + 1) * (int64_t)SPLIT; start += SPAN) {
-        if (start >= end) break;
+    const int64_t split_start = (int64_t)split * SPLIT;
+    for (int64_t start = split_start; start < std::min(split_start + SPLIT, end); start += SPAN) {
         if (start + SPAN <= first_seen) continue;
         const int num_keys = std::min<int64_t>(SPAN, end - start);
         const uint32_t* key_blocks[SPAN_BLOCKS];
@@ -377,7 +348,8 @@ void attend(const Attention& in) {
         for (int head = 0; head < in.num_kv_heads; head++) {
             for (int first = 0; first < chunk.num_tokens; first += TILE) {
                 const int num_tokens = std::min<int64_t>(TILE, chunk.num_tokens - first);
-                if (!is_split) pieces.push_back({&chunk, head, first, num_tokens, 0, num_splits, -1});
+                if (!is_split)
+                    pieces.push_back({&chunk, head, first, num_tokens, 0, num_splits, -1});
                 for (int split = 0; is_split && split < num_splits; split++) {
                     pieces.push_back({&chunk, head, first, num_tokens, split, 1, num_partials});
                     num_partials += num_groups;
@@ -420,9 +392,10 @@ void update(const Update& in) {
     for (int64_t t = 0; t < in.num_tokens; t++) {
         const int64_t block = in.slots[t] / BLOCK, offset = in.slots[t] % BLOCK;
         for (int64_t head = 0; head < in.num_kv_heads; head++) {
-            const T* key = (const T*)in.new_keys + t * in.key_token_stride + head * in.key_head_stride;
-            const T* value =
-                (const T*)in.new_values + t * in.value_token_stride + head * in.value_head_stride;
+            const T* key = (const T*)in.new_keys;
+            key += t * in.key_token_stride + head * in.key_head_stride;
+            const T* value = (const T*)in.new_values;
+            value += t * in.value_token_stride + head * in.value_head_stride;
             uint32_t* keys = (uint32_t*)in.keys +
                              (block * in.num_kv_heads + head) * num_words * BLOCK + offset;
             T* values = (T*)in.values +

@@ -11,18 +11,21 @@ import sys
 
 import torch
 
+from streaming.backends.draw import DrawRules, draw_tokens
 from streaming.backends.native.attention import NativeLayout, native_attention
+from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.paged_cache import BLOCK_SIZE
 
 _LENGTHS = (1, 40, 700)
 _NUM_NEW = 3
 _SIZES = ((8, 2, 16), (9, 3, 64), (2, 2, 80))
 """Query heads, key-value heads and the size of each."""
+_NUM_DRAWS = 8
 _MAX_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 def check(kernels: ctypes.CDLL) -> None:
-    """Compare the kernels with the formula.
+    """Compare the kernels with the formula and with torch; norms are tried where they are used.
 
     Raises:
         ValueError: they differ.
@@ -32,6 +35,11 @@ def check(kernels: ctypes.CDLL) -> None:
             for window in (None, 50):
                 if (error := _error(kernels, dtype, sizes, window)) > max_error:
                     raise ValueError(f"the kernel is off by {error:.2g} in {dtype} at {sizes}")
+    logits = 3.0 * torch.randn(_NUM_DRAWS, 5000, generator=torch.Generator().manual_seed(0))
+    rows = range(_NUM_DRAWS)
+    rules = [DrawRules(1.0, 50 * (row % 2), 0.9, 0.001, row / _NUM_DRAWS) for row in rows]
+    if native_draw_tokens(kernels, logits, rows, rules) != draw_tokens(logits, rows, rules):
+        raise ValueError("the kernel draws other tokens")
 
 
 def _error(

@@ -91,4 +91,34 @@ inline float sum(Vec vec) {
     return parts[0];
 }
 
+inline float largest(Vec vec) {
+    float best = vec[0];
+    for (int i = 1; i < WIDTH; i++) best = vec[i] > best ? vec[i] : best;
+    return best;
+}
+
+// exp(x) for x <= 0, to two units in the last place; 0 below -87 and for minus infinity.
+inline Vec exp_of(Vec x) {
+    const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    Vec clamped = x < broadcast(-87.0f) ? broadcast(-87.0f) : x;
+    Vec shifted = clamped * broadcast(1.44269504f) + magic;
+    IntVec exponent = (IntVec)shifted << 23;
+    Vec n = shifted - magic;
+    Vec r = clamped - n * broadcast(0.693359375f);
+    r = r - n * broadcast(-2.12194440e-4f);
+    // exp(r) for |r| <= ln(2) / 2, coefficients as in Cephes' expf (Moshier 1992).
+    Vec p = broadcast(1.9875691500e-4f);
+    p = p * r + broadcast(1.3981999507e-3f);
+    p = p * r + broadcast(8.3334519073e-3f);
+    p = p * r + broadcast(4.1665795894e-2f);
+    p = p * r + broadcast(1.6666665459e-1f);
+    p = p * r + broadcast(5.0000001201e-1f);
+    p = p * (r * r) + r + broadcast(1.0f);
+    Vec result = (Vec)((IntVec)p + exponent);
+    result = x < broadcast(-87.0f) ? broadcast(0.0f) : result;
+    return x == x ? result : x;
+}
+
+inline float exp_of(float x) { return exp_of(broadcast(x))[0]; }
+
 }  // namespace

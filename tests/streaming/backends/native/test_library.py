@@ -71,7 +71,8 @@ def changed_sources(folder: Path, change: Callable[[str], str]) -> list[Path]:
 
 @pytest.mark.slow
 def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
-    right, wrong = "sums[r][v] += query * loaded[v]", "sums[r][v] -= query * loaded[v]"
+    right, wrong = "added[r][v] += weight * loaded[v]", "added[r][v] -= weight * loaded[v]"
+    assert right in SOURCES[0].read_text()
     sources = changed_sources(tmp_path, lambda text: text.replace(right, wrong))
     with pytest.raises(NoKernels, match="the kernel is off by"):
         build(find_compiler(), sources, tmp_path / "kernels.so")
