@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from app.chat import Chat
+from app.heap import freeze_heap
 from app.log import configure_logging
 from app.main import create_app, load_engine
 from app.schemas.validation import to_error_info
@@ -105,6 +106,7 @@ def serve(**given: Any) -> None:
     with listener:
         engine = _load(settings)
         server = Server(create_app(settings, engine), settings)
+        freeze_heap()
         server.run(sockets=[listener])
     if server.force_exit:
         _fail("ended by a second signal; streams were cut off")

@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 
+from app.heap import freeze_heap
 from benchmarks.engine import NUM_PROMPT_TOKENS
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, GenerationRequest, SamplingParams, TextPrompt, load_backend
@@ -74,6 +75,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, float]:
         model=arguments.model, dtype=arguments.dtype, num_threads=arguments.num_threads
     )
     engine = AsyncEngine(load_backend(config, on_progress=lambda *_: None))
+    freeze_heap()  # as the server does
     await engine.start()
     try:
         await measure(engine, num_streams=2, num_tokens=4)

@@ -89,3 +89,8 @@ def test_chat_is_told_that_its_key_is_wrong(start_server) -> None:
     assert (wrong.returncode, right.returncode) == (1, 0)
     assert "API key" in wrong.stdout
     assert "user: hello" in right.stdout
+
+
+def test_serve_keeps_what_is_loaded_out_of_garbage_collections(start_server) -> None:
+    server = start_server("--backend", "scripted", "--log-level", "debug")
+    assert "the garbage collector leaves out" in server.log
