@@ -31,8 +31,8 @@ class ModelConfig:
         max_batch_tokens: most tokens in one batch, prompts and answers together.
         kv_cache_bytes: memory for keys and values; None takes a share of what is free.
         batch_invariant: a request is answered the same, to the bit, whatever else is in the batch;
-            a model that cannot be is refused. Not the default: it costs up to a tenth of the speed,
-            and seconds at start for the proof.
+            a model that cannot be is refused. Not the default: it costs 2 to 8 % of the speed, and
+            seconds at start for the proof, the more the larger the model.
         native_kernels: on a CPU, attend by a kernel of our own, compiled once, where there is a C++
             compiler.
     """
