@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     )
     native_kernels: bool = Field(
         _MODEL.native_kernels,
-        description="On a CPU, attend by a kernel compiled here, where there is a C++ compiler.",
+        description="On a CPU, use kernels compiled here, where there is a C++ compiler.",
     )
     max_waiting_requests: int = Field(
         _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."

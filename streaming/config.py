@@ -33,8 +33,8 @@ class ModelConfig:
         batch_invariant: a request is answered the same, to the bit, whatever else is in the batch;
             a model that cannot be is refused. Not the default: it costs 2 to 8 % of the speed, and
             seconds at start for the proof, the more the larger the model.
-        native_kernels: on a CPU, attend by a kernel of our own, compiled once, where there is a C++
-            compiler.
+        native_kernels: on a CPU, attend, normalise and draw by kernels of our own, compiled once,
+            where there is a C++ compiler.
     """
 
     model: str | None = None
