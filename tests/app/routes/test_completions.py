@@ -580,6 +580,7 @@ async def test_a_grammar_ends_the_text_and_a_bad_one_is_refused_with_the_reason(
     assert refused.json()["error"]["message"] == "response_format: unclosed group"
 
 
+@pytest.mark.pain(13)
 @pytest.mark.parametrize(("body", "param"), BAD_FIELDS, ids=lambda value: repr(value)[:60])
 async def test_bad_field_is_refused_by_name(body: dict[str, Any], param: str | None):
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
@@ -646,6 +647,7 @@ async def test_body_that_does_not_say_json_is_refused(content_type: str):
     )
 
 
+@pytest.mark.pain(13)
 async def test_one_bad_prompt_refuses_the_whole_batch():
     async with serving(scripted_backend(max_model_len=10)) as (app, engine):
         async with client(app) as calling:
@@ -717,6 +719,7 @@ async def test_client_that_leaves_stops_what_runs_and_what_waits(stream: bool):
     assert not call.is_complete or call.status == 499
 
 
+@pytest.mark.pain(2)
 async def test_client_that_leaves_while_it_waits_to_be_started_never_runs():
     gate = Gate()
     backend = scripted_backend(gate=gate, max_num_seqs=1)
@@ -822,6 +825,7 @@ def test_openai_sdk_raises_its_own_errors(live_server: Callable[..., str]):
     assert failed.value.code == "engine_error"
 
 
+@pytest.mark.pain(10)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_socket_that_closes_stops_the_generation(live_server: Callable[..., str], stream: bool):
     gate = Gate()

@@ -161,6 +161,7 @@ async def test_what_is_no_text_is_refused(body: Event, error: str):
     assert error_of(response) == (400, "unsupported_content", error)
 
 
+@pytest.mark.pain(13)
 @pytest.mark.parametrize(
     ("body", "error"),
     [
@@ -464,6 +465,7 @@ async def test_a_deleted_response_is_gone(tmp_path: Path):
             assert error_of(again) == (404, "response_not_found", "response_id")
 
 
+@pytest.mark.pain(16)
 async def test_another_keys_response_looks_like_none():
     keys = ("one", "two")
     async with (

@@ -261,6 +261,7 @@ ERRORS: list[tuple[Any, str, str | None]] = [
 ]
 
 
+@pytest.mark.pain(13)
 async def test_the_socket_lives_on_after_every_error(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
         for message, code, param in ERRORS:
@@ -369,6 +370,7 @@ async def test_a_step_that_fails_ends_its_streams_and_no_other() -> None:
             assert_conversation(frames)
 
 
+@pytest.mark.pain(16)
 async def test_generations_of_others_are_not_there() -> None:
     gate = Gate()
     async with (
@@ -487,6 +489,7 @@ async def test_a_key_lets_in() -> None:
                 assert text_of(await receive_stream(client)) == "hi"
 
 
+@pytest.mark.pain(17)
 async def test_pages_of_other_origins_stay_out(parrot: StreamServer) -> None:
     status, code, _ = await refusal_of(parrot, origin="http://evil.example")
     assert (status, code) == (403, "forbidden_origin")
@@ -495,6 +498,7 @@ async def test_pages_of_other_origins_stay_out(parrot: StreamServer) -> None:
         assert text_of(await receive_stream(client)) == "hi"
 
 
+@pytest.mark.pain(17)
 async def test_an_allowed_origin_comes_in() -> None:
     allowed: dict[str, Any] = {"allowed_origins": ("https://app.example",)}
     async with stream_server(scripted_backend(), **allowed) as server:
@@ -543,6 +547,7 @@ async def test_no_socket_elsewhere(parrot: StreamServer) -> None:
 # Lines that drop.
 
 
+@pytest.mark.pain(1)
 async def test_when_the_grace_is_over_the_generation_is_cancelled() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY), gate=gate)
@@ -584,6 +589,7 @@ async def test_a_line_that_does_not_answer_pings_is_dropped() -> None:
         client.transport.abort()
 
 
+@pytest.mark.pain(3)
 async def test_a_hundred_random_kills_leave_nothing() -> None:
     dice = random.Random(20)
     backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4)
@@ -620,6 +626,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
 # Clients that do not read.
 
 
+@pytest.mark.pain(9)
 async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
     backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
     limits: dict[str, Any] = {"stall_timeout_s": 0.2, "disconnect_grace_s": 1000}
@@ -652,6 +659,7 @@ async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
 # The server goes away.
 
 
+@pytest.mark.pain(15)
 async def test_drain_lets_streams_end_and_closes_the_rest() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)
