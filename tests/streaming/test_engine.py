@@ -452,6 +452,19 @@ def test_cancel_gives_the_blocks_back_at_once():
     rig.assert_nothing_left()
 
 
+@pytest.mark.pain(2)
+def test_one_that_is_cancelled_while_its_prompt_is_read_runs_no_further():
+    rig = CachedRig(max_batch_tokens=8)
+    log = rig.add("never", prompt="x" * 40)
+    rig.step()
+    rig.step()
+    rig.engine.cancel("gen_0")
+    rig.finish()
+    assert (rig.cached_runner.num_prompt_tokens, log.text) == ([8, 8], "")
+    assert rig.endings == ["cancelled"]
+    rig.assert_nothing_left()
+
+
 def test_one_that_loses_its_place_goes_on_where_it_was():
     rig = CachedRig(num_blocks=4)
     logs = [rig.add("abcdefg", prompt="old!"), rig.add("ABCDEFG", prompt="yng!")]

@@ -346,6 +346,31 @@ async def test_include_usage_adds_one_last_chunk():
     }
 
 
+@pytest.mark.pain(11)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 3},
+        {"stop": "END"},
+        {"stop": "END", "n": 2, "prompt": ["a", "b"]},
+        {"max_tokens": 6},  # cuts inside a character
+        {"stop": "nowhere", "n": 2},
+    ],
+    ids=repr,
+)
+async def test_usage_is_the_number_of_the_ids(fields: dict[str, Any]):
+    body = {"prompt": "a", "max_tokens": 100, "return_token_ids": True, **fields}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    async with client_of(scripted_backend(lambda _: "one 😀 and END two".encode())) as calling:
+        whole = await complete(calling, **body)
+        *parts, last = chunks((await calling.post(PATH, json={**body, **stream})).text)
+    num_ids = sum(len(each["token_ids"]) for each in whole["choices"])
+    num_streamed = sum(len(each["token_ids"]) for part in parts for each in part["choices"])
+    assert num_streamed == num_ids == whole["usage"]["completion_tokens"]
+    assert last["usage"] == whole["usage"]
+
+
 async def test_echo_is_the_first_chunk():
     async with client_of(scripted_backend(say("!"))) as calling:
         body = {"prompt": ["ab", "c"], "echo": True, "stream": True}
