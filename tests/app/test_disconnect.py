@@ -30,6 +30,7 @@ async def test_error_of_the_work_is_raised():
         await run_while_connected(stays, work())
 
 
+@pytest.mark.pain(10)
 async def test_client_that_leaves_cancels_the_work_before_it_is_told():
     ended = False
 

@@ -55,6 +55,7 @@ async def test_messages_are_sent_as_they_are():
     assert source.log == ["entered", "closed", "left"]
 
 
+@pytest.mark.pain(10)
 @pytest.mark.parametrize("num_sent", [0, 1])
 async def test_client_that_leaves_closes_the_source(num_sent: int):
     source = Source(*[b"one"] * num_sent, ends=False)

@@ -21,6 +21,7 @@ NO_SOCKETS = "/{path:path}"
 """What answers the WebSockets that no route takes."""
 
 
+@pytest.mark.pain(17)
 async def test_every_route_that_is_not_public_asks_for_the_key():
     async with (
         serving(scripted_backend(), api_keys=("secret",)) as (app, _),
@@ -40,6 +41,7 @@ async def test_every_route_that_is_not_public_asks_for_the_key():
                     assert response.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.pain(17)
 def test_every_socket_asks_for_the_key():
     app, _ = make_app(scripted_backend(), api_keys=("secret",))
     paths = [

@@ -134,6 +134,9 @@ TABLE: dict[str, tuple[Script, Asked, Outcome, Outcome]] = {
 """What the model says, what was asked, and what it comes to: as it was written, and taken apart."""
 
 
+@pytest.mark.pain(4)
+@pytest.mark.pain(11)
+@pytest.mark.pain(12)
 @pytest.mark.parametrize("scenario", TABLE)
 async def test_the_outcome_is_the_same_everywhere(scenario: str) -> None:
     script, asked, written, taken_apart = TABLE[scenario]
@@ -211,6 +214,8 @@ async def cancel_in_background(server: StreamServer, gate: Gate) -> Outcome:
     return response_outcome(cancelled)
 
 
+@pytest.mark.pain(11)
+@pytest.mark.pain(12)
 @pytest.mark.parametrize("cancel", [cancel_native, cancel_on_socket, cancel_in_background])
 async def test_a_cancel_ends_it_with_what_there_was(
     cancel: Callable[[StreamServer, Gate], Awaitable[Outcome]],
@@ -312,6 +317,7 @@ async def _turn_on_socket(server: StreamServer) -> list[dict[str, Any]]:
     return events
 
 
+@pytest.mark.pain(12)
 @pytest.mark.parametrize(
     "resume", [resume_native, resume_background, resume_on_socket, resume_by_handshake]
 )

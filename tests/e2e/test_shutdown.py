@@ -24,6 +24,7 @@ async def _wait_draining(url: str) -> httpx.Response:
     return answer
 
 
+@pytest.mark.pain(15)
 async def test_first_signal_refuses_new_work_and_lets_the_running_finish(start_server) -> None:
     server = start_server("--max-num-seqs", "1")
     async with connect(server.ws_url) as running, connect(server.ws_url) as other:
@@ -46,6 +47,7 @@ async def test_first_signal_refuses_new_work_and_lets_the_running_finish(start_s
     assert server.wait() == 0, server.log
 
 
+@pytest.mark.pain(15)
 async def test_deadline_ends_what_still_runs(start_server) -> None:
     server = start_server("--drain-timeout-s", "0.2")
     async with connect(server.ws_url) as socket:

@@ -115,6 +115,7 @@ async def test_two_streams_on_one_socket_and_one_is_cancelled(server: ServerProc
     assert endings == {"a": "cancelled", "b": "length"}
 
 
+@pytest.mark.pain(3)
 async def test_clients_that_vanish_leave_nothing_behind(start_server) -> None:
     server = start_server("--disconnect-grace-s", "0", "--max-message-bytes", "65536")
     randomness = random.Random(2)
@@ -138,6 +139,7 @@ async def test_clients_that_vanish_leave_nothing_behind(start_server) -> None:
     assert "Traceback" not in server.log
 
 
+@pytest.mark.pain(14)
 async def test_a_crowd_gets_what_each_would_get_alone(start_server) -> None:
     server = start_server("--batch-invariant")
     prompts = [f"{word} is" for word in ("Paris", "Water", "The sun", "A dog", "Music", "Time")]

@@ -235,6 +235,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_refused_before_it_is_queued(
     assert caught.value.param == "response_format"
 
 
+@pytest.mark.pain(13)
 async def test_a_batch_is_admitted_whole_or_not_at_all():
     async with running_engine(scripted_backend(max_model_len=16)) as engine:
         for bad, error in (("", InvalidRequest), ("日" * 6, PromptTooLong)):
@@ -270,8 +271,9 @@ def held_backend() -> tuple[Backend, HeldTokenizer]:
     return dataclasses.replace(scripted_backend(say("x")), tokenizer=tokenizer), tokenizer
 
 
+@pytest.mark.pain(7)
 async def test_tokenising_leaves_the_event_loop_free():
-    """Pains 7, as far as it can be shown without a clock: the loop turns while a thread is busy."""
+    """As far as it can be shown without a clock: the loop turns while a thread is busy."""
     backend, tokenizer = held_backend()
     async with running_engine(backend, gate=tokenizer) as engine:
         submitting = asyncio.create_task(engine.submit(ask()))
@@ -434,8 +436,8 @@ async def test_cancel_ends_it_at_the_next_step_and_may_be_said_twice():
     assert generation.text == "a"
 
 
+@pytest.mark.pain(2)
 async def test_one_cancelled_in_the_queue_never_runs():
-    """Pains 2."""
     gate = Gate()
     async with running_engine(endless_backend(gate=gate, max_num_seqs=1), gate=gate) as engine:
         running, waiting = await engine.submit_all([ask(), ask()])
@@ -558,8 +560,8 @@ async def test_a_lost_cursor_is_no_follower():
         assert await wait_ended(generation) == "cancelled"
 
 
+@pytest.mark.pain(3)
 async def test_a_hundred_clients_that_drop_at_random_leave_nothing():
-    """Pains 3."""
     dice = random.Random(3)
     backend = scripted_backend(say("a" * 40), max_num_seqs=4)
     runner = backend.runner
@@ -587,8 +589,8 @@ async def test_a_hundred_clients_that_drop_at_random_leave_nothing():
 # Shutdown.
 
 
+@pytest.mark.pain(15)
 async def test_drain_ends_what_waits_and_lets_finish_what_runs():
-    """Pains 15."""
     gate = Gate()
     async with running_engine(
         scripted_backend(say("hello"), gate=gate, max_num_seqs=1), gate=gate
@@ -607,6 +609,7 @@ async def test_drain_ends_what_waits_and_lets_finish_what_runs():
     assert logs[0].text == "hello"
 
 
+@pytest.mark.pain(15)
 async def test_drain_ends_what_runs_at_the_deadline():
     gate = Gate()
     async with running_engine(endless_backend(gate=gate, max_num_seqs=1), gate=gate) as engine:

@@ -97,6 +97,7 @@ def test_a_token_for_each_byte(text: str):
         )
 
 
+@pytest.mark.pain(4)
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokens_cut_at_every_byte(text: str):
     data = text.encode()
@@ -106,6 +107,7 @@ def test_tokens_cut_at_every_byte(text: str):
             assert stream(tokenizer.decode, tokenizer.token_ids) == text
 
 
+@pytest.mark.pain(4)
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("prompt", ["", "ask ", "日本", "🙂😀", "ab🙂"])
 def test_byte_fallback_breaks_a_whole_run_until_its_last_byte(text: str, prompt: str):
@@ -141,12 +143,13 @@ def test_special_tokens_show_nothing_wherever_they_come(
         assert stream(tokenizer.decode, with_special) == expected
 
 
+@pytest.mark.pain(4)
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), SentencePieceTokenizer()])
 def test_an_end_inside_a_character_drops_that_character_only(
     text: str, tokenizer: ByteTokenizer | SentencePieceTokenizer
 ):
-    """Pains 4: `max_tokens` cuts anywhere."""
+    """`max_tokens` cuts anywhere."""
     token_ids = tokenizer.encode(text)
     for end in range(len(token_ids) + 1):
         shown = stream(tokenizer.decode, token_ids[:end])

@@ -178,8 +178,8 @@ def test_a_cancelled_sequence_stops_and_the_others_go_on():
     rig.assert_nothing_left()
 
 
+@pytest.mark.pain(2)
 def test_one_that_is_cancelled_while_it_waits_never_runs():
-    """Pains 2."""
     rig = Rig(max_num_seqs=1)
     rig.add("aaa")
     waiting = rig.add("never")
@@ -441,14 +441,27 @@ def test_a_failing_step_gives_its_blocks_back_and_the_next_request_works():
     rig.assert_nothing_left()
 
 
+@pytest.mark.pain(1)
 def test_cancel_gives_the_blocks_back_at_once():
-    """Pains 1."""
     rig = CachedRig(num_blocks=8)
     rig.add("a" * 50, prompt="x" * 20)
     rig.step()
     assert rig.num_free_blocks == 3
     rig.engine.cancel("gen_0")
     assert rig.num_free_blocks == 8
+    rig.assert_nothing_left()
+
+
+@pytest.mark.pain(2)
+def test_one_that_is_cancelled_while_its_prompt_is_read_runs_no_further():
+    rig = CachedRig(max_batch_tokens=8)
+    log = rig.add("never", prompt="x" * 40)
+    rig.step()
+    rig.step()
+    rig.engine.cancel("gen_0")
+    rig.finish()
+    assert (rig.cached_runner.num_prompt_tokens, log.text) == ([8, 8], "")
+    assert rig.endings == ["cancelled"]
     rig.assert_nothing_left()
 
 
@@ -523,8 +536,9 @@ def test_a_caller_with_a_hundred_requests_does_not_starve_another_with_one():
     assert num_ended <= 4
 
 
+@pytest.mark.pain(18)
 def test_a_long_prompt_does_not_freeze_running_streams():
-    """Pains 18: no stream waits longer than four ordinary steps while a prompt is read."""
+    """No stream waits longer than four ordinary steps while a prompt is read."""
     rig = CachedRig(num_blocks=2000, max_batch_tokens=512)
     streams = [rig.add("a" * 200, prompt=text) for text in ("one", "two")]
     for _ in range(10):
@@ -581,6 +595,7 @@ steps = st.one_of(
 )
 
 
+@pytest.mark.pain(12)
 @property_test
 @given(st.lists(steps, max_size=40), st.integers(1, 3))
 def test_whatever_happens_every_log_ends_well_formed(

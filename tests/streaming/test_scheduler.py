@@ -212,6 +212,7 @@ def test_a_prompt_is_read_in_chunks_that_fit_the_budget():
     ]
 
 
+@pytest.mark.pain(18)
 def test_decodes_come_first_and_prompts_take_what_is_left():
     rig = Rig(max_batch_tokens=10)
     a, b = rig.add("a"), rig.add("b")

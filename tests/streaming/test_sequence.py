@@ -158,6 +158,7 @@ def test_ignore_eos_goes_past_the_models_end_but_not_past_the_callers():
     assert sequence.barred_token_ids == {EOS, ord("c")}
 
 
+@pytest.mark.pain(5)
 @pytest.mark.parametrize("pieces", ["abENDcd", "xENENDy", "END"])
 def test_nothing_of_a_stop_string_is_shown(pieces: str):
     sequence = make_running(SamplingParams(max_tokens=99, stop=("END",)))
@@ -167,6 +168,7 @@ def test_nothing_of_a_stop_string_is_shown(pieces: str):
     assert (text, reason, num_tokens) == (pieces[:end], "stop", end + 3)
 
 
+@pytest.mark.pain(5)
 def test_what_was_held_is_let_go_with_the_token_that_ends_it():
     for token_ids, reason in (([*b"abEN", EOS], "stop"), ([*b"abxEN"], "length")):
         sequence = make_running(SamplingParams(max_tokens=5, stop=("END",)))

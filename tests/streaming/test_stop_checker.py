@@ -52,6 +52,7 @@ CASES = [
 ]
 
 
+@pytest.mark.pain(5)
 @pytest.mark.parametrize(("text", "stop"), CASES)
 def test_a_cut_at_every_position_changes_nothing(text: str, stop: list[str]):
     expected = reference(text, stop)
@@ -62,6 +63,7 @@ def test_a_cut_at_every_position_changes_nothing(text: str, stop: list[str]):
     assert check(text, stop) == expected
 
 
+@pytest.mark.pain(5)
 def test_only_what_may_become_a_stop_string_is_held():
     checker = StopChecker(("END", "\n\n"))
     assert [checker.feed(piece) for piece in ("a E", "N", "N\n", "b")] == ["a ", "", "ENN", "\nb"]

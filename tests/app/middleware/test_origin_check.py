@@ -9,6 +9,7 @@ OURS = "http://localhost"
 PAGE = "https://page.test"
 
 
+@pytest.mark.pain(17)
 @pytest.mark.parametrize(
     ("origin", "allowed", "may_call"),
     [

@@ -542,6 +542,7 @@ def test_a_refusal_after_the_acceptance_is_our_mistake(talk: Conversation) -> No
 # random interleavings
 
 
+@pytest.mark.pain(12)
 @property_test
 @given(data=st.data())
 def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:

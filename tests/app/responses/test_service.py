@@ -321,6 +321,7 @@ async def test_the_size_of_a_prompt_may_be_more_than_fits():
 # Finding.
 
 
+@pytest.mark.pain(16)
 async def test_another_keys_response_is_as_unknown_as_none(tmp_path: Path):
     async with serving_responses(scripted_backend(), directory=tmp_path) as (service, _):
         response = await complete(service)
@@ -501,6 +502,7 @@ async def test_a_store_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_pat
 # Many.
 
 
+@pytest.mark.pain(16)
 @pytest.mark.slow
 async def test_a_thousand_responses_stay_within_their_limits(tmp_path: Path):
     async with serving_responses(

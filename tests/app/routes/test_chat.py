@@ -752,6 +752,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.pain(13)
 @pytest.mark.parametrize(
     ("body", "param"), [*BAD_FIELDS, *UNSUPPORTED], ids=lambda value: repr(value)[:60]
 )
@@ -801,6 +802,7 @@ async def test_a_response_format_holds_the_answer():
     assert only(answer)["content"] == "ab"
 
 
+@pytest.mark.pain(14)
 async def test_requests_of_one_batch_keep_their_own_rules():
     gate = Gate()
     seen: dict[bytes, Sequence] = {}

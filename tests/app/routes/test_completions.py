@@ -346,6 +346,31 @@ async def test_include_usage_adds_one_last_chunk():
     }
 
 
+@pytest.mark.pain(11)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 3},
+        {"stop": "END"},
+        {"stop": "END", "n": 2, "prompt": ["a", "b"]},
+        {"max_tokens": 6},  # cuts inside a character
+        {"stop": "nowhere", "n": 2},
+    ],
+    ids=repr,
+)
+async def test_usage_is_the_number_of_the_ids(fields: dict[str, Any]):
+    body = {"prompt": "a", "max_tokens": 100, "return_token_ids": True, **fields}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    async with client_of(scripted_backend(lambda _: "one 😀 and END two".encode())) as calling:
+        whole = await complete(calling, **body)
+        *parts, last = chunks((await calling.post(PATH, json={**body, **stream})).text)
+    num_ids = sum(len(each["token_ids"]) for each in whole["choices"])
+    num_streamed = sum(len(each["token_ids"]) for part in parts for each in part["choices"])
+    assert num_streamed == num_ids == whole["usage"]["completion_tokens"]
+    assert last["usage"] == whole["usage"]
+
+
 async def test_echo_is_the_first_chunk():
     async with client_of(scripted_backend(say("!"))) as calling:
         body = {"prompt": ["ab", "c"], "echo": True, "stream": True}
@@ -580,6 +605,7 @@ async def test_a_grammar_ends_the_text_and_a_bad_one_is_refused_with_the_reason(
     assert refused.json()["error"]["message"] == "response_format: unclosed group"
 
 
+@pytest.mark.pain(13)
 @pytest.mark.parametrize(("body", "param"), BAD_FIELDS, ids=lambda value: repr(value)[:60])
 async def test_bad_field_is_refused_by_name(body: dict[str, Any], param: str | None):
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
@@ -646,6 +672,7 @@ async def test_body_that_does_not_say_json_is_refused(content_type: str):
     )
 
 
+@pytest.mark.pain(13)
 async def test_one_bad_prompt_refuses_the_whole_batch():
     async with serving(scripted_backend(max_model_len=10)) as (app, engine):
         async with client(app) as calling:
@@ -717,6 +744,7 @@ async def test_client_that_leaves_stops_what_runs_and_what_waits(stream: bool):
     assert not call.is_complete or call.status == 499
 
 
+@pytest.mark.pain(2)
 async def test_client_that_leaves_while_it_waits_to_be_started_never_runs():
     gate = Gate()
     backend = scripted_backend(gate=gate, max_num_seqs=1)
@@ -822,6 +850,7 @@ def test_openai_sdk_raises_its_own_errors(live_server: Callable[..., str]):
     assert failed.value.code == "engine_error"
 
 
+@pytest.mark.pain(10)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_socket_that_closes_stops_the_generation(live_server: Callable[..., str], stream: bool):
     gate = Gate()

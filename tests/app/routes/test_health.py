@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 
+import pytest
+
 from streaming.backend import Backend, Batch, FailedRow, SampledToken
 from streaming.backends.scripted import Gate, say, scripted_backend
 from tests.app.serving import client, client_of, serving, until
@@ -47,6 +49,7 @@ async def test_health_counts_what_runs_and_what_waits():
     assert (health["active"], health["queued"]) == (1, 2)
 
 
+@pytest.mark.pain(15)
 async def test_readiness_ends_when_the_server_drains():
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
         before = await calling.get("/readyz")

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 from openresponses_types import CompactResource
 
 from app.routes.responses import EXAMPLES
@@ -161,6 +162,7 @@ async def test_what_is_no_text_is_refused(body: Event, error: str):
     assert error_of(response) == (400, "unsupported_content", error)
 
 
+@pytest.mark.pain(13)
 @pytest.mark.parametrize(
     ("body", "error"),
     [
@@ -464,6 +466,7 @@ async def test_a_deleted_response_is_gone(tmp_path: Path):
             assert error_of(again) == (404, "response_not_found", "response_id")
 
 
+@pytest.mark.pain(16)
 async def test_another_keys_response_looks_like_none():
     keys = ("one", "two")
     async with (
@@ -491,6 +494,28 @@ async def test_another_keys_response_looks_like_none():
         refused = await calling.post(PATH, json=body, headers=other)
         assert error_of(refused)[1] == "previous_response_not_found"
         assert (await calling.get(f"{PATH}/{response_id}", headers=mine)).status_code == 200
+
+
+@pytest.mark.pain(16)
+async def test_no_list_shows_what_was_made():
+    """Whatever can be fetched without knowing an id, by whom it belongs to or by another."""
+    gate = Gate()
+    keys = [{"authorization": f"Bearer {key}"} for key in ("one", "two")]
+    async with (
+        serving(scripted_backend(gate=gate), gate=gate, api_keys=("one", "two")) as (app, _),
+        client(app) as calling,
+    ):
+        body = {"input": "hi", "background": True}
+        created = (await calling.post(PATH, json=body, headers=keys[0])).json()
+        name = created["id"].rpartition("_")[2]
+        assert len(name) >= 32
+        paths = {str(route.path) for route in iter_route_contexts(app.routes)}
+        for path in sorted(path for path in paths if "{" not in path):
+            for headers in keys:
+                answer = await calling.get(path, headers=headers)
+                assert name not in answer.text, path
+        fetched = await calling.get(f"{PATH}/{created['id']}", headers=keys[0])
+        assert name in fetched.text
 
 
 async def test_input_items_are_listed_in_pages():

@@ -224,6 +224,7 @@ async def test_strangers_stay_out() -> None:
             assert endings(await until_end(client)) == ["completed"]
 
 
+@pytest.mark.pain(16)
 async def test_nobody_resumes_what_is_someone_elses() -> None:
     keys = [{"authorization": f"Bearer {key}"} for key in ("first", "second")]
     async with stream_server(scripted_backend(), **KEYS) as server:
@@ -358,6 +359,7 @@ async def test_when_the_grace_is_over_the_response_is_cancelled() -> None:
         assert_valid_responses(frames)
 
 
+@pytest.mark.pain(3)
 async def test_a_hundred_random_kills_leave_nothing() -> None:
     dice = random.Random(21)
     backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4)
@@ -393,6 +395,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
             assert text_of(await until_end(client)) == "aaaaa"
 
 
+@pytest.mark.pain(9)
 async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
     backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
     limits: dict[str, Any] = {"stall_timeout_s": 0.2, "disconnect_grace_s": 1000}

@@ -7,7 +7,8 @@ import base64
 import json
 import random
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -16,7 +17,14 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
+from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
+from streaming.backends.scripted import (
+    Gate,
+    ScriptedRunner,
+    repeat_prompt,
+    say,
+    scripted_backend,
+)
 from tests.app.conversation import assert_conversation, text_of
 from tests.app.serving import until
 from tests.app.sockets import (
@@ -51,6 +59,25 @@ async def parrot() -> AsyncIterator[StreamServer]:
 async def ask(client: ClientConnection, stream_id: str = "a", **fields: Any) -> None:
     asked = {"prompt": "hi", "max_tokens": 1000, **fields}
     await send(client, type="generate", id=stream_id, **asked)
+
+
+class CachedRunner(ScriptedRunner):
+    """Has a cache that the engine hands out, and counts the tokens that it is given."""
+
+    def __init__(self, text: str, *, gate: Gate) -> None:
+        cache = CacheGeometry(num_blocks=1024, block_size=4, max_batch_tokens=8)
+        super().__init__(say(text), cache=cache, gate=gate)
+        self.num_tokens = 0
+
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+        self.num_tokens += batch.num_tokens
+        return super().run(batch)
+
+
+def num_held_blocks(server: StreamServer) -> int:
+    cache = server.engine._engine._scheduler._cache
+    assert cache is not None
+    return 1024 - cache.num_free_blocks
 
 
 async def refusal_of(server: StreamServer, **options: Any) -> tuple[int, str, dict[str, str]]:
@@ -107,6 +134,23 @@ async def test_token_ids_and_logprobs_on_request(parrot: StreamServer) -> None:
     first = {"token_id": 104, "token": "h", "logprob": -0.5}
     assert deltas[0]["logprobs"][0] == {**first, "top": [first]}
     assert deltas[-1]["logprobs"][-1]["token"] == "<eos>"
+
+
+@pytest.mark.pain(5)
+@pytest.mark.pain(11)
+@pytest.mark.parametrize(
+    ("says", "shown", "num_tokens"),
+    [("abENDcd", "ab", 5), ("abENxENDcd", "abENx", 8), ("END", "", 3), ("abEN", "abEN", 5)],
+)
+async def test_nothing_of_a_stop_string_is_sent(says: str, shown: str, num_tokens: int) -> None:
+    """Each of its characters is a token; what turned out to be none of it comes at the end."""
+    async with stream_server(scripted_backend(say(says))) as server, server.connect() as client:
+        await ask(client, stop=["END"])
+        frames = await receive_stream(client)
+    assert_conversation(frames)
+    assert text_of(frames) == shown
+    assert frames[-1]["finish_reason"] == "stop"
+    assert frames[-1]["usage"]["completion_tokens"] == num_tokens
 
 
 async def test_default_length_of_a_prompt_is_16(parrot: StreamServer) -> None:
@@ -261,6 +305,7 @@ ERRORS: list[tuple[Any, str, str | None]] = [
 ]
 
 
+@pytest.mark.pain(13)
 async def test_the_socket_lives_on_after_every_error(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
         for message, code, param in ERRORS:
@@ -369,6 +414,7 @@ async def test_a_step_that_fails_ends_its_streams_and_no_other() -> None:
             assert_conversation(frames)
 
 
+@pytest.mark.pain(16)
 async def test_generations_of_others_are_not_there() -> None:
     gate = Gate()
     async with (
@@ -487,6 +533,7 @@ async def test_a_key_lets_in() -> None:
                 assert text_of(await receive_stream(client)) == "hi"
 
 
+@pytest.mark.pain(17)
 async def test_pages_of_other_origins_stay_out(parrot: StreamServer) -> None:
     status, code, _ = await refusal_of(parrot, origin="http://evil.example")
     assert (status, code) == (403, "forbidden_origin")
@@ -495,6 +542,7 @@ async def test_pages_of_other_origins_stay_out(parrot: StreamServer) -> None:
         assert text_of(await receive_stream(client)) == "hi"
 
 
+@pytest.mark.pain(17)
 async def test_an_allowed_origin_comes_in() -> None:
     allowed: dict[str, Any] = {"allowed_origins": ("https://app.example",)}
     async with stream_server(scripted_backend(), **allowed) as server:
@@ -543,9 +591,10 @@ async def test_no_socket_elsewhere(parrot: StreamServer) -> None:
 # Lines that drop.
 
 
+@pytest.mark.pain(1)
 async def test_when_the_grace_is_over_the_generation_is_cancelled() -> None:
     gate = Gate()
-    backend = scripted_backend(say(STORY), gate=gate)
+    backend = replace(scripted_backend(), runner=CachedRunner(STORY, gate=gate))
     async with stream_server(backend, gate=gate, disconnect_grace_s=0.01) as server:
         async with server.connect() as client:
             await ask(client)
@@ -553,16 +602,37 @@ async def test_when_the_grace_is_over_the_generation_is_cancelled() -> None:
             frames = await receive_until(client, "delta")
             client.transport.abort()
         await server.until_left()
+        assert num_held_blocks(server) > 0
         log = server.engine.find(frames[0]["generation_id"], owner="anyone")
         await until(lambda: not server.engine._followers.in_grace)
         gate.allow(2)
         await server.until_idle()
         assert log.usage.completion_tokens <= 3
+        await until(lambda: num_held_blocks(server) == 0)
         async with server.connect() as client:
             resume = {**RESUME, "generation_id": log.generation_id}
             await send(client, **resume)
             frames = await receive_stream(client)
         assert frames[-1]["finish_reason"] == "cancelled"
+
+
+@pytest.mark.pain(2)
+async def test_who_drops_while_its_prompt_is_read_costs_no_more_of_it() -> None:
+    gate = Gate()
+    runner = CachedRunner(STORY, gate=gate)
+    backend = replace(scripted_backend(), runner=runner)
+    async with stream_server(backend, gate=gate, disconnect_grace_s=0) as server:
+        async with server.connect() as client:
+            await ask(client, prompt="x" * 80)
+            await entered(gate)
+            gate.allow()
+            await entered(gate)  # eight tokens have been read, and the next eight are
+            client.transport.abort()
+        await server.until_left()
+        gate.allow()
+        await server.until_idle()
+        await until(lambda: num_held_blocks(server) == 0)
+        assert runner.num_tokens == 16
 
 
 async def test_a_line_that_does_not_answer_pings_is_dropped() -> None:
@@ -584,6 +654,7 @@ async def test_a_line_that_does_not_answer_pings_is_dropped() -> None:
         client.transport.abort()
 
 
+@pytest.mark.pain(3)
 async def test_a_hundred_random_kills_leave_nothing() -> None:
     dice = random.Random(20)
     backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4)
@@ -617,9 +688,54 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
             assert text_of(await receive_stream(client)) == "aaaaa"
 
 
+@pytest.mark.pain(3)
+async def test_health_tells_the_truth_while_a_hundred_clients_drop() -> None:
+    """What it has to say is counted here, not by the server."""
+    dice = random.Random(22)
+    gate = Gate()
+    backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4, gate=gate)
+    async with (
+        stream_server(backend, gate=gate, disconnect_grace_s=0) as server,
+        httpx.AsyncClient(base_url=server.http_url) as calling,
+    ):
+
+        async def told() -> tuple[int, int]:
+            """Return how many sockets and streams there are said to be."""
+            answer = await calling.get("/health")
+            health = answer.json()
+            assert (answer.status_code, health["status"]) == (200, "ok")
+            assert health["active"] <= 4
+            return health["connections"], health["active"] + health["queued"]
+
+        for _ in range(20):
+            async with AsyncExitStack() as stack:
+                clients: list[tuple[ClientConnection, int]] = []
+                for _ in range(5):
+                    client = await stack.enter_async_context(server.connect(max_queue=None))
+                    clients.append((client, dice.randint(0, 3)))
+                    for index in range(clients[-1][1]):
+                        await ask(client, f"a{index}", max_tokens=4000)
+                        await receive_until(client, "accepted")
+                num_open = sum(num_streams for _, num_streams in clients)
+                assert await told() == (5, num_open)
+                dice.shuffle(clients)
+                for num_left, (client, num_streams) in zip(range(4, -1, -1), clients, strict=True):
+                    client.transport.abort()
+                    num_open -= num_streams
+                    while (seen := await told()) != (num_left, num_open):
+                        assert num_left <= seen[0] <= num_left + 1
+                        assert num_open <= seen[1] <= num_open + num_streams
+                        gate.allow()  # a cancel acts with a step
+        gate.open()
+        async with server.connect() as client:
+            await ask(client, max_tokens=5)
+            assert text_of(await receive_stream(client)) == "aaaaa"
+
+
 # Clients that do not read.
 
 
+@pytest.mark.pain(9)
 async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
     backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
     limits: dict[str, Any] = {"stall_timeout_s": 0.2, "disconnect_grace_s": 1000}
@@ -652,6 +768,7 @@ async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
 # The server goes away.
 
 
+@pytest.mark.pain(15)
 async def test_drain_lets_streams_end_and_closes_the_rest() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)

@@ -62,6 +62,7 @@ def backend_with(tokenizer: GatedTokenizer) -> Backend:
 # The client leaves.
 
 
+@pytest.mark.pain(10)
 async def test_a_client_that_leaves_is_noticed_though_nothing_is_sent() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say(LONG), gate=gate), gate=gate) as engine:
@@ -93,6 +94,7 @@ async def test_without_grace_a_running_generation_is_cancelled_at_the_next_step(
         assert log.usage.completion_tokens == 1
 
 
+@pytest.mark.pain(2)
 async def test_a_client_that_leaves_while_queued_never_runs() -> None:
     gate = Gate()
     backend = scripted_backend(say(LONG), gate=gate, max_num_seqs=1)

@@ -251,6 +251,7 @@ def test_second_turn_pays_for_what_is_new() -> None:
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.9, top_k=40, max_tokens=16, seed=11)
 
 
+@pytest.mark.pain(14)
 def test_seeded_output_is_the_same_alone_and_in_a_crowd() -> None:
     prompt = (5, 6, 7, 8, 9)
     alone = make_sequence("alone", prompt, SAMPLED)
@@ -378,12 +379,13 @@ def answers(
     }
 
 
+@pytest.mark.pain(14)
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize(("num_tokens", "stagger"), [(256, 0), (256, 2), (56, 1)])
 def test_every_request_is_its_own_in_a_mixed_batch(
     num_tokens: int, stagger: int, attention: str
 ) -> None:
-    """Pains 14: nothing of one request touches another, whoever else is in the batch."""
+    """Nothing of one request touches another, whoever else is in the batch."""
     alone = {name: answers([name], attention=attention)[name] for name in MIXED}
     together, backwards = (
         answers(names, attention=attention, num_tokens=num_tokens, stagger=stagger)

@@ -142,6 +142,7 @@ def test_max_tokens_ends_with_length(rig: EngineRig) -> None:
     assert (ending(generation), len(generation.tokens)) == ("length", 5)
 
 
+@pytest.mark.pain(11)
 def test_usage_counts_the_ids(rig: EngineRig) -> None:
     generation = rig.run(GREEDY, prompt=PROMPT)
     usage = generation.usage

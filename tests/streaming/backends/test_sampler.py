@@ -256,6 +256,7 @@ def crowd() -> list[Sequence]:
     return [sequence_with(range(row), seed=row, **params) for row, params in enumerate(rules)]
 
 
+@pytest.mark.pain(14)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_row_is_the_same_alone_and_in_any_crowd(dtype: torch.dtype) -> None:
     """Bit for bit, the reported log probabilities included."""

@@ -190,6 +190,7 @@ def test_many_threads_encode_at_once() -> None:
         assert list(pool.map(tokenizer.encode, texts)) == expected
 
 
+@pytest.mark.pain(7)
 def test_long_text_leaves_the_interpreter_to_others() -> None:
     """Fails if encoding holds the interpreter lock: the other thread would not run meanwhile."""
     tokenizer, text = fast(), "the quick brown fox " * 20_000

@@ -743,6 +743,7 @@ _ORDER = ("created", "in_progress", "output_text.delta", "output_text.delta")
 LANES = st.sampled_from([None, "a", "b", "c"])
 
 
+@pytest.mark.pain(12)
 @property_test
 @given(data=st.data())
 def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:

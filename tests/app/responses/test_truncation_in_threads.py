@@ -1,0 +1,86 @@
+"""Conversations that are cut to fit, tokenised side by side by one real tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from app.responses.service import ResponseService
+from app.schemas.responses import ResponseRequest
+from streaming import EngineConfig
+from streaming.backend import EncodedPrompt, Tokenizer
+from streaming.backends.scripted import scripted_backend
+from streaming.backends.tokenizer import FastTokenizer
+from streaming.request import ChatPrompt
+from streaming.sequence import Sequence
+from tests.streaming.backends import tiny_models
+from tests.support import TIMEOUT_S, running_engine
+
+NUM_THREADS = 32
+MAX_MODEL_LEN = 2000
+
+
+class MeetingTokenizer(FastTokenizer):
+    """Lets the first so many prompts begin in the same moment."""
+
+    def __init__(self, *, num_threads: int) -> None:
+        super().__init__(tiny_models.hf_tokenizer(), vocab_size=1000)
+        self._meeting = threading.Barrier(num_threads, timeout=TIMEOUT_S / 2)
+        self._arrivals = itertools.count()
+
+    def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        if next(self._arrivals) < self._meeting.parties:
+            self._meeting.wait()
+        return super().prepare_chat(prompt)
+
+
+def conversation(number: int) -> ResponseRequest:
+    """Return one that is too long by an amount of its own."""
+    turns: list[dict[str, Any]] = []
+    for turn in range(10):
+        turns.append({"role": "user", "content": f"<|im_end|>{turn}: " + "hello " * (40 + number)})
+        turns.append({"role": "assistant", "content": "é😀 " * (number + 1)})
+    turns.append({"role": "user", "content": f"and {number}?"})
+    return ResponseRequest.model_validate({"input": turns, "truncation": "auto"})
+
+
+async def prompts_of(
+    requests: Iterable[ResponseRequest], tokenizer: Tokenizer
+) -> list[tuple[int, ...]]:
+    """Return the tokens that the model is given for each request, all asked at once."""
+    seen: dict[str, tuple[int, ...]] = {}
+
+    def script(sequence: Sequence) -> Iterable[int]:
+        seen[sequence.generation_id] = tuple(sequence.prompt_ids)
+        return []
+
+    backend = scripted_backend(script, max_num_seqs=NUM_THREADS, max_model_len=MAX_MODEL_LEN)
+    backend = dataclasses.replace(backend, tokenizer=tokenizer)
+    config = EngineConfig(num_tokenizer_threads=NUM_THREADS)
+    async with running_engine(backend, config) as engine:
+        service = ResponseService(
+            engine, None, retention_s=100.0, retention_bytes=2**26, max_unwritten=1
+        )
+        await service.start()
+        responses = await asyncio.gather(*(service.create(each, caller="me") for each in requests))
+        for response in responses:
+            with service.follow(response, on_wake=lambda: None):
+                await service.wait_ended(response)
+        await service.aclose()
+    return [seen[response.generation.generation_id] for response in responses]
+
+
+@pytest.mark.pain(6)
+async def test_thirty_two_threads_tokenise_at_once_and_cut_each_its_own() -> None:
+    requests = [conversation(number) for number in range(NUM_THREADS)]
+    alone = [(await prompts_of([each], MeetingTokenizer(num_threads=1)))[0] for each in requests]
+    crowd = await prompts_of(requests, MeetingTokenizer(num_threads=NUM_THREADS))
+    assert crowd == alone
+    assert len({len(prompt) for prompt in alone}) > NUM_THREADS / 2
+    assert max(len(prompt) for prompt in alone) < MAX_MODEL_LEN

@@ -1,0 +1,46 @@
+"""Keys: who they name, and that comparing them tells nothing to who has none."""
+
+from __future__ import annotations
+
+import hmac
+
+import pytest
+
+from app.auth import Authenticator
+from streaming import ANYONE
+
+KEYS = ("first", "second, which is longer", "third")
+
+
+def test_without_keys_everyone_is_the_same():
+    authenticator = Authenticator(())
+    assert [authenticator.identify(key) for key in (None, "", "first")] == [ANYONE] * 3
+
+
+def test_each_key_names_its_owner_and_shows_nothing_of_itself():
+    authenticator = Authenticator(KEYS)
+    names = [authenticator.identify(key) for key in KEYS]
+    assert len(set(names)) == 3
+    assert names == [Authenticator(reversed(KEYS)).identify(key) for key in KEYS]
+    assert not any(key in str(name) for key in KEYS for name in names)
+
+
+@pytest.mark.parametrize("key", [None, "", "firs", "first ", "First", "third\udcff"])
+def test_what_is_no_key_names_nobody(key: str | None):
+    assert Authenticator(KEYS).identify(key) is None
+
+
+@pytest.mark.pain(17)
+@pytest.mark.parametrize("key", [*KEYS, "fourth", "firsx", "", "x" * 10_000])
+def test_every_key_is_compared_in_constant_time(key: str, monkeypatch: pytest.MonkeyPatch):
+    """By the function made for it, with all keys whichever it is, and over the same length."""
+    compared: list[tuple[int, int]] = []
+    compare_digest = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return compare_digest(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    assert (Authenticator(KEYS).identify(key) is not None) == (key in KEYS)
+    assert compared == [(32, 32)] * len(KEYS)
