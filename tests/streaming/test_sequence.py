@@ -178,6 +178,7 @@ def test_what_was_held_is_let_go_with_the_token_that_ends_it():
         assert isinstance(sequence.generation.read_after(-1)[-2], Token)
 
 
+@pytest.mark.pain(4)
 @pytest.mark.parametrize("ending", ["eos", "length", "cancel"])
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_an_end_inside_a_character_shows_no_half(ending: str, size: int):

@@ -95,6 +95,7 @@ async def refusal_of(server: StreamServer, **options: Any) -> tuple[int, str, di
 # Generating.
 
 
+@pytest.mark.pain(4)
 async def test_a_prompt_is_continued(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
         await ask(client, prompt=STORY)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from app.server import Server
 from app.websocket.server_protocol import WebSocketProtocol
 from streaming.backends.scripted import say, scripted_backend
@@ -24,6 +26,7 @@ def be_impatient(server: Server) -> None:
     server.config.ws = Impatient
 
 
+@pytest.mark.pain(9)
 async def test_a_client_that_reads_nothing_loses_its_socket() -> None:
     backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
     async with (
