@@ -31,7 +31,7 @@ from streaming.generation import Token
 from streaming.grammar import Grammar, GrammarMatcher, Language
 from streaming.sequence import Sequence as EngineSequence
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 45.0
 """An async test that takes longer hangs."""
 
 
