@@ -13,6 +13,7 @@ struct RmsNorm {
     void* output;         // like the rows
     int64_t num_rows, dim;
     double epsilon;
+    int64_t rounds_first;  // to the rows' type before the weight comes in, and not only after
     int64_t is_bfloat16;  // rows and output are, or else float32
     int64_t num_threads;
 };
@@ -33,8 +34,11 @@ void normalize(const RmsNorm& in) {
             squares += x * x;
         }
         const Vec scale = broadcast(1.0f / std::sqrt(sum(squares) / in.dim + (float)in.epsilon));
-        for (int64_t d = 0; d < in.dim; d += WIDTH)
-            store(output + d, load(row + d) * scale * load(in.weight + d));
+        for (int64_t d = 0; d < in.dim; d += WIDTH) {
+            Vec scaled = load(row + d) * scale;
+            if (in.rounds_first) scaled = round_to(scaled, T());
+            store(output + d, scaled * load(in.weight + d));
+        }
     }
 }
 

@@ -59,13 +59,23 @@ inline Vec load(const BFloat16* from) {
 
 inline void store(float* to, Vec vec) { std::memcpy(to, &vec, sizeof vec); }
 
-inline void store(BFloat16* to, Vec vec) {
+// Returns the bits of the nearest bfloat16, ties to even; a NaN stays one.
+inline BitsVec to_bfloat16(Vec vec) {
     BitsVec bits = (BitsVec)vec;
-    BitsVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, ties to even
-    BitsVec quiet = (bits >> 16) | 0x40;                           // a NaN stays one
-    HalfVec half = __builtin_convertvector(vec == vec ? rounded : quiet, HalfVec);
+    BitsVec nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    BitsVec quiet = (bits >> 16) | 0x40;
+    return vec == vec ? nearest : quiet;
+}
+
+inline void store(BFloat16* to, Vec vec) {
+    HalfVec half = __builtin_convertvector(to_bfloat16(vec), HalfVec);
     std::memcpy(to, &half, sizeof half);
 }
+
+// Returns the nearest numbers of a type, which the last argument tells.
+inline Vec round_to(Vec vec, float) { return vec; }
+
+inline Vec round_to(Vec vec, BFloat16) { return (Vec)(to_bfloat16(vec) << 16); }
 
 // Returns `sums` plus the products of one word and each of a vector of words. A word is one float32
 // or two bfloat16, whose two products are both added. The last argument tells which.

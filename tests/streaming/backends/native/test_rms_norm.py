@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -31,16 +30,15 @@ def model_with(layer: torch.nn.Module, dtype: torch.dtype) -> Any:
 def test_it_stands_in_for_a_norm(layer_class: Any, dim: int, dtype: torch.dtype) -> None:
     model = model_with(layer_class(dim, eps=1e-3), dtype)
     rows = (0.1 * torch.randn(2, 7, dim, generator=torch.Generator().manual_seed(2))).to(dtype)
-    exact = deepcopy(model).float()(rows.float())
     original, expected = model[0], model(rows)
     replace_rms_norms(model, kernels())
     assert isinstance(model[0], NativeRMSNorm)
     actual = model(rows)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual, expected)
-    # Rounded once, at the end: within half a unit in the last place.
-    one_half = 2**-8 if dtype == torch.bfloat16 else 2**-21
-    torch.testing.assert_close(actual.float(), exact, rtol=one_half, atol=1e-6)
+    if dtype == torch.bfloat16:
+        # It rounds where the layer does, so nearly all are equal; sums of squares differ a little.
+        assert (actual == expected).float().mean() > 0.99
     restore_layers(model)
     assert model[0] is original
 
