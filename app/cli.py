@@ -51,6 +51,7 @@ def _takes_settings(model: type[Settings] | type[ClientSettings]) -> Callable[[A
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         options = [_to_option(name, field) for name, field in model.model_fields.items()]
+        # `inspect` reads it off any function; mypy knows of none.
         command.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *options)]
         )

@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--long-prompt", type=int, default=4000)
     parser.add_argument("--shared", type=int, default=2000)
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--no-native-kernels", action="store_true")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-p", type=float, default=1.0)
     arguments = parser.parse_args()
@@ -144,6 +145,7 @@ def main() -> None:
                 device=arguments.device,
                 backend=backend,
                 batch_invariant=arguments.batch_invariant,
+                native_kernels=not arguments.no_native_kernels,
             )
         )
 

@@ -75,6 +75,7 @@ class CompletionRequest(ChoiceFields):
 
     @property
     def prompts(self) -> list[TextPrompt] | list[TokenPrompt]:
+        # mypy takes no notice of what a pattern says of a list's elements.
         match self.prompt:
             case str(text):
                 return [TextPrompt(text)]

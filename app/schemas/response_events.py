@@ -47,6 +47,7 @@ class ResponseReasoning(standard.Reasoning):
 class ResponseJsonSchemaFormat(standard.JsonSchemaResponseFormat):
     """As it was asked for."""
 
+    # The standard says that it is null.
     schema_: Annotated[dict[str, Any], Field(alias="schema")]  # type: ignore[assignment]
 
 
@@ -61,7 +62,7 @@ class ResponseText(standard.TextField):
 class ResponseBody(standard.ResponseResource):
     """A response as it stands, with what was asked for."""
 
-    output: list[OutputItem]  # type: ignore[assignment]
+    output: list[OutputItem]  # type: ignore[assignment]  # with calls of ours
     reasoning: ResponseReasoning | None
     text: ResponseText
     usage: ResponseUsage | None = Field(description="null until the end.")
@@ -88,7 +89,7 @@ def _event(kind: str, base: type[BaseModel], meaning: str, **fields: Any) -> typ
         "".join(part.title() for part in kind.replace(".", "_").split("_")) + "Event",
         __base__=base,
         __doc__=meaning,
-        type=(Literal[kind], ...),  # type: ignore[arg-type]
+        type=(Literal[kind], ...),  # type: ignore[arg-type]  # made at run time
         stream_id=(Annotated[str, Field(description=_LANE)] | None, None),
         **fields,
     )

@@ -411,8 +411,6 @@ void update(const Update& in) {
 
 extern "C" {
 
-int tokenwire_vector_width() { return WIDTH; }
-
 void tokenwire_attend(const Attention* in) {
     if (in->is_bfloat16)
         attend<BFloat16>(*in);

@@ -43,10 +43,6 @@ class NoKernels(Exception):
     """The kernels cannot be had here; the text says why, in one line."""
 
 
-class NoCompiler(NoKernels):
-    """There is nothing to make them with."""
-
-
 def load_kernels(
     cache_dir: str | None = None, *, on_progress: OnProgress = lambda *_: None
 ) -> ctypes.CDLL:
@@ -92,12 +88,12 @@ def find_compiler() -> str:
     """Return the path of a C++ compiler.
 
     Raises:
-        NoCompiler: there is none.
+        NoKernels: there is none.
     """
     for name in _COMPILERS:
         if path := shutil.which(name):
             return path
-    raise NoCompiler("there is no C++ compiler (g++, c++ or clang++)")
+    raise NoKernels("there is no C++ compiler (g++, c++ or clang++)")
 
 
 def build(compiler: str, sources: Iterable[Path], library: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,8 +11,8 @@ from streaming.backends.native.attention import native_attention
 from tests.streaming.backends.attentions import AttentionRig, attention_named, kernels
 
 
-def make_rig(lengths: list[int], **options: object) -> AttentionRig:
-    return AttentionRig(attention_named("native"), lengths, block_size=16, **options)  # type: ignore[arg-type]
+def make_rig(lengths: list[int], **options: Any) -> AttentionRig:
+    return AttentionRig(attention_named("native"), lengths, block_size=16, **options)
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128, 256])
