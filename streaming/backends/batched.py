@@ -18,13 +18,14 @@ import torch
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends import OnProgress
 from streaming.backends.draw import Draw, draw_tokens
+from streaming.backends.forward import forward
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import LoadedModel, load_model
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
-from streaming.backends.paged_cache import BLOCK_SIZE, LAYOUT_ARGUMENT, Attention
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention
 from streaming.backends.probe import NotBatchInvariant, UnsupportedModel, probe, speed_up
 from streaming.backends.prompt_scorer import PromptScorer
 from streaming.backends.sampler import sample
@@ -79,16 +80,7 @@ class BatchedRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         step = lay_out(batch, cache=self._cache, device=self._device)
-        self._cache.layout = step.layout
-        output = self._model(
-            input_ids=step.token_ids,
-            position_ids=step.positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=step.logits_rows,
-            **{LAYOUT_ARGUMENT: step.layout},
-        )
-        logits, start = output.logits[0], len(step.sequences)
+        logits, start = forward(self._model, step, self._cache), len(step.sequences)
         for chunk, num_wanted in step.scored:
             self._prompts.take(chunk, logits[start : start + num_wanted])
             start += num_wanted

@@ -24,7 +24,7 @@ LAYOUT_ARGUMENT = "batch_layout"
 
 
 class PagedCache(Protocol):
-    """Keys and values of all layers, in blocks; given to the model as `past_key_values`.
+    """Keys and values of all layers, in blocks; what a model calls its cache.
 
     Attributes:
         block_size: tokens in a block.

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from streaming.backend import Batch, Chunk
+from streaming.backends.forward import forward
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.packed_linear import RowsNotAlike, pack_linears
-from streaming.backends.paged_cache import BLOCK_SIZE, LAYOUT_ARGUMENT, Attention
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention
 from streaming.backends.span_attention import SPAN_TOKENS
 from streaming.backends.stand_in import restore_layers
 from streaming.backends.step_layout import lay_out
@@ -164,17 +165,9 @@ class DryRun:
             )
         )
         step = lay_out(batch, cache=self.cache, device=self._model.device)
-        self.cache.layout = step.layout
-        output = self._model(
-            input_ids=step.token_ids,
-            position_ids=step.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=step.logits_rows,
-            **{LAYOUT_ARGUMENT: step.layout},
-        )
+        logits = forward(self._model, step, self.cache)
         numbers = map(self._sequences.index, step.sequences)
-        return list(zip(numbers, output.logits[0], strict=False))
+        return list(zip(numbers, logits, strict=False))
 
 
 def _token_ids(model: Any, num_tokens: int) -> list[int]:

@@ -1,0 +1,38 @@
+"""One forward pass of a transformers model over a paged cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from streaming.backends.paged_cache import LAYOUT_ARGUMENT, PagedCache
+from streaming.backends.step_layout import Step
+
+
+def forward(model: Any, step: Step, paged_cache: PagedCache) -> torch.Tensor:
+    """Run a step.
+
+    Returns:
+        (num_rows, vocab_size): the logits of `step.logits_rows`; of all rows where the model
+        takes no choice.
+    """
+    paged_cache.layout = step.layout
+    output = model(
+        input_ids=step.token_ids,
+        position_ids=step.positions,
+        use_cache=True,
+        logits_to_keep=step.logits_rows,
+        **{_cache_argument(type(model).forward): paged_cache, LAYOUT_ARGUMENT: step.layout},
+    )
+    logits: torch.Tensor = output.logits[0]
+    return logits
+
+
+@cache
+def _cache_argument(model_forward: Callable[..., Any]) -> str:
+    """Return what a model calls its cache: transformers renamed it in 5.24."""
+    return "cache" if "cache" in inspect.signature(model_forward).parameters else "past_key_values"

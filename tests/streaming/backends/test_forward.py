@@ -1,0 +1,54 @@
+"""The model is called by the names that it has itself."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from streaming.backend import Batch, Chunk
+from streaming.backends.forward import forward
+from streaming.backends.paged_cache import LAYOUT_ARGUMENT
+from streaming.backends.span_cache import SpanCache
+from streaming.backends.step_layout import lay_out
+from streaming.backends.warm_up import dry_sequence
+
+
+class Model(torch.nn.Module):
+    """Keeps what it is called with; its logits are its positions."""
+
+    def _answer(self, position_ids, **arguments):
+        self.arguments = arguments
+        return SimpleNamespace(logits=position_ids[..., None])
+
+
+class ModelWithCache(Model):
+    def forward(self, position_ids, cache, **arguments):
+        return self._answer(position_ids, cache=cache, **arguments)
+
+
+class ModelWithPastKeyValues(Model):
+    def forward(self, position_ids, past_key_values, **arguments):
+        return self._answer(position_ids, past_key_values=past_key_values, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(ModelWithCache(), "cache"), (ModelWithPastKeyValues(), "past_key_values")]
+)
+def test_a_cache_goes_by_the_name_that_the_model_has_for_it(model, name):
+    sequence = dry_sequence([5, 6, 7])
+    sequence.block_table.block_ids = [0]
+    paged_cache = SpanCache(1, 16)
+    step = lay_out(Batch((Chunk(sequence, 0, 3),)), cache=paged_cache, device=torch.device("cpu"))
+
+    logits = forward(model, step, paged_cache)
+
+    assert logits.tolist() == [[0], [1], [2]]
+    assert model.arguments.pop(name) is paged_cache
+    assert model.arguments.pop(LAYOUT_ARGUMENT) is step.layout is paged_cache.layout
+    assert model.arguments == {
+        "input_ids": step.token_ids,
+        "use_cache": True,
+        "logits_to_keep": step.logits_rows,
+    }
