@@ -7,14 +7,16 @@ step without; what that is, is measured.
 
 from __future__ import annotations
 
+from streaming.step_shape import round_down, round_up
+
 _DECODE_WEIGHT = 0.1
 _PREFILL_WEIGHT = 0.3
 """Weights of the newest step in the running means. A prompt's tokens cost more the further it is
 read, so the newest counts more."""
 _PREFILL_SHARE = 1.5
 """Time for prompts in a step, in units of a step that only decodes."""
-_CHUNK_TOKENS = 8
-"""Chunks are multiples of it, so that few shapes occur; also what is read before measuring."""
+_MIN_CHUNK_TOKENS = 8
+"""About what is read before measuring, and where even that takes longer than it should."""
 
 
 class StepPacer:
@@ -52,9 +54,11 @@ class StepPacer:
         if self._decode_step_s is None:
             return 0  # the first step beside others' tokens measures what they take alone
         if not self._prefill_token_s:
-            return min(room, _CHUNK_TOKENS)
-        num_tokens = int(_PREFILL_SHARE * self._decode_s(num_decodes) / self._prefill_token_s)
-        return min(room, max(_CHUNK_TOKENS, num_tokens // _CHUNK_TOKENS * _CHUNK_TOKENS))
+            num_tokens = 0
+        else:
+            num_tokens = int(_PREFILL_SHARE * self._decode_s(num_decodes) / self._prefill_token_s)
+        size = round_down(num_decodes + max(_MIN_CHUNK_TOKENS, num_tokens))
+        return min(room, max(size, round_up(num_decodes + 1)) - num_decodes)
 
     def _decode_s(self, num_decodes: int) -> float:
         """Estimate a step that only decodes: more sequences than were seen cost a token each.

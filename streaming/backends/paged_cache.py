@@ -50,14 +50,15 @@ class PagedCache(Protocol):
         """Return the layout of arranged chunks.
 
         Args:
-            slots: (T,) place in the cache of each new token: block * block_size + offset.
+            slots: place in the cache of each new token: block * block_size + offset. The first
+                rows of the step are theirs; what comes after is nobody's.
             numbers: what `numbers` returned, int64.
         """
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the step's keys and values, each (1, Hkv, T, D), to their places.
+        """Write the step's keys and values, each (1, Hkv, T, D), to their places, if they have any.
 
         Called by the model. Returns the whole cache of the layer, in its own shapes: what the
         attention function is then called with.
@@ -74,7 +75,8 @@ class Attention:
     Attributes:
         name: for people.
         interface_name: what transformers calls it.
-        function: what its models call, as `AttentionInterface` wants it.
+        function: what its models call, as `AttentionInterface` wants it; gives zeros for rows that
+            are nobody's.
         make_cache: makes the cache that `function` attends over, from its number of blocks and the
             tokens in each.
     """

@@ -88,8 +88,8 @@ class SpanLayout:
     """Where the tokens of one step come from and where they go.
 
     Attributes:
-        slots: (T,) place in the cache of each new token: block * block_size + offset.
-        groups: all rows of the step.
+        slots: (num_tokens,) place in the cache of each new token: block * block_size + offset.
+        groups: all rows of the step but those after its tokens, which are nobody's.
         fresh_blocks: those that this step begins and does not fill. They are wiped: whoever had
             them before may have left a NaN, which spoils a sum even where it is masked.
     """
@@ -100,7 +100,7 @@ class SpanLayout:
     _rows: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def rows(self, num_kv_heads: int, block_size: int) -> torch.Tensor:
-        """Return the slots, (T * Hkv,), as rows of a cache seen as one for each (block, head)."""
+        """Return the slots as rows, (num_tokens * Hkv,), of a cache with one for (block, head)."""
         if num_kv_heads not in self._rows:
             heads = torch.arange(num_kv_heads, device=self.slots.device)
             blocks, offsets = self.slots[:, None] // block_size, self.slots[:, None] % block_size
@@ -130,15 +130,15 @@ def span_attention(
         sliding_window: a token sees at most so many, itself included.
 
     Returns:
-        (1, T, Hq, D), and no weights.
+        (1, T, Hq, D), zeros for rows that are nobody's, and no weights.
     """
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError("the paged attention takes no mask and no soft cap")
-    num_heads, num_tokens, head_dim = query.shape[1:]
+    num_heads, num_rows, head_dim = query.shape[1:]
     num_kv_heads = key.shape[1]
     num_groups = num_heads // num_kv_heads
-    output = query.new_empty(num_tokens, num_kv_heads, num_groups, value.shape[-1])
-    rows = query[0].transpose(0, 1).reshape(num_tokens, num_kv_heads, num_groups, head_dim)
+    output = query.new_empty(num_rows, num_kv_heads, num_groups, value.shape[-1])
+    rows = query[0].transpose(0, 1).reshape(num_rows, num_kv_heads, num_groups, head_dim)
     for group in batch_layout.groups:
         view = group.view(key, num_groups, sliding_window)
         shape = (group.num_seqs, group.num_new, num_kv_heads, num_groups, -1)
@@ -148,6 +148,8 @@ def span_attention(
         shape = (group.num_seqs, num_kv_heads, num_groups, group.num_new, -1)
         unfolded = attended.reshape(shape).permute(0, 3, 1, 2, 4)
         output[group.start : group.end] = unfolded.flatten(0, 1)
+    if (num_tokens := len(batch_layout.slots)) < num_rows:
+        output[num_tokens:] = 0
     return output.flatten(1, 2)[None], None
 
 

@@ -95,12 +95,13 @@ class SpanCache:
             self.values[layer_idx] = self._make(values)
         fresh_blocks = self.layout.fresh_blocks
         rows = self.layout.rows(keys.shape[1], self.block_size)
+        num_tokens = len(self.layout.slots)
         for cache, new in ((self.keys[layer_idx], keys), (self.values[layer_idx], values)):
             if fresh_blocks.numel():
                 cache.view(self.num_blocks, -1).index_fill_(0, fresh_blocks, 0)
             head_dim = new.shape[-1]
             cache.view(-1, head_dim).index_copy_(
-                0, rows, new[0].transpose(0, 1).reshape(-1, head_dim)
+                0, rows, new[0, :, :num_tokens].transpose(0, 1).reshape(-1, head_dim)
             )
         return self.keys[layer_idx], self.values[layer_idx]
 

@@ -11,16 +11,20 @@ from streaming.backend import Batch, Chunk
 from streaming.backends.paged_cache import PagedCache
 from streaming.backends.prompt_scorer import PromptScorer
 from streaming.sequence import Sequence
+from streaming.step_shape import round_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """What the model is called with.
 
+    Sizes are those of `step_shape`: the last rows may be nobody's. They have no place in the cache,
+    and their attention is zero.
+
     Attributes:
         token_ids, positions: (1, T).
         logits_rows: rows whose logits are wanted: one for each of `sequences`, then those of
-            `scored`; at least one row, as some models take none for all.
+            `scored`; then any, and at least one row, as some models take none for all.
         layout: for the cache.
         sequences: those that get a token, in the order of their rows.
         scored: chunks of prompts that are scored, and how many rows of each are wanted.
@@ -51,9 +55,9 @@ def lay_out(batch: Batch, *, cache: PagedCache, device: torch.device) -> Step:
     # All numbers go into one tensor: to make many costs more than what they hold.
     token_ids, positions, rows, slots, *numbers = _tensors(
         [
-            [token_id for chunk in chunks for token_id in chunk.token_ids],
-            [position for chunk in chunks for position in range(chunk.start, chunk.end)],
-            yielding_rows + scored_rows or [0],
+            _padded([token_id for chunk in chunks for token_id in chunk.token_ids]),
+            _padded([position for chunk in chunks for position in range(chunk.start, chunk.end)]),
+            _padded(yielding_rows + scored_rows or [0]),
             [slot for chunk in chunks for slot in _slots(chunk, cache.block_size)],
             *cache.numbers(chunks),
         ],
@@ -67,6 +71,10 @@ def lay_out(batch: Batch, *, cache: PagedCache, device: torch.device) -> Step:
         sequences=tuple(chunk.sequence for chunk in chunks if chunk.yields_token),
         scored=tuple(scored),
     )
+
+
+def _padded(numbers: list[int]) -> list[int]:
+    return numbers + [0] * (round_up(len(numbers)) - len(numbers))
 
 
 def _slots(chunk: Chunk, block_size: int) -> list[int]:

@@ -255,7 +255,7 @@ def test_what_was_measured_sizes_the_next_chunk():
     rig.step(duration_s=0.002)  # a millisecond for each token of a prompt
     rig.step(duration_s=0.1)
     b = rig.add("b" * 400)
-    assert rig.step() == [(a, 3, 4), (b, 0, 144)]
+    assert rig.step() == [(a, 3, 4), (b, 0, 143)]
 
 
 # Sharing.

@@ -74,7 +74,7 @@ class NativeLayout:
     """Where the tokens of one step come from and where they go. All int64.
 
     Attributes:
-        slots: (T,) place in the cache of each new token: block * block_size + offset.
+        slots: (num_tokens,) place in the cache of each new token: block * block_size + offset.
         chunks: (num_chunks * 4,) of each: its first row, its rows, its sequence's cached tokens
             (these included and last), and where its block table begins in `tables`.
         tables: block tables, one behind the other.
@@ -153,7 +153,7 @@ class NativeCache:
             keys.stride(1),
             values.stride(2),
             values.stride(1),
-            keys.shape[2],
+            len(self.layout.slots),
             keys.shape[1],
             keys.shape[3],
             values.shape[3],
@@ -217,14 +217,14 @@ def _attend(
         sliding_window: a token sees at most so many, itself included.
 
     Returns:
-        (1, T, Hq, D), and no weights.
+        (1, T, Hq, D), zeros for rows that are nobody's, and no weights.
     """
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError("the paged attention takes no mask and no soft cap")
     query = _dense(query)
-    num_heads, num_tokens, key_dim = query.shape[1:]
+    num_heads, num_rows, key_dim = query.shape[1:]
     value_dim = value.shape[3]
-    output = query.new_empty(1, num_tokens, num_heads, value_dim)
+    output = query.new_empty(1, num_rows, num_heads, value_dim)
     arguments = _AttendArguments(
         query.data_ptr(),
         key.data_ptr(),
@@ -245,6 +245,8 @@ def _attend(
         torch.get_num_threads(),
     )
     kernels.tokenwire_attend(ctypes.byref(arguments))
+    if (num_tokens := len(batch_layout.slots)) < num_rows:
+        output[:, num_tokens:] = 0
     return output, None
 
 

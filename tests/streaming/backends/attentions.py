@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from streaming.backend import Chunk
 from streaming.backends.native.attention import native_attention
@@ -107,8 +108,9 @@ class AttentionRig:
         scaling: float | None = None,
         sliding_window: int | None = None,
         layer_idx: int = 0,
+        num_more: int = 0,
     ) -> None:
-        """Run chunks of (sequence, number of tokens)."""
+        """Run chunks of (sequence, number of tokens), and some more rows, which are nobody's."""
         numbers = {id(row.sequence): number for number, row in enumerate(self.rows)}
         arranged = self.cache.arrange(
             [Chunk(self.rows[number].sequence, self.done[number], n) for number, n in chunks]
@@ -126,8 +128,12 @@ class AttentionRig:
             [torch.tensor(some, dtype=torch.long) for some in self.cache.numbers(arranged)],
         )
         query, key, value = (
-            torch.cat(
-                [getattr(self.rows[number], name)[start:end] for number, start, end in spans]
+            pad(
+                torch.cat(
+                    [getattr(self.rows[number], name)[start:end] for number, start, end in spans]
+                ),
+                (0, 0, 0, 0, 0, num_more),
+                value=torch.nan,
             ).transpose(0, 1)[None]
             for name in ("query", "key", "value")
         )
@@ -148,6 +154,8 @@ class AttentionRig:
             self.outputs[number].append(output[0, at : at + end - start])
             at += end - start
             self.done[number] = end
+        assert output.shape[1] == at + num_more
+        assert not output[0, at:].any(), "NaN counts as any"
 
     def check(self, *, scaling: float | None = None, sliding_window: int | None = None) -> None:
         for row, outputs, done in zip(self.rows, self.outputs, self.done, strict=True):

@@ -101,6 +101,19 @@ def test_a_broken_sequence_breaks_no_other(name: str) -> None:
     rig.check()
 
 
+def test_rows_that_are_nobodys_are_neither_kept_nor_seen(name: str) -> None:
+    rig = make_rig(name, [20, 9])
+    rig.step([(0, 15)], num_more=1)
+    tensors = (rig.cache.keys[0], rig.cache.values[0])
+    before = [tensor.clone() for tensor in tensors]
+    rig.step([(1, 8)], num_more=3)
+    rig.step([(0, 5), (1, 1)], num_more=15)
+    rig.check()
+    others = sorted(set(range(rig.num_blocks)) - {i for row in rig.rows for i in row.block_ids})
+    for tensor, earlier in zip(tensors, before, strict=True):
+        assert torch.equal(tensor[others].view(torch.uint8), earlier[others].view(torch.uint8))
+
+
 @pytest.mark.parametrize("option", ["attention_mask", "softcap"])
 def test_what_is_not_supported_is_refused(name: str, option: str) -> None:
     rig = make_rig(name, [3])

@@ -55,6 +55,36 @@ def test_a_step_that_yields_nothing_asks_for_one_row_all_the_same() -> None:
     assert step.sequences == ()
 
 
+@pytest.mark.parametrize("name", BLOCK_SIZES)
+@pytest.mark.parametrize(("num_tokens", "num_rows"), [(16, 16), (17, 18), (33, 36), (45, 48)])
+def test_rows_are_filled_up_with_nobodys_tokens(name: str, num_tokens: int, num_rows: int) -> None:
+    size = BLOCK_SIZES[name]
+    sequence = sequence_over(
+        list(range(100, 100 + num_tokens)), list(range(-(-num_tokens // size)))
+    )
+    step = lay_out(
+        Batch((Chunk(sequence, 0, num_tokens),)),
+        cache=attention_named(name).make_cache(-(-num_tokens // size), size),
+        device=CPU,
+    )
+    num_more = num_rows - num_tokens
+    assert step.token_ids.tolist() == [[*range(100, 100 + num_tokens), *[0] * num_more]]
+    assert step.positions.tolist() == [[*range(num_tokens), *[0] * num_more]]
+    assert step.layout.slots.tolist() == list(range(num_tokens))
+    assert step.logits_rows.tolist() == [num_tokens - 1]
+
+
+def test_wanted_logits_are_filled_up_too() -> None:
+    decodes = tuple(Chunk(sequence_over([7, 8], [block]), 1, 1) for block in range(18))
+    step = lay_out(
+        Batch((*decodes, Chunk(sequence_over([1], [18]), 0, 1))),
+        cache=attention_named("torch").make_cache(19, 4),
+        device=CPU,
+    )
+    assert len(step.sequences) == 19
+    assert step.logits_rows.tolist() == [*range(19), 0]
+
+
 def test_spans_want_decodes_in_front_and_short_ones_first() -> None:
     long = Chunk(sequence_over(list(range(70)), list(range(18))), 69, 1)
     prefill = Chunk(sequence_over([1, 2, 3], [20]), 0, 3)
