@@ -1,4 +1,4 @@
-"""The bridge between the event loop and other threads; no other module crosses it.
+"""The bridge between the event loop and the engine's thread; no other module crosses it.
 
 To the engine's thread: commands in its inbox. From there: one `call_soon_threadsafe` a step, with
 the logs that have something new. The engine's thread never waits for a client and the event loop

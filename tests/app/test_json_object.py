@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.errors import RequestRefused
 from app.json_object import FieldsRefused, parse_object
+from tests.support import property_test
 
 
 def refusal(text: str | bytes) -> tuple[str, str | None, str]:
@@ -27,13 +32,37 @@ def test_object_is_read(text: str | bytes):
         (b'{"a": "\xff"}', "The note is not valid JSON."),
         (b'{"a": "\xed\xa0\x80"}', "The note is not valid JSON."),
         ('{"a": 1}'.encode("utf-16"), "The note is not valid JSON."),
-        ("[" * 100_000, "The note is not valid JSON."),
+        ("[" * 30_000, "The note is not valid JSON."),
         ("1" * 9_999, "The note is not valid JSON."),
     ],
     ids=lambda value: str(value)[:20],
 )
 def test_what_is_no_json(text: str | bytes, message: str):
     assert refusal(text) == ("invalid_json", None, message)
+
+
+TOO_MANY = ("invalid_request", None, "The note has more than 32768 arrays and objects.")
+
+
+@pytest.mark.parametrize("part", ["[]", "{}", '{"b":1,"b":1}'])
+def test_arrays_and_objects_are_counted_before_any_is_made(part: str):
+    def text(num_parts: int) -> str:
+        return f'{{"a": [{",".join([part] * num_parts)}], "c": "d"'
+
+    assert refusal(text(2**15 - 1)) == TOO_MANY, "with the two around them"
+    assert refusal(text(2**15 - 2) + "}}") != TOO_MANY
+
+
+@property_test
+@given(st.text('[{"\\\\a', min_size=1), st.booleans())
+def test_what_is_in_strings_is_not_counted(part: str, too_many: bool):
+    """Whatever is escaped in them, and wherever they end."""
+    note = {"x": [part] * 2**15, "y": [[]] * (2**15 - 3 + too_many), part: part}
+    text = json.dumps(note)
+    if too_many:
+        assert refusal(text) == TOO_MANY
+    else:
+        assert parse_object(text, what="note") == note
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '"text"', "1", "true"])
