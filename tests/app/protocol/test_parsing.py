@@ -36,7 +36,7 @@ def refusal(text: str) -> tuple[str, str | None, str]:
         '{"temperature": NaN}',
         '{"temperature": Infinity}',
         '{"temperature": -Infinity}',
-        "[" * 100_000,
+        "[" * 30_000,
         "1" * 5000,
         '\ufeff{"type": "cancel"}',
     ],

@@ -628,7 +628,7 @@ BAD_BODIES = [
     (b"{", 400, "invalid_json", None),
     (b"{'prompt': 'a'}", 400, "invalid_json", None),
     (b'{"prompt": "\xff"}', 400, "invalid_json", None),
-    (b"[" * 100_000, 400, "invalid_json", None),
+    (b"[" * 30_000, 400, "invalid_json", None),
     (b'{"prompt": "a", "temperature": NaN}', 400, "invalid_json", None),
     (b'{"prompt": "a", "temperature": -Infinity}', 400, "invalid_json", None),
     (b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}", 400, "invalid_json", None),
