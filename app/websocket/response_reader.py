@@ -29,7 +29,7 @@ class ResponseReader:
     @property
     def is_done(self) -> bool:
         """Whether the end has been read."""
-        return self._writer.is_done and self._events is None
+        return self._writer.is_done and self._first is None
 
     def skip(self) -> bool:
         """Go to the first event after the cursor; return whether there is one.

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.protocol.responses.events import Event
+from app.protocol.responses.events import TERMINAL_TYPES, Event
 from app.responses.writer import ResponseWriter
 from app.websocket.response_reader import MAX_EVENTS_PER_READ, ResponseReader
 from streaming import FinishReason, Generation
@@ -28,13 +28,15 @@ class Reading:
         events = self.reader.read()
         assert len(events) <= MAX_EVENTS_PER_READ
         self.events += events
+        has_ended = bool(events) and events[-1]["type"] in TERMINAL_TYPES
+        assert self.reader.is_done == has_ended, "who has the end is not read again"
 
     def read_all(self) -> None:
-        while self.is_woken:
+        while self.is_woken and not self.reader.is_done:
             self.read_once()
 
 
-@pytest.mark.parametrize("num_tokens", [0, 1, 50, 60, 61, 62, 63, 64, 65, 120, 200])
+@pytest.mark.parametrize("num_tokens", [0, 1, 50, *range(55, 66), 120, 200])
 def test_a_long_log_is_read_in_parts(num_tokens: int):
     log = make_log(*("x" * num_tokens))
     reading = Reading(log)
@@ -78,5 +80,4 @@ def test_a_skip_to_the_newest_event_finds_nothing(end: FinishReason | None):
     reading = Reading(log, after=len(write(log)) - 1)
     assert not reading.reader.skip()
     assert reading.reader.is_done is (end is not None)
-    reading.read_all()
-    assert reading.events == []
+    assert reading.reader.read() == []
