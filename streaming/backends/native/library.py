@@ -107,6 +107,8 @@ def build(compiler: str, sources: Iterable[Path], library: Path) -> None:
         built = Path(folder) / library.name
         _run([compiler, *_FLAGS, *map(str, sources), "-o", str(built)])
         _run([sys.executable, "-m", "streaming.backends.native.check", str(built)])
+        with built.open("rb") as file:
+            os.fsync(file.fileno())  # half a library would kill every later start
         built.rename(library)
 
 
