@@ -78,11 +78,10 @@ export const NUMBER_FIELDS = [
     name: "repetition_penalty",
     label: "Repetition penalty",
     hint: "Above 1 avoids what was already said.",
-    min: 0,
+    min: 0.01,
     max: 10,
     step: "any",
     initial: 1.1,
-    isAboveMin: true,
   },
   {
     name: "seed",

@@ -78,7 +78,7 @@ class SamplingParams:
         check_range("min_p", self.min_p, 0.0, 1.0)
         check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        check_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
+        check_range("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         if self.seed is not None:
             check_range("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         if self.logprobs is not None:

@@ -64,7 +64,8 @@ class SamplingFields(WireModel):
         _DEFAULTS.frequency_penalty, description="-2 to 2, for each time a token was generated."
     )
     repetition_penalty: float | None = Field(
-        _DEFAULTS.repetition_penalty, description="Over 1 discourages tokens of prompt and text."
+        _DEFAULTS.repetition_penalty,
+        description="0.01 to 10; over 1 discourages tokens of prompt and text.",
     )
     logit_bias: (
         Annotated[

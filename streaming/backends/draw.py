@@ -20,6 +20,8 @@ from streaming.sampling_params import SamplingParams
 
 _MIN_TEMPERATURE = 1e-4
 """Lower ones choose the same tokens and overflow float32."""
+_MAX_TOP_K = 2**31 - 1
+"""More than any vocabulary; larger numbers fit no tensor."""
 _SEED_MASK = 2**64 - 1
 
 
@@ -51,7 +53,7 @@ def rules_for(params: SamplingParams, position: int) -> DrawRules:
     assert params.seed is not None
     return DrawRules(
         temperature=max(params.temperature, _MIN_TEMPERATURE),
-        top_k=params.top_k,
+        top_k=min(params.top_k, _MAX_TOP_K),
         top_p=params.top_p,
         min_p=params.min_p,
         uniform=Generator(Philox(key=params.seed & _SEED_MASK, counter=position)).random(),

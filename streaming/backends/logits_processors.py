@@ -13,9 +13,6 @@ from streaming.backends.token_mask import token_mask
 from streaming.generation import Logprob, TokenLogprobs
 from streaming.sequence import Sequence
 
-_MAX_LOGIT = 1e30
-"""Logits above it would become infinite when divided by a small temperature."""
-
 
 class InvalidLogits(ArithmeticError):
     """The model answered with NaN or infinity."""
@@ -96,7 +93,7 @@ class Penalties(LogitsProcessor):  # type: ignore[misc]
         logits = torch.where(self._is_seen, repeated, logits)
         logits = logits - params.frequency_penalty * self._counts
         logits = logits - params.presence_penalty * (self._counts > 0)
-        return logits.clamp(max=_MAX_LOGIT)[None]
+        return logits[None]
 
 
 class LogitBias(LogitsProcessor):  # type: ignore[misc]

@@ -6,6 +6,7 @@ rows are in the batch.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence as SequenceOf
 
@@ -19,6 +20,8 @@ from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 
 _NOT_FINITE = "the model's logits are not finite numbers"
+_NO_TOKEN = "its rules allow no token"
+_NO_TOKEN_BY_GRAMMAR = "the grammar allows no token"
 
 
 def sample(
@@ -84,15 +87,13 @@ def _sample_by_rules(
     for row, mask in masks.items():
         logits[row].masked_fill_(~mask.to(logits.device), -torch.inf)
     best, best_ids = logits.max(dim=-1)
-    failed = {
-        row: FailedRow("the grammar allows no token")
-        for row, has_choice in enumerate((best > -torch.inf).tolist())
-        if row in masks and not has_choice
-    } | {
-        row: FailedRow(_NOT_FINITE)
-        for row, row_is_finite in enumerate(is_finite)
-        if not row_is_finite
-    }
+    # A bad row must not be drawn from: what comes out is no token, and would fail the next step.
+    failed: dict[int, FailedRow] = {}
+    for row, (was_finite, likeliest) in enumerate(zip(is_finite, best.tolist(), strict=True)):
+        if was_finite and likeliest == -math.inf:
+            failed[row] = FailedRow(_NO_TOKEN_BY_GRAMMAR if row in masks else _NO_TOKEN)
+        elif not was_finite or not math.isfinite(likeliest):
+            failed[row] = FailedRow(_NOT_FINITE)
     token_ids = best_ids.tolist()
     drawn = {
         row: rules_for(sequence.params, len(sequence.output_ids))

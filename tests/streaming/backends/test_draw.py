@@ -142,3 +142,12 @@ def test_seed_and_position_make_the_number() -> None:
     numbers = {rules_for(some, position).uniform for some in params for position in (5, 6)}
     assert len(numbers) == 6
     assert all(0.0 <= number < 1.0 for number in numbers)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_top_k_that_no_tensor_holds_cuts_nothing_off(name: str) -> None:
+    logits = torch.zeros(1, 50)
+    for position in range(5):
+        rules = [rules_for(SamplingParams(seed=3, top_k=top_k), position) for top_k in (0, 10**400)]
+        [expected, token_id] = draw_named(name)(logits.expand(2, -1), [0, 1], rules)
+        assert token_id == expected

@@ -160,7 +160,8 @@ def test_equal_logits_are_equally_likely_and_top_k_keeps_just_k(vocab_size: int)
 
 def test_a_top_k_beyond_the_vocabulary_cuts_nothing_off() -> None:
     logits = random_logits()
-    assert drawn(logits, 50, top_k=10**12) == drawn(logits, 50, top_k=VOCAB_SIZE)
+    for top_k in (10**12, 10**400):
+        assert drawn(logits, 50, top_k=top_k) == drawn(logits, 50, top_k=VOCAB_SIZE)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +240,7 @@ def test_a_barred_end_is_never_drawn_and_is_drawn_later() -> None:
     assert draw(logits, sequence_with([5], min_tokens=1)) == 256
 
 
-@pytest.mark.parametrize("params", [{"repetition_penalty": 1e-300}, {"logit_bias": {1: 100.0}}])
+@pytest.mark.parametrize("params", [{"repetition_penalty": 0.01}, {"logit_bias": {1: 100.0}}])
 def test_extreme_values_still_give_a_token(params: dict[str, Any]) -> None:
     logits = torch.tensor([3e38, 1.0, -3e38] + [0.0] * 300)
     for temperature in (0.0, 1e-30, 2.0):
@@ -310,6 +311,24 @@ def test_a_broken_row_fails_alone(bad: list[float], temperature: float) -> None:
     first, failed, last = sample(logits, sequences)
     assert failed == FailedRow("the model's logits are not finite numbers")
     assert [row.token_id for row in (first, last) if isinstance(row, SampledToken)] == fine
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_whose_rules_leave_no_token_fails_alone(temperature: float) -> None:
+    barred = sequence_with(
+        temperature=temperature, min_tokens=1, stop_token_ids=frozenset(range(VOCAB_SIZE))
+    )
+    failed, fine = sample(random_logits(2), [barred, sequence_with(temperature=temperature)])
+    assert failed == FailedRow("its rules allow no token")
+    assert isinstance(fine, SampledToken)
+
+
+def test_a_row_that_its_penalty_makes_infinite_fails_alone() -> None:
+    logits = random_logits(2)
+    logits[0, list(b"ask")] = 3e38
+    failed, fine = sample(logits, [sequence_with(repetition_penalty=0.01), sequence_with()])
+    assert failed == FailedRow("the model's logits are not finite numbers")
+    assert isinstance(fine, SampledToken)
 
 
 def test_a_token_that_the_model_rules_out_is_no_failure() -> None:
