@@ -17,6 +17,7 @@ import torch
 
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends import OnProgress
+from streaming.backends.attention_survey import known_length
 from streaming.backends.draw import Draw, draw_tokens
 from streaming.backends.forward import forward
 from streaming.backends.generate import GenerateRunner
@@ -25,8 +26,8 @@ from streaming.backends.loading import LoadedModel, load_model
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
-from streaming.backends.paged_cache import BLOCK_SIZE, Attention
-from streaming.backends.probe import NotBatchInvariant, UnsupportedModel, probe, speed_up
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention, UnsupportedModel
+from streaming.backends.probe import NotBatchInvariant, probe, speed_up
 from streaming.backends.prompt_scorer import PromptScorer
 from streaming.backends.sampler import sample
 from streaming.backends.span_cache import SPAN_ATTENTION
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5
 """Of the memory that is free once the model is loaded, for keys and values."""
+_MIN_KNOWN_TOKENS = 2048
+"""A context as short as that is worth more whole, one request at a time, than in batches."""
 
 
 class BatchedRunner:
@@ -114,6 +117,7 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
     on_progress(f"Warming up {loaded.info.model_id}", None)
     with failing_as(f"{loaded.info.model_id} cannot generate"):
         try:
+            max_model_len = _choose_max_model_len(config, loaded)
             attention, bytes_per_token = _choose_attention(loaded.model, kernels)
         except UnsupportedModel as error:
             logger.warning(
@@ -135,11 +139,12 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
                 raise ModelLoadError(
                     f"{loaded.info.model_id} cannot be batch_invariant here: {error}"
                 ) from error
-            num_blocks = _choose_num_blocks(config, loaded, bytes_per_token)
-            max_model_len = min(loaded.info.max_model_len, num_blocks * BLOCK_SIZE)
+            num_blocks = _choose_num_blocks(
+                config, loaded.model.device, max_model_len, bytes_per_token
+            )
             info = replace(
                 loaded.info,
-                max_model_len=max_model_len,
+                max_model_len=min(max_model_len, num_blocks * BLOCK_SIZE),
                 batch_invariant=config.batch_invariant,
                 attention=attention.name,
             )
@@ -171,6 +176,32 @@ def _load_kernels(
         return None
 
 
+def _choose_max_model_len(config: ModelConfig, loaded: LoadedModel) -> int:
+    """Return the context size in batches: as asked for, or as far as the model can be batched.
+
+    Raises:
+        UnsupportedModel: it cannot be batched as far as was asked for, or not far enough to be of
+            use.
+    """
+    wanted = loaded.info.max_model_len
+    length = known_length(loaded.model, wanted, max_batch_tokens=config.max_batch_tokens)
+    if length == wanted:
+        return wanted
+    reason = f"beyond {length} tokens it attends in a way that batches do not know"
+    if config.max_model_len is not None or length < _MIN_KNOWN_TOKENS:
+        raise UnsupportedModel(reason)
+    logger.warning(
+        "%s gets a context of %d tokens and not its %d: %s; with max_model_len=%d it has all of "
+        "them, on the generate backend",
+        loaded.info.model_id,
+        length,
+        wanted,
+        reason,
+        wanted,
+    )
+    return length
+
+
 def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attention, int]:
     """Return the fastest way to attend that the model takes, and its cache's bytes for a token.
 
@@ -189,16 +220,17 @@ def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attentio
     return SPAN_ATTENTION, bytes_per_token
 
 
-def _choose_num_blocks(config: ModelConfig, loaded: LoadedModel, bytes_per_token: int) -> int:
+def _choose_num_blocks(
+    config: ModelConfig, device: torch.device, max_model_len: int, bytes_per_token: int
+) -> int:
     """Return how many blocks the cache has; never more than all sequences could fill."""
-    device: torch.device = loaded.model.device
     if config.kv_cache_bytes is not None:
         num_bytes = config.kv_cache_bytes
     elif device.type == "cuda":
         num_bytes = int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)
     else:
         num_bytes = int(psutil.virtual_memory().available * _MEMORY_SHARE)
-    num_useful = config.max_num_seqs * -(-loaded.info.max_model_len // BLOCK_SIZE)
+    num_useful = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
     num_blocks = min(num_useful, num_bytes // (bytes_per_token * BLOCK_SIZE))
     if num_blocks < 1:
         raise ModelLoadError(

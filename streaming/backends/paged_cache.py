@@ -23,6 +23,10 @@ LAYOUT_ARGUMENT = "batch_layout"
 """Name of the argument by which a layout passes through the model to each attention."""
 
 
+class UnsupportedModel(Exception):
+    """The model cannot be batched; the text says why."""
+
+
 class PagedCache(Protocol):
     """Keys and values of all layers, in blocks; what a model calls its cache.
 

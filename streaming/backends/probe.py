@@ -12,7 +12,7 @@ from streaming.backend import Batch, Chunk
 from streaming.backends.forward import forward
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.packed_linear import RowsNotAlike, pack_linears
-from streaming.backends.paged_cache import BLOCK_SIZE, Attention
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention, UnsupportedModel
 from streaming.backends.span_attention import SPAN_TOKENS
 from streaming.backends.stand_in import restore_layers
 from streaming.backends.step_layout import lay_out
@@ -31,10 +31,6 @@ _PROOF_LENGTHS = (3, 40, 75, SPAN_TOKENS + 20)
 """Prompts that are read alone and together: shorter and longer than a tile, and than a span."""
 _NUM_NEIGHBOURS = 9
 """How often each is decoded at once."""
-
-
-class UnsupportedModel(Exception):
-    """The model cannot be batched; the text says why."""
 
 
 class NotBatchInvariant(Exception):

@@ -23,6 +23,7 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     Phi3Config,
+    PhimoeConfig,
     Qwen3Config,
 )
 
@@ -30,8 +31,8 @@ from streaming import BackendName, ModelConfig, load_backend
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.loading import LoadedModel, load_model
-from streaming.backends.paged_cache import BLOCK_SIZE
-from streaming.backends.probe import UnsupportedModel, probe
+from streaming.backends.paged_cache import BLOCK_SIZE, UnsupportedModel
+from streaming.backends.probe import probe
 from streaming.backends.span_cache import SPAN_ATTENTION
 from streaming.engine import Engine
 from streaming.errors import ModelLoadError
@@ -524,6 +525,60 @@ def test_a_cache_too_small_for_one_block_is_refused(
     with pytest.raises(ModelLoadError, match=f"kv_cache_bytes is {kv_cache_bytes}, but") as caught:
         load(llama_folder, kv_cache_bytes=kv_cache_bytes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def longrope_folder(tmp_path: Path) -> Path:
+    """A model whose rotary embeddings change beyond 2,048 of its 4,096 tokens."""
+    tokenizer = tiny_models.ascii_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = tiny_models.llama_config(len(tokenizer))
+    config.max_position_embeddings = 4096
+    config.rope_parameters = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [8.0] * 4,
+        "original_max_position_embeddings": 2048,
+    }
+    tiny_models.random_model(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("max_model_len", "served", "backend_name"),
+    [
+        (None, 2048, BackendName.BATCHED),
+        (2048, 2048, BackendName.BATCHED),
+        (2049, 2049, BackendName.GENERATE),
+    ],
+)
+def test_a_model_is_batched_as_far_as_its_attention_is_known(
+    longrope_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    max_model_len: int | None,
+    served: int,
+    backend_name: BackendName,
+) -> None:
+    backend = load(longrope_folder, max_model_len=max_model_len)
+    assert (backend.info.max_model_len, backend.info.backend) == (served, backend_name)
+    says = [r.getMessage() for r in caplog.records if "beyond 2048 tokens" in r.getMessage()]
+    assert len(says) == (max_model_len != 2048)
+    backend.runner.close()
+
+
+def test_a_model_whose_attention_is_known_for_a_few_tokens_only_is_not_batched(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tiny_models.ascii_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    config = PhimoeConfig(
+        **_SIZES | {"vocab_size": len(tokenizer)}, sliding_window=64, num_local_experts=2
+    )
+    tiny_models.random_model(config).save_pretrained(tmp_path)
+    backend = load(tmp_path)
+    assert (backend.info.max_model_len, backend.info.backend) == (256, BackendName.GENERATE)
+    backend.runner.close()
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from streaming.backends.native.rms_norm import NativeRMSNorm
 from streaming.backends.packed_linear import PackedLinear
+from streaming.backends.paged_cache import UnsupportedModel
 from streaming.backends.probe import (
     DryRun,
     NotBatchInvariant,
-    UnsupportedModel,
     probe,
     speed_up,
 )
