@@ -77,7 +77,7 @@ class Engine:
     def set_detached(self, generation_id: str, *, is_detached: bool) -> None:
         """Take that nobody follows a log, or that somebody does again: it yields its place."""
         if sequence := self._sequences.get(generation_id):
-            sequence.is_detached = is_detached
+            self._scheduler.set_detached(sequence, is_detached=is_detached)
             self._queue_changed = True
 
     def fail_all(self, error: StreamingError, *, waiting_only: bool = False) -> None:
