@@ -112,7 +112,9 @@ class Settings(BaseSettings):
         _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
     )
     max_waiting_tokens: int = Field(
-        _ENGINE.max_waiting_tokens, ge=1, description="Prompt tokens that may wait with them."
+        _ENGINE.max_waiting_tokens,
+        ge=1,
+        description="Prompt tokens that may wait with them; a longer prompt waits alone.",
     )
     request_timeout_s: float = Field(
         _ENGINE.request_timeout_s, gt=0, description="A generation that runs longer is ended."

@@ -136,8 +136,7 @@ class AsyncEngine:
             num_requests=len(requests),
         )
         self._check_capacity(
-            num_requests=len(requests),
-            num_prompt_tokens=sum(len(each.prompt_ids) for each in prepared),
+            num_requests=len(requests), prompts=[each.prompt_ids for each in prepared]
         )
         return [self._enqueue(each) for each in prepared]
 
@@ -253,7 +252,9 @@ class AsyncEngine:
         if self.is_shutting_down:
             raise self._shutting_down()
 
-    def _check_capacity(self, *, num_requests: int, num_prompt_tokens: int = 0) -> None:
+    def _check_capacity(
+        self, *, num_requests: int, prompts: SequenceOf[SequenceOf[int]] = ()
+    ) -> None:
         self._check_alive()
         config = self._config
         num_waiting = self.stats.num_waiting + self._num_tokenizing
@@ -264,8 +265,10 @@ class AsyncEngine:
                 retry_after_s=self._retry_after_s(),
             )
         waiting = (log for log in self._store.open_logs if log.started is None)
-        num_tokens = sum(log.prompt_tokens for log in waiting) if num_prompt_tokens else 0
-        if num_tokens and num_tokens + num_prompt_tokens > config.max_waiting_tokens:
+        num_tokens = sum(log.prompt_tokens for log in waiting) if prompts else 0
+        # A prompt of any length may wait alone; to all choices of it, admission gives one list.
+        is_limited = num_tokens or any(prompt is not prompts[0] for prompt in prompts)
+        if is_limited and num_tokens + sum(map(len, prompts)) > config.max_waiting_tokens:
             raise Overloaded(
                 num_waiting=num_tokens,
                 max_waiting=config.max_waiting_tokens,

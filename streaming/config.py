@@ -60,7 +60,7 @@ class EngineConfig:
 
     Attributes:
         max_waiting_requests: requests that may wait for their first step.
-        max_waiting_tokens: prompt tokens that may wait with them.
+        max_waiting_tokens: prompt tokens that may wait with them; a longer prompt waits alone.
         request_timeout_s: a generation that runs longer is ended with an error.
         retention_s: how long an ended log can be read.
         retention_bytes: how much memory ended logs may take; the oldest go first.

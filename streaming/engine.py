@@ -77,13 +77,14 @@ class Engine:
     def set_detached(self, generation_id: str, *, is_detached: bool) -> None:
         """Take that nobody follows a log, or that somebody does again: it yields its place."""
         if sequence := self._sequences.get(generation_id):
-            sequence.is_detached = is_detached
+            self._scheduler.set_detached(sequence, is_detached=is_detached)
             self._queue_changed = True
 
     def fail_all(self, error: StreamingError, *, waiting_only: bool = False) -> None:
-        sequences = self._scheduler.waiting if waiting_only else tuple(self._scheduler)
-        for sequence in sequences:
-            self.fail(sequence.generation_id, error)
+        """End all sequences, or only those that still wait for their first step."""
+        for sequence in tuple(self._scheduler):
+            if sequence.generation.started is None or not waiting_only:
+                self.fail(sequence.generation_id, error)
 
     def abandon(self, error: StreamingError) -> None:
         """End all logs without a word to the runner, which can no longer be trusted."""

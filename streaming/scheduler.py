@@ -68,6 +68,10 @@ class Scheduler:
         if self._cache is not None:
             self._cache.release(sequence.block_table)
 
+    def set_detached(self, sequence: Sequence, *, is_detached: bool) -> None:
+        """Take that nobody follows a sequence's log, or that somebody does again."""
+        self._queue.set_detached(sequence, is_detached=is_detached)
+
     def schedule(self) -> Batch | None:
         """Return the next step's work, or None when there is none."""
         if self._cache is None or self._pacer is None:

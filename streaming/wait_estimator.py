@@ -7,19 +7,26 @@ from collections.abc import Iterable
 from streaming.sequence import Sequence
 
 _WEIGHT = 0.05
-"""Weight of the newest step in the running mean: about the last twenty steps count."""
+"""What of the past each new value displaces: about the last twenty count."""
 
 
 class WaitEstimator:
-    """Running means of tokens per second and of completion lengths."""
+    """Recent tokens and the time that they took, and a running mean of completion lengths."""
 
     def __init__(self) -> None:
-        self._tokens_per_s: float | None = None
+        self._num_tokens = 0.0
+        self._duration_s = 0.0
+        self._unyielding_s = 0.0
+        """Taken since the last token, by steps that only read prompts."""
         self._completion_tokens: float | None = None
 
     def observe_step(self, *, num_tokens: int, duration_s: float) -> None:
-        if num_tokens and duration_s > 0:
-            self._tokens_per_s = _mix(self._tokens_per_s, num_tokens / duration_s)
+        """Take a step; one that yields nothing is counted as part of the next one that does."""
+        self._unyielding_s += duration_s
+        if num_tokens and self._unyielding_s > 0:
+            self._num_tokens += num_tokens - _WEIGHT * self._num_tokens
+            self._duration_s += self._unyielding_s - _WEIGHT * self._duration_s
+            self._unyielding_s = 0.0
 
     def observe_end(self, *, num_tokens: int) -> None:
         self._completion_tokens = _mix(self._completion_tokens, num_tokens)
@@ -36,9 +43,9 @@ class WaitEstimator:
         for sequence in waiting:
             num_tokens += self._expected_tokens(sequence)
             num_ahead.append(num_tokens)
-        if self._tokens_per_s is None:
+        if not self._num_tokens:
             return [None] * len(num_ahead)
-        return [num_tokens / self._tokens_per_s for num_tokens in num_ahead]
+        return [num_tokens * self._duration_s / self._num_tokens for num_tokens in num_ahead]
 
     def _expected_tokens(self, sequence: Sequence) -> float:
         """Return the tokens still to come: the limit, or less where answers were shorter so far."""

@@ -396,6 +396,33 @@ async def test_the_queue_is_bounded_by_prompt_tokens():
             await collect(engine, generation)
 
 
+async def test_a_batch_counts_with_all_its_prompt_tokens():
+    config = EngineConfig(max_waiting_tokens=10)
+    async with running_engine(scripted_backend(say("x")), config) as engine:
+        for prompts in (["x" * 6, "y" * 5], ["x" * 11, "y"]):
+            with pytest.raises(Overloaded) as caught:
+                await engine.submit_all([ask(prompt) for prompt in prompts])
+            assert (caught.value.num_waiting, caught.value.unit) == (0, "prompt tokens")
+            assert engine._store.num_open == 0
+        for generation in await engine.submit_all([ask("x" * 6), ask("y" * 4)]):
+            await collect(engine, generation)
+
+
+async def test_choices_of_one_prompt_may_be_larger_than_the_limit_while_nothing_waits():
+    gate = Gate()
+    backend = scripted_backend(say("x"), gate=gate, max_num_seqs=1)
+    async with running_engine(backend, EngineConfig(max_waiting_tokens=10), gate=gate) as engine:
+        logs = [await engine.submit(ask())]
+        await entered(gate)
+        logs += await engine.submit_all([ask("x" * 6)] * 2)
+        with pytest.raises(Overloaded) as caught:
+            await engine.submit_all([ask("x")])
+        assert caught.value.num_waiting == 12, "each choice counts"
+        gate.open()
+        for generation in logs:
+            await collect(engine, generation)
+
+
 async def test_a_refusal_says_how_long_the_queue_takes():
     gate = Gate()
     backend = endless_backend(gate=gate, max_num_seqs=1)

@@ -495,6 +495,21 @@ def test_one_that_lost_its_place_is_told_no_place_in_the_queue():
     rig.assert_nothing_left()
 
 
+def test_one_that_lost_its_place_is_not_ended_with_those_that_have_not_begun():
+    rig = CachedRig(num_blocks=4)
+    rig.add("a" * 9, prompt="old!")
+    young = rig.add("b" * 9, prompt="yng!")
+    rig.step()
+    rig.add("never", prompt="3rd!")
+    while rig.engine.num_preemptions == 0:
+        rig.step()
+    rig.engine.fail_all(SHUTTING_DOWN, waiting_only=True)
+    assert rig.endings == ["open", "open", "shutting_down"]
+    rig.finish()
+    assert (young.text, ending(young)) == ("b" * 9, "stop")
+    rig.assert_nothing_left()
+
+
 def test_one_that_lost_its_place_may_be_cancelled():
     rig = CachedRig(num_blocks=4)
     rig.add("a" * 9, prompt="old!")

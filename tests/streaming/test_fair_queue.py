@@ -91,6 +91,71 @@ def test_who_comes_back_from_being_idle_starts_level():
     assert order(queue) == ["a1", "b4", "a2", "a3"]
 
 
+def run(queue: FairQueue, owner: str, *, num_tokens: int, priority: int = 0) -> Sequence:
+    """Let a new sequence run, and be served so much."""
+    sequence = make_sequence(f"{owner} runs", owner=owner, priority=priority)
+    queue.enter(sequence)
+    queue.remove(sequence)
+    queue.charge(sequence, num_tokens=num_tokens)
+    return sequence
+
+
+def test_who_only_runs_a_slow_stream_does_not_hold_the_level_down():
+    queue = FairQueue()
+    run(queue, "slow", num_tokens=10)
+    run(queue, "busy", num_tokens=1000)
+    enter(queue, "many", "m1", "m2", "m3")
+    enter(queue, "busy", "one")
+    assert order(queue).index("one") <= 1
+
+
+@pytest.mark.parametrize("loses_place", [False, True])
+def test_who_only_ran_has_no_claim_when_it_joins_those_who_wait(loses_place: bool):
+    queue = FairQueue()
+    slow = run(queue, "slow", num_tokens=10)
+    run(queue, "busy", num_tokens=1000)
+    enter(queue, "busy", "one")
+    if loses_place:
+        queue.put_back(slow)
+    enter(queue, "slow", "s1", "s2", "s3")
+    assert order(queue).index("one") <= 1
+
+
+def test_each_priority_has_its_own_level():
+    """One that starves at a lower priority does not hold it down, nor is it held back itself."""
+    queue = FairQueue()
+    run(queue, "busy", num_tokens=1000, priority=1)
+    for owner in ("low", "other"):
+        queue.enter(make_sequence(f"{owner} low", owner=owner, priority=-1))
+    for name in ("m1", "m2", "m3"):
+        queue.enter(make_sequence(name, owner="low", priority=1))
+    queue.enter(make_sequence("one", owner="busy", priority=1))
+    assert order(queue).index("one") <= 1
+    assert order(queue)[-2:] == ["low low", "other low"]
+
+
+def test_whose_clients_are_gone_does_not_hold_the_level_down():
+    queue = FairQueue()
+    (gone,) = enter(queue, "gone", "g")
+    queue.set_detached(gone, is_detached=True)
+    run(queue, "busy", num_tokens=1000)
+    enter(queue, "many", "m1", "m2", "m3")
+    enter(queue, "busy", "one")
+    assert order(queue).index("one") <= 1
+
+
+def test_whose_client_comes_back_has_no_claim_on_the_time_it_was_away():
+    queue = FairQueue()
+    sequences = enter(queue, "gone", "g1", "g2", "g3")
+    for sequence in sequences:
+        queue.set_detached(sequence, is_detached=True)
+    run(queue, "busy", num_tokens=1000)
+    enter(queue, "busy", "one")
+    for sequence in sequences:
+        queue.set_detached(sequence, is_detached=False)
+    assert order(queue) == ["g1", "one", "g2", "g3"]
+
+
 def test_a_higher_priority_goes_before_all_shares():
     queue = FairQueue()
     enter(queue, "alice", "a1", "a2")

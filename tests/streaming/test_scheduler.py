@@ -497,7 +497,7 @@ def test_everybody_is_served_to_the_end_whatever_happens(
         elif action == "remove" and target is not None:
             rig.end(target)
         elif target is not None:
-            target.is_detached = action == "detach"
+            rig.scheduler.set_detached(target, is_detached=action == "detach")
     sequences = tuple(rig.live)
     rig.finish()
     assert all(len(sequence.output_ids) == sequence.max_tokens for sequence in sequences)

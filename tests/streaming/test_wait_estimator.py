@@ -65,6 +65,15 @@ def test_an_answer_longer_than_expected_still_takes_a_token():
     assert estimator.waits_s([running], []) == [0.1]
 
 
+def test_the_time_of_steps_that_only_read_a_prompt_counts():
+    estimator = WaitEstimator()
+    running = make_sequence(max_tokens=20)
+    for _ in range(100):  # answers of two tokens, the first one after seven steps without any
+        for num_tokens in (*[0] * 7, 1, 1):
+            estimator.observe_step(num_tokens=num_tokens, duration_s=1.0)
+        assert estimator.waits_s([running], []) == [pytest.approx(90.0, rel=0.05)]
+
+
 @pytest.mark.parametrize(("num_tokens", "duration_s"), [(0, 1.0), (5, 0.0)])
 def test_a_step_without_tokens_or_time_measures_nothing(num_tokens: int, duration_s: float):
     estimator = WaitEstimator()
@@ -74,7 +83,7 @@ def test_a_step_without_tokens_or_time_measures_nothing(num_tokens: int, duratio
 
 def test_the_mean_follows_a_change_without_jumping():
     estimator = WaitEstimator()
-    for _ in range(10):
+    for _ in range(20):
         estimator.observe_step(num_tokens=10, duration_s=1.0)
     running = make_sequence(max_tokens=100)
     estimator.observe_step(num_tokens=100, duration_s=1.0)
