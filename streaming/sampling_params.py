@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Self
 
 from streaming.errors import InvalidRequest
 from streaming.grammar import Grammar
@@ -100,6 +101,13 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    def with_seed_offset(self, offset: int) -> Self:
+        """Return the same with its seed, if any, counted on; the least follows the greatest."""
+        if self.seed is None:
+            return self
+        least, num_seeds = -MAX_SEED - 1, 2 * (MAX_SEED + 1)
+        return replace(self, seed=(self.seed + offset - least) % num_seeds + least)
 
 
 def check_range(

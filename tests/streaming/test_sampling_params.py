@@ -125,3 +125,23 @@ def test_the_refusal_says_what_is_allowed(param: str, value: object, reason: str
 @pytest.mark.parametrize(("temperature", "is_greedy"), [(0, True), (0.0, True), (0.001, False)])
 def test_greedy_is_temperature_zero(temperature: float, is_greedy: bool):
     assert SamplingParams(temperature=temperature).is_greedy is is_greedy
+
+
+@pytest.mark.parametrize(
+    ("seed", "offset", "expected"),
+    [
+        (None, 5, None),
+        (7, 0, 7),
+        (7, 2, 9),
+        (-1, 2, 1),
+        (MAX_SEED, 0, MAX_SEED),
+        (MAX_SEED, 1, -MAX_SEED - 1),
+        (MAX_SEED - 1, 3, -MAX_SEED),
+        (-MAX_SEED - 1, 0, -MAX_SEED - 1),
+    ],
+)
+def test_seeds_are_counted_on_and_after_the_greatest_comes_the_least(
+    seed: int | None, offset: int, expected: int | None
+):
+    params = SamplingParams(seed=seed, top_k=3)
+    assert params.with_seed_offset(offset) == SamplingParams(seed=expected, top_k=3)
