@@ -13,6 +13,7 @@ from streaming.grammar import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_STOP_TOKENS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
 MAX_SEED = 2**63 - 1
@@ -92,6 +93,10 @@ class SamplingParams:
         if any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in self.stop):
             raise InvalidRequest(
                 param="stop", reason=f"a stop string has 1 to {MAX_STOP_CHARS} characters"
+            )
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise InvalidRequest(
+                param="stop_token_ids", reason=f"at most {MAX_STOP_TOKENS} different ids"
             )
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
             raise InvalidRequest(param="logit_bias", reason=f"at most {MAX_LOGIT_BIASES} entries")

@@ -15,6 +15,7 @@ from streaming.sampling_params import (
     MAX_SEED,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
+    MAX_STOP_TOKENS,
     SamplingParams,
 )
 
@@ -33,7 +34,10 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
         [("",), ("a", ""), ("a" * (MAX_STOP_CHARS + 1),), ("a",) * (MAX_STOP_STRINGS + 1)],
     ),
     "include_stop_str_in_output": ([False, True], []),
-    "stop_token_ids": ([frozenset(), frozenset({0, 1})], []),
+    "stop_token_ids": (
+        [frozenset(), frozenset({0, 1}), frozenset(range(MAX_STOP_TOKENS))],
+        [frozenset(range(MAX_STOP_TOKENS + 1))],
+    ),
     "seed": (
         [None, 0, -1, MAX_SEED, -MAX_SEED - 1],
         [MAX_SEED + 1, -MAX_SEED - 2, HUGE, -HUGE],
