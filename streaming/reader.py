@@ -93,6 +93,9 @@ class Reader:
         # Who already has the terminal record gets it once more, so that each reader has an ending.
         starts_at_end = generation.is_ended and after == generation.last_seq
         self.cursor = after - 1 if starts_at_end else after
+        # The cursor waits before records without text until text follows; so that a wake does not
+        # go through them again, it looks at what is after this one.
+        self._last_read_seq = self.cursor
         self.is_done = False
         self._every_token = every_token
         self._last_queued: Queued | None = None
@@ -111,7 +114,7 @@ class Reader:
         generation = self.generation
         # The records are read before the start mark: it is set before the first record, so this
         # order can show a start without a token, but never a token without its start.
-        records = generation.read_after(self.cursor)
+        records = generation.read_after(self._last_read_seq)
         events: list[Event] = []
         started, queued = generation.started, generation.queued
         if started is not None:
@@ -126,11 +129,12 @@ class Reader:
         outcome = last if isinstance(last, Finished | Failed) else None
         if outcome is not None:
             records.pop()
-        end = self.cursor + len(records)
+        end = self._last_read_seq = self._last_read_seq + len(records)
         text = join_text(records)
         if text or (records and self._every_token):
+            passed = generation.read_after(self.cursor)[: end - self.cursor]
             self.cursor = end
-            tokens = tuple(record for record in records if isinstance(record, Token))
+            tokens = tuple(record for record in passed if isinstance(record, Token))
             events.append(Delta(end, text, tokens))
         if outcome is not None:
             self.is_done = True

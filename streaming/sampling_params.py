@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Self
 
 from streaming.errors import InvalidRequest
 from streaming.grammar import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
+MAX_STOP_TOKENS = 1024
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 1024
 MAX_SEED = 2**63 - 1
@@ -23,7 +25,8 @@ class SamplingParams:
 
     Attributes:
         max_tokens: most tokens to generate; None means what the context leaves.
-        min_tokens: end-of-sequence and stop tokens are barred before this many tokens.
+        min_tokens: end-of-sequence and stop tokens are barred before this many tokens, and a stop
+            string that is complete by then is text.
         temperature: 0 is greedy (argmax).
         top_p: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751.
         top_k: 0 keeps all tokens.
@@ -91,6 +94,10 @@ class SamplingParams:
             raise InvalidRequest(
                 param="stop", reason=f"a stop string has 1 to {MAX_STOP_CHARS} characters"
             )
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise InvalidRequest(
+                param="stop_token_ids", reason=f"at most {MAX_STOP_TOKENS} different ids"
+            )
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
             raise InvalidRequest(param="logit_bias", reason=f"at most {MAX_LOGIT_BIASES} entries")
         for bias in self.logit_bias.values():
@@ -99,6 +106,13 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         return self.temperature == 0.0
+
+    def with_seed_offset(self, offset: int) -> Self:
+        """Return the same with its seed, if any, counted on; the least follows the greatest."""
+        if self.seed is None:
+            return self
+        least, num_seeds = -MAX_SEED - 1, 2 * (MAX_SEED + 1)
+        return replace(self, seed=(self.seed + offset - least) % num_seeds + least)
 
 
 def check_range(

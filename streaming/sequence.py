@@ -162,7 +162,6 @@ class Sequence:
         A text that is complete by its grammar ends, also without an end token. An ending that falls
         on the last place allowed by `max_tokens` is a stop, not a length.
         """
-        may_stop = not self.must_not_end
         is_complete = False
         if self.matcher is not None:
             self.matcher.accept(token_id)
@@ -170,10 +169,10 @@ class Sequence:
         self.output_ids.append(token_id)
         self.token_ids.append(token_id)
         reason: FinishReason | None = None
-        if token_id in self._end_token_ids and (may_stop or is_complete):
+        if token_id in self._end_token_ids and (self._may_stop or is_complete):
             text, reason = self._flush(), FinishReason.STOP
         else:
-            text = self._check_stop(self._detokenizer.feed(token_id), may_stop=may_stop)
+            text = self._check_stop(self._detokenizer.feed(token_id))
             if self._stop_checker.is_stopped:
                 reason = FinishReason.STOP
             elif is_complete:
@@ -196,11 +195,16 @@ class Sequence:
         self._let_go(at)
         self._end(Failed(error, at))
 
-    def _check_stop(self, text: str, *, may_stop: bool) -> str:
-        return self._stop_checker.feed(text) if may_stop else text
+    @property
+    def _may_stop(self) -> bool:
+        """Whether what the last token completes may end the text."""
+        return len(self.output_ids) > self.params.min_tokens
+
+    def _check_stop(self, text: str) -> str:
+        return self._stop_checker.feed(text, may_stop=self._may_stop)
 
     def _flush(self) -> str:
-        return self._stop_checker.feed(self._detokenizer.flush()) + self._stop_checker.flush()
+        return self._check_stop(self._detokenizer.flush()) + self._stop_checker.flush()
 
     def _let_go(self, at: float) -> None:
         if text := self._flush():

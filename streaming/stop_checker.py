@@ -22,16 +22,25 @@ class StopChecker:
         self._held = ""
         self.is_stopped = False
 
-    def feed(self, text: str) -> str:
-        """Return the text that is safe to show; set `is_stopped` once a stop string is complete."""
+    def feed(self, text: str, *, may_stop: bool = True) -> str:
+        """Return the text that is safe to show; set `is_stopped` once a stop string is complete.
+
+        Args:
+            text: the next piece.
+            may_stop: whether a stop string that this piece completes is one; else it is text.
+        """
         assert not self.is_stopped, "nothing is read after the stop string"
         if not self._stop:
             return text
+        num_held_before = len(self._held)
         text = self._held + text
+        # A match within what was held was complete before it might stop.
         matches = [
-            (start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0
+            (start + len(stop), start)
+            for stop in self._stop
+            if (start := text.find(stop, max(0, num_held_before + 1 - len(stop)))) >= 0
         ]
-        if matches:
+        if matches and may_stop:
             self.is_stopped = True
             self._held = ""
             end, start = min(matches)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -37,7 +36,7 @@ class ChoiceFields(SamplingFields):
     n: int | None = Field(
         1,
         description="Choices for each prompt: choice k of prompt p has the `index` p × n + k, and "
-        "where a `seed` is given it uses seed + k.",
+        "where a `seed` is given it uses seed + k; after the greatest seed comes the least.",
     )
     stream: bool | None = Field(False, description="Answer with Server-Sent Events.")
     stream_options: StreamOptions | None = Field(None, description="Only with `stream`.")
@@ -99,11 +98,10 @@ class ChoiceFields(SamplingFields):
             InvalidRequest: a value is out of range; `param` names the field.
         """
         labels = {} if self.user is None else {"user": self.user}
-        seed = params.seed
         return [
             self.to_generation_request(
                 prompt,
-                params if seed is None else replace(params, seed=seed + k),
+                params.with_seed_offset(k),
                 owner=owner,
                 model=self.model,
                 metadata={**labels, **(metadata or {})},

@@ -15,6 +15,7 @@ from streaming.generation import (
     FinishReason,
     Generation,
     Queued,
+    Record,
     Started,
     Tail,
     Token,
@@ -175,6 +176,51 @@ def test_two_readers_with_one_callback_are_two_subscribers():
     second.close()
 
 
+class WatchedGeneration(Generation):
+    """Counts the records that it hands out; it may grow after each time."""
+
+    num_read = 0
+    grows = False
+
+    def read_after(self, cursor: int) -> list[Record]:
+        records = super().read_after(cursor)
+        self.num_read += len(records)
+        if self.grows:
+            words(self, "b")
+        return records
+
+
+def watched_generation() -> WatchedGeneration:
+    return WatchedGeneration(
+        generation_id="gen_1",
+        owner="anyone",
+        model="scripted",
+        created_at=0.0,
+        submitted_at=0.0,
+        prompt_tokens=1,
+    )
+
+
+@pytest.mark.parametrize("every_token", [False, True])
+@pytest.mark.parametrize("period", [1, 2, 30, 1000])
+def test_a_reader_woken_at_each_token_reads_none_more_than_twice(period: int, every_token: bool):
+    generation = watched_generation()
+    with Reader(generation, every_token=every_token) as reader:
+        for number in range(1, 901):
+            words(generation, "" if number % period else "a")
+            reader.read()
+        assert generation.num_read <= 2 * 900
+
+
+def test_what_is_appended_during_a_read_comes_with_the_next():
+    generation = watched_generation()
+    generation.grows = True
+    with Reader(generation) as reader:
+        words(generation, "", "a")
+        assert reader.read() == [Delta(1, "a", generation.tokens[:2])]
+        assert reader.read() == [Delta(3, "bb", generation.tokens[2:4])]
+
+
 # Waiting for more.
 
 
@@ -320,6 +366,59 @@ def test_any_interleaving_reads_the_same_log(
     empty, record_bytes = make_generation().num_bytes, ended_only.num_bytes
     expected = empty + len(records) * (record_bytes - empty) + len(generation.text.encode())
     assert generation.num_bytes == expected
+
+
+class PlainReader:
+    """A reader by definition: it gets all after its cursor, once there is text in it or the end."""
+
+    def __init__(self, generation: Generation, *, after: int, every_token: bool):
+        self.cursor = after
+        self._generation = generation
+        self._every_token = every_token
+        self._mark: Queued | Started | None = None
+
+    def read(self) -> list[Event]:
+        generation, events = self._generation, list[Event]()
+        mark = generation.started or generation.queued
+        if mark is not None and mark != self._mark:
+            self._mark = mark
+            events.append(mark)
+        records = generation.read_after(self.cursor)
+        shown = [record for record in records if isinstance(record, Token | Tail)]
+        text = "".join(record.text for record in shown)
+        if text or (shown and self._every_token):
+            self.cursor += len(shown)
+            tokens = tuple(record for record in shown if isinstance(record, Token))
+            events.append(Delta(self.cursor, text, tokens))
+        if records and isinstance(records[-1], Finished | Failed):
+            self.cursor = generation.last_seq
+            events.append(Ended(self.cursor, records[-1]))
+        return events
+
+
+@property_test
+@given(st.lists(st.sampled_from([*"tttTTrrrqsx"]), max_size=30), st.integers(0, 5), st.booleans())
+def test_when_a_reader_is_woken_changes_nothing_but_what_is_merged(
+    script: list[str], after: int, every_token: bool
+):
+    generation = started_generation(*["", "a"] * 3) if after else make_generation()
+    with Reader(generation, after=after - 1, every_token=every_token) as reader:
+        plain = PlainReader(generation, after=after - 1, every_token=every_token)
+        for number, action in enumerate([*script, "end", "r", "r"]):
+            match action:
+                case "t" | "T":
+                    generation.append(Token(number, "" if action == "t" else "a", at=1.0))
+                case "x":
+                    generation.append(Tail("x", at=1.0))
+                case "q":
+                    generation.queued = Queued(number // 9, None)
+                case "s":
+                    generation.start(cached_tokens=0, at=1.0)
+                case "end":
+                    generation.end(STOP)
+                case _:
+                    assert reader.read() == plain.read()
+                    assert reader.cursor == plain.cursor
 
 
 @property_test

@@ -15,6 +15,7 @@ from streaming.sampling_params import (
     MAX_SEED,
     MAX_STOP_CHARS,
     MAX_STOP_STRINGS,
+    MAX_STOP_TOKENS,
     SamplingParams,
 )
 
@@ -33,7 +34,10 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
         [("",), ("a", ""), ("a" * (MAX_STOP_CHARS + 1),), ("a",) * (MAX_STOP_STRINGS + 1)],
     ),
     "include_stop_str_in_output": ([False, True], []),
-    "stop_token_ids": ([frozenset(), frozenset({0, 1})], []),
+    "stop_token_ids": (
+        [frozenset(), frozenset({0, 1}), frozenset(range(MAX_STOP_TOKENS))],
+        [frozenset(range(MAX_STOP_TOKENS + 1))],
+    ),
     "seed": (
         [None, 0, -1, MAX_SEED, -MAX_SEED - 1],
         [MAX_SEED + 1, -MAX_SEED - 2, HUGE, -HUGE],
@@ -125,3 +129,23 @@ def test_the_refusal_says_what_is_allowed(param: str, value: object, reason: str
 @pytest.mark.parametrize(("temperature", "is_greedy"), [(0, True), (0.0, True), (0.001, False)])
 def test_greedy_is_temperature_zero(temperature: float, is_greedy: bool):
     assert SamplingParams(temperature=temperature).is_greedy is is_greedy
+
+
+@pytest.mark.parametrize(
+    ("seed", "offset", "expected"),
+    [
+        (None, 5, None),
+        (7, 0, 7),
+        (7, 2, 9),
+        (-1, 2, 1),
+        (MAX_SEED, 0, MAX_SEED),
+        (MAX_SEED, 1, -MAX_SEED - 1),
+        (MAX_SEED - 1, 3, -MAX_SEED),
+        (-MAX_SEED - 1, 0, -MAX_SEED - 1),
+    ],
+)
+def test_seeds_are_counted_on_and_after_the_greatest_comes_the_least(
+    seed: int | None, offset: int, expected: int | None
+):
+    params = SamplingParams(seed=seed, top_k=3)
+    assert params.with_seed_offset(offset) == SamplingParams(seed=expected, top_k=3)

@@ -192,24 +192,30 @@ def test_an_end_inside_a_character_shows_no_half(ending: str, size: int):
     assert sequence.generation.text == "ab"
 
 
-def test_the_flush_at_the_limit_may_complete_a_stop_string():
-    """One token brings the last of the stop string and half a character: both were held."""
+def make_holding(params: SamplingParams) -> Sequence:
+    """Feed "a E", and a token that brings "ND" and half a character: both are held."""
+    pieces = {1: b"ask", 2: b"a E", 3: b"ND\xe6"}
 
     def decode(token_ids: Iterable[int]) -> str:
-        pieces = {1: b"ask", 2: b"a E", 3: b"ND\xe6"}
         return b"".join(pieces[token_id] for token_id in token_ids).decode(errors="replace")
 
     base = make_sequence()
+    sequence = Sequence(
+        generation=base.generation,
+        prompt_ids=[1],
+        params=params,
+        eos_token_ids=frozenset({4}),
+        decode=decode,
+        deadline_at=base.deadline_at,
+    )
+    feed(sequence, [2, 3])
+    return sequence
+
+
+def test_the_flush_at_the_limit_may_complete_a_stop_string():
     for end in ("limit", "eos", "cancel"):
-        sequence = Sequence(
-            generation=make_sequence(f"gen_{end}").generation,
-            prompt_ids=[1],
-            params=SamplingParams(max_tokens=2 if end == "limit" else 9, stop=("END",)),
-            eos_token_ids=frozenset({4}),
-            decode=decode,
-            deadline_at=base.deadline_at,
-        )
-        feed(sequence, [2, 3])
+        params = SamplingParams(max_tokens=2 if end == "limit" else 9, stop=("END",))
+        sequence = make_holding(params)
         if end == "eos":
             feed(sequence, [4])
         if end == "cancel":
@@ -243,10 +249,57 @@ def test_a_stop_string_before_min_tokens_is_text():
     assert outcome(sequence) == ("ENDxy", "stop", 8)
 
 
+@pytest.mark.parametrize(("keeps_stop", "shown"), [(False, "ab"), (True, "abEND")])
+def test_a_stop_string_that_begins_before_min_tokens_and_completes_after_ends_the_text(
+    keeps_stop: bool, shown: str
+):
+    params = SamplingParams(
+        max_tokens=99, min_tokens=4, stop=("END",), include_stop_str_in_output=keeps_stop
+    )
+    sequence = make_running(params)
+    feed(sequence, b"abEND!")
+    assert outcome(sequence) == (shown, "stop", 5)
+
+
+@pytest.mark.parametrize("stop", [("aa",), ("ab", "bc"), ("aba",)])
+@pytest.mark.parametrize("text", ["aaaab", "xabxabcabc", "ababaxaaba"])
+def test_the_first_stop_string_complete_after_min_tokens_ends_the_text(
+    text: str, stop: tuple[str, ...]
+):
+    for min_tokens in range(len(text) + 1):
+        sequence = make_running(
+            SamplingParams(max_tokens=len(text), min_tokens=min_tokens, stop=stop)
+        )
+        feed(sequence, text.encode())
+        ends = [end for end in range(min_tokens + 1, len(text) + 1) if text[:end].endswith(stop)]
+        if ends:
+            assert outcome(sequence) == (text[: ends[0] - len(stop[0])], "stop", ends[0])
+        else:
+            assert outcome(sequence) == (text, "length", len(text))
+
+
 def test_min_tokens_may_be_max_tokens():
     sequence = make_running(SamplingParams(max_tokens=3, min_tokens=3, stop=("c",)))
     feed(sequence, b"abc")
     assert outcome(sequence) == ("abc", "length", 3)
+
+
+def test_a_stop_string_complete_in_the_last_of_min_tokens_is_text_at_the_end_too():
+    for end in ("limit", "cancel"):
+        params = SamplingParams(max_tokens=2 if end == "limit" else 9, min_tokens=2, stop=("END",))
+        sequence = make_holding(params)
+        if end == "cancel":
+            sequence.cancel(at=1.0)
+        expected = "length" if end == "limit" else "cancelled"
+        assert outcome(sequence) == ("a END", expected, 2)
+
+
+def test_text_held_before_min_tokens_is_let_go_at_a_cancel():
+    sequence = make_running(SamplingParams(max_tokens=99, min_tokens=9, stop=("END",)))
+    feed(sequence, b"ENDEN")
+    assert sequence.generation.text == "END"
+    sequence.cancel(at=2.0)
+    assert outcome(sequence) == ("ENDEN", "cancelled", 5)
 
 
 # Endings from outside.
@@ -396,6 +449,12 @@ def test_a_text_complete_on_the_last_place_is_a_stop_and_one_that_is_cut_a_lengt
 
 def test_text_held_for_a_stop_string_is_shown_when_the_text_is_complete():
     sequence = make_constrained("word", stop=("rds",))
+    feed(sequence, b"word")
+    assert outcome(sequence) == ("word", "stop", 4)
+
+
+def test_a_text_complete_before_min_tokens_shows_the_stop_string_it_ends_with():
+    sequence = make_constrained("word", stop=("rd",), min_tokens=5)
     feed(sequence, b"word")
     assert outcome(sequence) == ("word", "stop", 4)
 

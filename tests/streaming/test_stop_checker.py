@@ -12,19 +12,24 @@ from streaming.stop_checker import StopChecker
 from tests.support import property_test
 
 
-def reference(text: str, stop: Iterable[str]) -> tuple[str, bool]:
-    """Cut at the stop string that is complete first; of those, at the longest."""
-    for end in range(1, len(text) + 1):
+def reference(text: str, stop: Iterable[str], *, num_free_chars: int = 0) -> tuple[str, bool]:
+    """Cut at the stop string that is complete first; of those, at the longest.
+
+    One that is complete within the free characters is text.
+    """
+    for end in range(num_free_chars + 1, len(text) + 1):
         found = [string for string in stop if text[:end].endswith(string)]
         if found:
             return text[: end - len(max(found, key=len))], True
     return text, False
 
 
-def check(pieces: Iterable[str], stop: Iterable[str]) -> tuple[str, bool]:
+def check(
+    pieces: Iterable[str], stop: Iterable[str], *, free_pieces: Iterable[str] = ()
+) -> tuple[str, bool]:
     """Feed the pieces up to the stop; what was shown never has to be taken back."""
     checker = StopChecker(tuple(stop))
-    shown = ""
+    shown = "".join([checker.feed(piece, may_stop=False) for piece in free_pieces])
     for piece in pieces:
         shown += checker.feed(piece)
         if checker.is_stopped:
@@ -63,6 +68,18 @@ def test_a_cut_at_every_position_changes_nothing(text: str, stop: list[str]):
     assert check(text, stop) == expected
 
 
+@pytest.mark.parametrize(("text", "stop"), CASES)
+def test_what_is_complete_before_it_may_stop_is_text_wherever_it_is_cut(text: str, stop: list[str]):
+    for size in range(len(text) + 1):
+        expected = reference(text, stop, num_free_chars=size)
+        for first in range(size + 1):
+            free_pieces = [text[:first], text[first:size]]
+            for second in range(size, len(text) + 1):
+                pieces = [text[size:second], text[second:]]
+                assert check(pieces, stop, free_pieces=free_pieces) == expected
+        assert check(text[size:], stop, free_pieces=text[:size]) == expected
+
+
 @pytest.mark.pain(5)
 def test_only_what_may_become_a_stop_string_is_held():
     checker = StopChecker(("END", "\n\n"))
@@ -96,23 +113,29 @@ def test_nothing_is_fed_after_the_stop_string():
 @property_test
 @given(
     st.lists(st.text("ab", max_size=5), max_size=8),
+    st.lists(st.text("ab", max_size=5), max_size=8),
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
-def test_it_equals_a_naive_reference(pieces: list[str], stop: list[str]):
-    assert check(pieces, stop) == reference("".join(pieces), stop)
+def test_it_equals_a_naive_reference(free_pieces: list[str], pieces: list[str], stop: list[str]):
+    free = "".join(free_pieces)
+    expected = reference(free + "".join(pieces), stop, num_free_chars=len(free))
+    assert check(pieces, stop, free_pieces=free_pieces) == expected
 
 
 @property_test
 @given(
     st.lists(st.text("abc", max_size=3), max_size=10),
     st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.integers(0, 10),
 )
-def test_held_is_the_longest_beginning_of_a_stop_string(pieces: list[str], stop: list[str]):
+def test_held_is_the_longest_beginning_of_a_stop_string(
+    pieces: list[str], stop: list[str], num_free_pieces: int
+):
     checker = StopChecker(stop)
     text = shown = ""
-    for piece in pieces:
+    for number, piece in enumerate(pieces):
         text += piece
-        shown += checker.feed(piece)
+        shown += checker.feed(piece, may_stop=number >= num_free_pieces)
         if checker.is_stopped:
             return
         begun = [n for string in stop for n in range(len(string)) if text.endswith(string[:n])]
