@@ -21,7 +21,13 @@ from streaming.backend import Backend, ModelInfo, Tokenizer
 from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.engine_thread import EngineThread
-from streaming.errors import EngineFailure, GenerationNotFound, Overloaded, ShuttingDown
+from streaming.errors import (
+    EngineFailure,
+    GenerationNotFound,
+    InvalidRequest,
+    Overloaded,
+    ShuttingDown,
+)
 from streaming.followers import Followers
 from streaming.generation import Generation
 from streaming.reader import Reader
@@ -266,12 +272,15 @@ class AsyncEngine:
             )
         waiting = (log for log in self._store.open_logs if log.started is None)
         num_tokens = sum(log.prompt_tokens for log in waiting) if prompts else 0
+        num_new_tokens, max_tokens = sum(map(len, prompts)), config.max_waiting_tokens
         # A prompt of any length may wait alone; to all choices of it, admission gives one list.
-        is_limited = num_tokens or any(prompt is not prompts[0] for prompt in prompts)
-        if is_limited and num_tokens + sum(map(len, prompts)) > config.max_waiting_tokens:
+        if num_new_tokens > max_tokens and any(prompt is not prompts[0] for prompt in prompts):
+            reason = f"{num_new_tokens} tokens in all are more than the {max_tokens} that may wait"
+            raise InvalidRequest(param="prompt", reason=reason)
+        if num_tokens and num_tokens + num_new_tokens > max_tokens:
             raise Overloaded(
                 num_waiting=num_tokens,
-                max_waiting=config.max_waiting_tokens,
+                max_waiting=max_tokens,
                 retry_after_s=self._retry_after_s(),
                 unit="prompt tokens",
             )
