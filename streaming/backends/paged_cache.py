@@ -68,8 +68,52 @@ class PagedCache(Protocol):
         attention function is then called with.
         """
 
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Whether it is what `update` returned, and no copy of it."""
+
     def clear(self) -> None:
         """Give the memory back."""
+
+
+class LayerTensors:
+    """What paged caches have in common. Layers may differ in heads and head size; each makes its
+    own tensors.
+
+    Args:
+        num_blocks: size of the pool.
+        block_size: tokens in a block.
+    """
+
+    is_compileable = False
+    """Asked for by transformers."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(tensor[0].nbytes for tensor in self._tensors) // self.block_size
+
+    def owns(self, tensor: torch.Tensor) -> bool:
+        return any(
+            tensor.data_ptr() == own.data_ptr() and tensor.shape == own.shape
+            for own in self._tensors
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are given with each step, never derived from the cache."""
+        return 0
+
+    def clear(self) -> None:
+        self.keys.clear()
+        self.values.clear()
+
+    @property
+    def _tensors(self) -> tuple[torch.Tensor, ...]:
+        return (*self.keys.values(), *self.values.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from streaming.backend import Batch, Chunk
 from streaming.backends.forward import forward
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.packed_linear import RowsNotAlike, pack_linears
-from streaming.backends.paged_cache import BLOCK_SIZE, Attention, UnsupportedModel
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention, PagedCache, UnsupportedModel
 from streaming.backends.span_attention import SPAN_TOKENS
 from streaming.backends.stand_in import restore_layers
 from streaming.backends.step_layout import lay_out
@@ -48,17 +49,40 @@ def probe(model: Any, *, attention: Attention) -> int:
     token_ids = _token_ids(model, _NUM_PROBE_TOKENS)
     ids = torch.tensor([token_ids], device=model.device)
     expected = model(input_ids=ids, use_cache=False).logits[0, -1]
-    attention.plug_into(model)
+    run = DryRun(model, attention, [len(token_ids)])
     try:
-        run = DryRun(model, attention, [len(token_ids)])
+        _refusing_copies(attention, run.cache).plug_into(model)
         actual = run.read(0, cut=len(token_ids) - 1)
+        if not _are_close(actual, expected, model.dtype) or not run.cache.bytes_per_token:
+            raise UnsupportedModel("it answers differently over a paged cache")
     except Exception as error:
         model.set_attn_implementation(own_attention)
+        if isinstance(error, UnsupportedModel):
+            raise
         raise UnsupportedModel(f"its layers do not take a paged cache ({error})") from error
-    if not _are_close(actual, expected, model.dtype) or not run.cache.bytes_per_token:
-        model.set_attn_implementation(own_attention)
-        raise UnsupportedModel("it answers differently over a paged cache")
+    attention.plug_into(model)
     return run.cache.bytes_per_token
+
+
+def _refusing_copies(attention: Attention, cache: PagedCache) -> Attention:
+    """Return the same way to attend, to nothing but the cache itself.
+
+    Some models repeat keys and values for each query head, which would copy the whole cache.
+    """
+
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *arguments: Any,
+        **named_arguments: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if not (cache.owns(key) and cache.owns(value)):
+            raise NotImplementedError("they copy it whole")
+        return attention.function(module, query, key, value, *arguments, **named_arguments)
+
+    return replace(attention, interface_name=f"{attention.interface_name}_probe", function=attend)
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from streaming.backend import Chunk
-from streaming.backends.paged_cache import Attention
+from streaming.backends.paged_cache import Attention, LayerTensors
 from streaming.backends.span_attention import (
     SPAN_TOKENS,
     QueryGroup,
@@ -23,29 +23,13 @@ _SHORT_TOKENS = 64
 and so on: one that is long makes the others pay at most double."""
 
 
-class SpanCache:
-    """A `PagedCache`. Layers may differ in heads and head size; each makes its own tensors.
-
-    Args:
-        num_blocks: size of the pool.
-        block_size: tokens in a block.
-    """
-
-    is_compileable = False
-    """Asked for by transformers."""
+class SpanCache(LayerTensors):
+    """A `PagedCache`, of blocks that make whole spans."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         assert SPAN_TOKENS % block_size == 0, "a span is made of whole blocks"
-        self.num_blocks = num_blocks
-        self.block_size = block_size
+        super().__init__(num_blocks, block_size)
         self.layout: SpanLayout | None = None
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
-
-    @property
-    def bytes_per_token(self) -> int:
-        tensors = (*self.keys.values(), *self.values.values())
-        return sum(tensor[0].nbytes for tensor in tensors) // self.block_size
 
     def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
         """Return decodes first, the shortest in front, then prefills."""
@@ -104,14 +88,6 @@ class SpanCache:
                 0, rows, new[0, :, :num_tokens].transpose(0, 1).reshape(-1, head_dim)
             )
         return self.keys[layer_idx], self.values[layer_idx]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are given with each step, never derived from the cache."""
-        return 0
-
-    def clear(self) -> None:
-        self.keys.clear()
-        self.values.clear()
 
     def _make(self, like: torch.Tensor) -> torch.Tensor:
         _, num_heads, _, head_dim = like.shape

@@ -44,7 +44,7 @@ RANGES: dict[str, tuple[list[object], list[object]]] = {
     ),
     "presence_penalty": ([-2.0, 0.0, 2.0], [-2.001, 2.001, NAN]),
     "frequency_penalty": ([-2.0, 0.0, 2.0], [-2.001, 2.001, NAN]),
-    "repetition_penalty": ([0.001, 1.0, 10.0], [0.0, -1.0, 10.001, NAN, INF]),
+    "repetition_penalty": ([0.01, 1.0, 10.0], [0.0, 0.009, -1.0, 10.001, NAN, INF]),
     "logit_bias": (
         [{}, {5: -100.0, 6: 100.0}, dict.fromkeys(range(MAX_LOGIT_BIASES), 0.0)],
         [{5: 100.001}, {5: -100.001}, {5: NAN}, dict.fromkeys(range(MAX_LOGIT_BIASES + 1), 0.0)],

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from streaming.backend import Chunk
-from streaming.backends.paged_cache import BLOCK_SIZE, Attention
+from streaming.backends.paged_cache import BLOCK_SIZE, Attention, LayerTensors
 
 _DIM_STEP = 16
 """Sizes of keys and values are multiples of it: a vector of the widest kind."""
@@ -85,31 +85,20 @@ class NativeLayout:
     tables: torch.Tensor
 
 
-class NativeCache:
-    """A `PagedCache`. Layers may differ in heads and head size; each makes its own tensors.
+class NativeCache(LayerTensors):
+    """A `PagedCache`, of blocks of the one size that the kernel knows.
 
     Args:
         kernels: see `load_kernels`.
         num_blocks: size of the pool.
-        block_size: tokens in a block; the kernel knows one size only.
+        block_size: tokens in a block.
     """
-
-    is_compileable = False
-    """Asked for by transformers."""
 
     def __init__(self, kernels: ctypes.CDLL, num_blocks: int, block_size: int) -> None:
         assert block_size == BLOCK_SIZE
-        self.num_blocks = num_blocks
-        self.block_size = block_size
+        super().__init__(num_blocks, block_size)
         self.layout: NativeLayout | None = None
-        self.keys: dict[int, torch.Tensor] = {}
-        self.values: dict[int, torch.Tensor] = {}
         self._kernels = kernels
-
-    @property
-    def bytes_per_token(self) -> int:
-        tensors = (*self.keys.values(), *self.values.values())
-        return sum(tensor[0].nbytes for tensor in tensors) // self.block_size
 
     def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
         """Return them as they come."""
@@ -162,14 +151,6 @@ class NativeCache:
         )
         self._kernels.tokenwire_update(ctypes.byref(arguments))
         return cached_keys, cached_values
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are given with each step, never derived from the cache."""
-        return 0
-
-    def clear(self) -> None:
-        self.keys.clear()
-        self.values.clear()
 
     def _make(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
         if keys.dtype not in _DTYPES or keys.device.type != "cpu":

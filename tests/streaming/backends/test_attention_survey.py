@@ -21,23 +21,10 @@ from streaming.backends.attention_survey import known_length
 from streaming.backends.paged_cache import UnsupportedModel
 from streaming.backends.probe import DryRun
 from streaming.backends.span_cache import SPAN_ATTENTION
-from tests.streaming.backends.test_batched import CONFIGS
+from tests.streaming.backends.test_batched import CONFIGS, SIZES
 
 MAX_LENGTH = 256
 LENGTH = 64
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_LENGTH,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 LIMITED: dict[str, Callable[[], Any]] = {
     "rotary embeddings for the long": lambda: Phi3Config(
         **SIZES,
@@ -64,7 +51,7 @@ LIMITED: dict[str, Callable[[], Any]] = {
         attention_chunk_size=MAX_LENGTH,
         num_local_experts=2,
         intermediate_size_mlp=128,
-        no_rope_layers=[0, 0],
+        no_rope_layers=[0, 0, 0],
         attn_temperature_tuning=True,
         floor_scale=LENGTH + 1,
         attn_scale=9.0,

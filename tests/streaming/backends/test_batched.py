@@ -48,7 +48,7 @@ VOCAB_SIZE = 97
 MAX_TOKENS = 24
 # Weights far from each other make the best token stand out from the next: with the usual small
 # ones all logits lie within float noise of each other, and equality would be a matter of luck.
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -62,16 +62,16 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 CONFIGS: dict[str, Any] = {
-    "llama": lambda: LlamaConfig(**_SIZES),
-    "qwen3": lambda: Qwen3Config(**_SIZES, head_dim=16),
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
     "gemma3": lambda: Gemma3TextConfig(
-        **_SIZES,
+        **SIZES,
         head_dim=16,
         query_pre_attn_scalar=16,
         sliding_window=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
-    "phi3": lambda: Phi3Config(**_SIZES, sliding_window=9),
+    "phi3": lambda: Phi3Config(**SIZES, sliding_window=9),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCAB_SIZE,
         n_embd=64,
@@ -82,8 +82,8 @@ CONFIGS: dict[str, Any] = {
         bos_token_id=1,
         eos_token_id=2,
     ),
-    "mixtral": lambda: MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
-    "mistral": lambda: MistralConfig(**_SIZES, head_dim=16, sliding_window=7),
+    "mixtral": lambda: MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "mistral": lambda: MistralConfig(**SIZES, head_dim=16, sliding_window=7),
 }
 
 
@@ -573,7 +573,7 @@ def test_a_model_whose_attention_is_known_for_a_few_tokens_only_is_not_batched(
     tokenizer = tiny_models.ascii_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     config = PhimoeConfig(
-        **_SIZES | {"vocab_size": len(tokenizer)}, sliding_window=64, num_local_experts=2
+        **SIZES | {"vocab_size": len(tokenizer)}, sliding_window=64, num_local_experts=2
     )
     tiny_models.random_model(config).save_pretrained(tmp_path)
     backend = load(tmp_path)

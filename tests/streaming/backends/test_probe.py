@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DiffLlamaConfig
 
 from streaming.backends.native.rms_norm import NativeRMSNorm
 from streaming.backends.packed_linear import PackedLinear
@@ -21,7 +21,7 @@ from streaming.backends.probe import (
 from streaming.backends.span_cache import SPAN_ATTENTION
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
-from tests.streaming.backends.test_batched import CONFIGS
+from tests.streaming.backends.test_batched import CONFIGS, SIZES
 
 
 def make_model(name: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
@@ -46,6 +46,15 @@ def test_a_model_that_the_kernel_cannot_serve_is_told_apart_and_left_alone() -> 
         probe(model, attention=attention_named("native"))
     assert model.config._attn_implementation == own
     assert probe(model, attention=SPAN_ATTENTION) > 0
+
+
+@pytest.mark.parametrize("name", BLOCK_SIZES)
+def test_a_model_that_copies_its_whole_cache_is_told_apart(name: str) -> None:
+    model = tiny_models.random_model(DiffLlamaConfig(**SIZES, head_dim=16))
+    own = model.config._attn_implementation
+    with pytest.raises(UnsupportedModel, match="they copy it whole"):
+        probe(model, attention=attention_named(name))
+    assert model.config._attn_implementation == own
 
 
 def test_a_model_that_answers_a_little_differently_is_told_apart() -> None:
