@@ -14,7 +14,7 @@ from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from streaming.admission import Admission, PreparedRequest
 from streaming.backend import Backend, ModelInfo, Tokenizer
@@ -243,14 +243,28 @@ class AsyncEngine:
     # On the event loop.
 
     async def _work(self, work: Callable[[], T], *, num_requests: int = 1) -> T:
-        """Run `work` on a tokenizer thread, counted as so many waiting requests."""
+        """Run `work` on a tokenizer thread, counted as so many waiting requests until it is done.
+
+        Also where its caller leaves before: it stays in the threads' queue, with its prompt, and
+        callers that come and go would fill that.
+        """
         self._check_capacity(num_requests=num_requests)
         assert self._loop is not None, "the engine has not been started"
-        self._num_tokenizing += num_requests
-        try:
-            return await self._loop.run_in_executor(self._tokenizer_pool, work)
-        finally:
+        is_wanted = True
+
+        def settle(job: asyncio.Future[T | None]) -> None:
             self._num_tokenizing -= num_requests
+            job.exception()  # nobody may be left to look at it
+
+        self._num_tokenizing += num_requests
+        job = self._loop.run_in_executor(
+            self._tokenizer_pool, lambda: work() if is_wanted else None
+        )
+        job.add_done_callback(settle)
+        try:
+            return cast(T, await asyncio.shield(job))
+        finally:
+            is_wanted = False
 
     def _check_alive(self) -> None:
         if self.has_failed:

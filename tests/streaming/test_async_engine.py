@@ -330,7 +330,28 @@ async def test_a_submit_that_is_cancelled_while_it_tokenises_leaves_nothing():
         tokenizer.open()
         assert engine.stats == EngineStats(0, 0)
         assert engine._store.num_open == 0
+        while engine._num_tokenizing:
+            await yield_to_loop()
         await collect(engine, await engine.submit(ask()))  # its place is free again
+
+
+async def test_callers_that_come_and_go_do_not_fill_the_tokenizers_queue():
+    backend, tokenizer = held_backend()
+    config = EngineConfig(max_waiting_requests=3, num_tokenizer_threads=1)
+    async with running_engine(backend, config, gate=tokenizer) as engine:
+        submitting = [asyncio.create_task(engine.submit(ask())) for _ in range(3)]
+        await entered(tokenizer)
+        for task in submitting:
+            task.cancel()
+        results = await asyncio.gather(*submitting, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 3
+        with pytest.raises(Overloaded):
+            await engine.submit(ask())
+        tokenizer.open()
+        while engine._num_tokenizing:
+            await yield_to_loop()
+        await collect(engine, await engine.submit(ask()))
+    assert len(tokenizer.thread_names) == 2, "what was cancelled in the queue is not tokenised"
 
 
 async def test_what_waits_for_a_tokenizer_at_shutdown_is_told_so():
