@@ -113,7 +113,7 @@ def speed_up(
     except RowsNotAlike as error:
         raise NotBatchInvariant(str(error)) from error
     # Some models do not call their layers, but take their weights and multiply by themselves.
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
         reason = str(error)
     if reason is not None:
         restore_layers(model)

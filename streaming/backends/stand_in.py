@@ -23,11 +23,16 @@ def replace_layers(
     model: torch.nn.Module, stand_in_for: Callable[[torch.nn.Module], StandIn | None]
 ) -> None:
     """Put what `stand_in_for` makes of a layer in its place; None leaves it there."""
+    made: dict[torch.nn.Module, StandIn | None] = {}  # a layer may have several places
     for parent in tuple(model.modules()):
         if isinstance(parent, StandIn):
             continue
         for name, layer in tuple(parent.named_children()):
-            if not isinstance(layer, StandIn) and (stand_in := stand_in_for(layer)) is not None:
+            if isinstance(layer, StandIn):
+                continue
+            if layer not in made:
+                made[layer] = stand_in_for(layer)
+            if (stand_in := made[layer]) is not None:
                 setattr(parent, name, stand_in)
 
 

@@ -50,3 +50,15 @@ def test_restoring_puts_the_same_layers_back() -> None:
     replace_layers(model, negative_of)
     restore_layers(model)
     assert [id(layer) for layer in model.modules()] == [id(layer) for layer in layers]
+
+
+def test_a_layer_in_two_places_has_one_stand_in() -> None:
+    shared = torch.nn.Linear(3, 3)
+    first, second = torch.nn.Sequential(shared), torch.nn.Sequential(shared)
+    model = torch.nn.Sequential(first, second)
+    replace_layers(model, negative_of)
+    stand_ins = [part[0] for part in (first, second)]
+    assert isinstance(stand_ins[0], Negative)
+    assert stand_ins[0] is stand_ins[1]
+    restore_layers(model)
+    assert [part[0] for part in (first, second)] == [shared] * 2
