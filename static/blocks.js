@@ -42,5 +42,11 @@ export class BlockSplitter {
  * @returns {Token[]}
  */
 export function lex(text) {
-  return new Lexer({ gfm: true, breaks: true }).lex(text);
+  try {
+    return new Lexer({ gfm: true, breaks: true }).lex(text);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    // Nested deeper than the lexer can go down, as in ">>>>>" without end: shown as it was written.
+    return [{ type: "paragraph", raw: text, text, tokens: [{ type: "text", raw: text, text }] }];
+  }
 }

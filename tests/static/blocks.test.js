@@ -58,3 +58,11 @@ test("the tail of a long reply of many blocks stays short", () => {
   }
   assert.ok(longest <= 2 * paragraph.length + 54, `a tail of ${longest} characters`);
 });
+
+test("what is nested too deep is one block of plain text", () => {
+  for (const mark of [">", "1. "]) {
+    const text = mark.repeat(20_000);
+    const [block] = lex(text);
+    assert.deepEqual([block.type, block.raw], ["paragraph", text]);
+  }
+});
