@@ -41,6 +41,11 @@ class TextRenderer extends Renderer {
     return block ? `<p>${escape(text)}</p>` : escape(text);
   }
 
+  /** Also between tags, where marked takes text for HTML. @param {{text: string, tokens?: Token[]}} token */
+  text({ text, tokens }) {
+    return tokens ? this.parser.parseInline(tokens) : escape(text);
+  }
+
   /** @param {{href: string, text: string}} token */
   image({ href, text }) {
     return `<a href="${escape(href)}">${escape(text || href)}</a>`;

@@ -88,6 +88,12 @@ def test_hostile_text_stays_text(chat: ChatPage) -> None:
     expect(chat.get("composer")).to_be_visible()
 
 
+def test_html_with_a_lone_angle_bracket_loses_no_text(chat: ChatPage) -> None:
+    text = "compare <code>x<y &lt; z</code> and <pre>a<b</pre> to the end"
+    chat.ask(text)
+    expect(chat.reply.get_by_test_id("message-text")).to_contain_text(text)
+
+
 def test_regenerate_keeps_the_first_reply(chat: ChatPage) -> None:
     first = chat.ask("again, please")
     handle = chat.generation_id
