@@ -163,7 +163,12 @@ export function merge(ours, theirs, isCarried) {
 
 /** @param {Message} theirs @param {Message} ours */
 function isFurther(theirs, ours) {
-  if (theirs.role !== "assistant" || ours.role !== "assistant" || !isOpen(ours)) return false;
+  if (theirs.role !== "assistant" || ours.role !== "assistant") return false;
+  if (ours.status === "interrupted") {
+    // The rest is only missing here: the other tab may have been given it, or still be.
+    return isOpen(theirs) ? !ours.generationId && !!theirs.generationId : theirs.status !== "interrupted";
+  }
+  if (!isOpen(ours)) return false;
   return !isOpen(theirs) || theirs.seq > ours.seq || (!ours.generationId && !!theirs.generationId);
 }
 

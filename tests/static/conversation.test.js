@@ -114,3 +114,12 @@ test("the further copy of a reply wins, but never over one that this tab receive
   assert.equal(text(merge(at("abcd", "done"), at("abcdef", "streaming"), none)), "abcd");
   assert.equal(text(merge(at("ab", "streaming"), at("abcd", "done"), (id) => id === "r1")), "ab");
 });
+
+test("a reply that was interrupted in this tab only is taken from the other", () => {
+  const at = (status, generationId) => conversation([reply("r1", "root", "", { status, generationId })]);
+  const status = (ours, theirs) => merge(ours, theirs, none).messages.r1.status;
+  assert.equal(status(at("interrupted", "gen_1"), at("stopped", "gen_1")), "stopped");
+  assert.equal(status(at("stopped", "gen_1"), at("interrupted", "gen_1")), "stopped");
+  assert.equal(status(at("interrupted", null), at("streaming", "gen_1")), "streaming");
+  assert.equal(status(at("interrupted", "gen_1"), at("reconnecting", "gen_1")), "interrupted");
+});
