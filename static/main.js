@@ -166,7 +166,10 @@ function remove(conversationId) {
 /** Go on with replies that nobody on this page receives yet: after a reload, or from another tab. */
 function resumeOpenReplies() {
   for (const reply of Object.values(state.conversations).flatMap(openReplies)) {
-    if (reply.generationId && !client.has(reply.id)) client.resume(reply.id, reply.generationId, reply.seq);
+    if (!reply.generationId || client.has(reply.id)) continue;
+    client.resume(reply.id, reply.generationId, reply.seq);
+    // The page may have ended before its cancel was on the way.
+    if (reply.isStopping) client.cancel(reply.id);
   }
 }
 

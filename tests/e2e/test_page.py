@@ -181,3 +181,17 @@ def test_what_is_stopped_while_away_stops_on_the_server(
     proxy.mend()
     chat.expect_connection("open")
     chat.expect_idle_server()
+
+
+def test_what_was_stopped_before_a_reload_is_stopped_after_it(
+    server: ServerProcess, proxy, open_page: OpenPage
+) -> None:
+    chat = open_page(proxy.url, _limited(2000))
+    chat.send(STORY)
+    chat.expect_growing()
+    proxy.mute()
+    chat.get("stop").click()
+    expect(chat.reply).to_contain_text("Stopping…")
+    chat.page.reload()
+    chat.expect_status("stopped")
+    chat.expect_idle_server()
