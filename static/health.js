@@ -3,6 +3,8 @@
  * What the server says of itself over HTTP. No DOM.
  */
 
+import { byteString } from "./protocol.js";
+
 /** @typedef {import("./connection.js").Verdict} Verdict */
 
 /**
@@ -37,7 +39,7 @@ export async function fetchHealth(fetch) {
  */
 export async function probe(fetch, key) {
   /** @type {Record<string, string>} */
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const headers = key ? { Authorization: `Bearer ${byteString(key)}` } : {};
   try {
     const { status } = await fetch("/v1/models", { headers, cache: "no-store" });
     if (status === 401) return "unauthorized";

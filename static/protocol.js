@@ -129,8 +129,12 @@ export function subprotocols(key) {
   return key ? [SUBPROTOCOL, `tokenwire.key.${base64url(key)}`] : [SUBPROTOCOL];
 }
 
+/** The UTF-8 of a text, one character a byte, as headers and `btoa` want it. @param {string} text */
+export function byteString(text) {
+  return Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join("");
+}
+
 /** @param {string} text */
 function base64url(text) {
-  const binary = Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte));
-  return btoa(binary.join("")).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  return btoa(byteString(text)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }

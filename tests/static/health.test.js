@@ -28,6 +28,11 @@ test("the probe shows the key that the socket shows", async () => {
   ]);
 });
 
+test("a key that no header can hold as it stands is still found to be wrong", async () => {
+  const fetch = async (url, { headers }) => ({ status: new Headers(headers).has("authorization") ? 401 : 200 });
+  assert.equal(await probe(fetch, "sk-123…"), "unauthorized");
+});
+
 test("a server that does not answer has no health", async () => {
   assert.equal(await fetchHealth(noAnswer), null);
   assert.deepEqual(await fetchHealth(async () => ({ json: async () => ({ model: "m" }) })), { model: "m" });
