@@ -69,7 +69,10 @@ const page = new Page({
   onExport: saveAsFile,
   onChange: (settings) => dispatch({ type: "settings_changed", settings }),
   onKey: setKey,
-  onDismiss: () => dispatch({ type: "notice_dismissed" }),
+  onDismiss: () => {
+    dispatch({ type: "notice_dismissed" });
+    backToComposer();
+  },
 });
 
 let isPaintAsked = false;
@@ -158,9 +161,11 @@ function remove(conversationId) {
   const restore = () => {
     dispatch({ type: "conversation_restored", conversationId });
     store.save(state.conversations[conversationId]);
+    backToComposer();
   };
   const purge = () => dispatch({ type: "conversation_purged", conversationId });
   toast.show("Conversation deleted.", "Undo", restore, purge);
+  backToComposer();
 }
 
 /** Go on with replies that nobody on this page receives yet: after a reload, or from another tab. */
@@ -230,6 +235,7 @@ function storageFailed() {
 }
 
 new ThemeToggle(byId("theme-toggle"), store.loadValue("theme"), (theme) => store.saveValue("theme", theme));
+byId("jump-latest").addEventListener("click", backToComposer);
 byId("open-settings").addEventListener("click", () => page.openSettings(state, apiKey));
 
 window.addEventListener("pagehide", () => store.flush());

@@ -91,7 +91,7 @@ export class MessageView {
       this.#isEditing = false;
       this.root.classList.remove("editing");
       this.#text.textContent = this.#message?.text ?? message.text;
-      this.#actions.querySelector("button")?.focus();
+      this.#focusAction("button");
     };
     const save = () => {
       const text = area.value.trim();
@@ -117,6 +117,18 @@ export class MessageView {
     this.#text.replaceChildren(area, buttons);
     area.focus();
     area.setSelectionRange(area.value.length, area.value.length);
+  }
+
+  /** Put the focus on this button, or on the first if it leads nowhere. @param {string} testId */
+  focusVersions(testId) {
+    if (testId && !this.#focusAction(`[data-testid="${testId}"]`)) this.#focusAction("button");
+  }
+
+  /** @param {string} selector @returns {boolean} whether there is such a button that can be pressed */
+  #focusAction(selector) {
+    const button = this.#actions.querySelector(`${selector}:enabled`);
+    if (button instanceof HTMLElement) button.focus();
+    return button !== null;
   }
 
   /** @param {Reply} reply */

@@ -39,6 +39,9 @@ export class Page {
   #composer;
   #settings;
   #handlers;
+  #onChoose;
+  /** The version that comes into view next, and the button that asked for it, if it had the focus. */
+  #chosen = { messageId: "", testId: "" };
   /** @type {Map<string, MessageView>} */
   #views = new Map();
   /** @type {string | null | undefined} */
@@ -51,7 +54,8 @@ export class Page {
 
   /** @param {Handlers} handlers */
   constructor(handlers) {
-    this.#handlers = handlers;
+    this.#handlers = { ...handlers, onChoose: (messageId) => this.#choose(messageId) };
+    this.#onChoose = handlers.onChoose;
     this.#sidebar = new Sidebar(handlers);
     this.#settings = new SettingsDialog(handlers);
     this.#composer = new Composer({
@@ -215,9 +219,18 @@ export class Page {
         this.#log.insertBefore(view.root, this.#log.children[index] ?? null);
     });
     while (this.#log.children.length > messages.length) this.#log.lastElementChild?.remove();
+    this.#views.get(this.#chosen.messageId)?.focusVersions(this.#chosen.testId);
+    this.#chosen = { messageId: "", testId: "" };
     this.#lastQuestionId = messages.findLast(({ role }) => role === "user")?.id ?? "";
     this.#announce(messages.at(-1));
     return isCurrent;
+  }
+
+  /** The button goes away with its message; the focus goes on to that of the other. @param {string} messageId */
+  #choose(messageId) {
+    const focused = /** @type {HTMLElement | null} */ (document.activeElement);
+    this.#chosen = { messageId, testId: focused?.dataset.testid ?? "" };
+    this.#onChoose(messageId);
   }
 
   /** @param {import("./conversation.js").Message | undefined} message */

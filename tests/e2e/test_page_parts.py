@@ -207,6 +207,46 @@ def test_everything_is_reached_by_keyboard(chat: ChatPage) -> None:
     expect(chat.get("settings")).to_be_focused()
 
 
+def test_focus_stays_on_the_versions_while_they_are_leafed_through(chat: ChatPage) -> None:
+    keys = chat.page.keyboard
+    chat.ask("hello")
+    for number in (2, 3):
+        chat.reply.get_by_test_id("regenerate").click()
+        expect(chat.reply.get_by_test_id("version")).to_have_text(f"{number}/{number}")
+        chat.expect_status("done")
+    chat.reply.get_by_test_id("previous-version").focus()
+    keys.press("Enter")
+    expect(chat.reply.get_by_test_id("version")).to_have_text("2/3")
+    expect(chat.reply.get_by_test_id("previous-version")).to_be_focused()
+    keys.press("Enter")
+    expect(chat.reply.get_by_test_id("version")).to_have_text("1/3")
+    expect(chat.reply.get_by_test_id("next-version")).to_be_focused()
+
+
+def test_focus_is_nowhere_lost(chat: ChatPage) -> None:
+    keys = chat.page.keyboard
+    composer = chat.get("composer")
+    chat.ask("a\n\n" * 60)
+    chat.page.evaluate("document.getElementById('scroller').scrollTop = 0")
+    chat.get("jump-latest").press("Enter")
+    expect(composer).to_be_focused()
+    chat.get("conversation-more").press("Enter")
+    chat.get("delete").press("Enter")
+    expect(composer).to_be_focused()
+    chat.get("undo").press("Enter")
+    expect(composer).to_be_focused()
+    chat.question.get_by_test_id("edit").press("Enter")
+    chat.get("edit-text").fill("b")
+    keys.press("Enter")
+    expect(chat.question.get_by_test_id("version")).to_have_text("2/2")
+    chat.expect_status("done")
+    chat.question.get_by_test_id("previous-version").click()
+    expect(chat.question.get_by_test_id("version")).to_have_text("1/2")
+    chat.question.get_by_test_id("edit").press("Enter")
+    keys.press("Escape")
+    expect(chat.question.get_by_test_id("next-version")).to_be_focused()
+
+
 def test_page_fits_a_phone(scripted_server: ServerProcess, open_page: OpenPage) -> None:
     phone = {"width": 320, "height": 640}
     chat = open_page(scripted_server.url, viewport=phone, has_touch=True, is_mobile=True)
