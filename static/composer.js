@@ -3,7 +3,7 @@
  * Where messages are written. It is always in one of four states, and says which.
  */
 
-import { byId } from "./element.js";
+import { byId, isComposing } from "./element.js";
 
 /** @typedef {'idle' | 'connecting' | 'streaming' | 'closed'} ComposerState */
 
@@ -71,8 +71,7 @@ export class Composer {
 
   /** @param {KeyboardEvent} event */
   #pressed(event) {
-    // Enter that ends the choice of a character (IME) is not Enter that sends.
-    if (event.isComposing || event.keyCode === 229) return;
+    if (isComposing(event)) return;
     if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey) {
       event.preventDefault();
       this.#submit();

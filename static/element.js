@@ -69,3 +69,12 @@ export function byId(id, type) {
   if (!(node instanceof (type ?? HTMLElement))) throw new Error(`the page lacks #${id}`);
   return /** @type {T} */ (node);
 }
+
+/**
+ * Whether a key belongs to the choice of a character (IME): Enter that ends it is not Enter that sends.
+ * Safari sends that Enter when the choice is over, and tells it by its code only.
+ * @param {KeyboardEvent} event
+ */
+export function isComposing(event) {
+  return event.isComposing || event.keyCode === 229;
+}

@@ -5,7 +5,7 @@
 
 import { copyText } from "./clipboard.js";
 import { isOpen } from "./conversation.js";
-import { element, iconButton } from "./element.js";
+import { element, iconButton, isComposing } from "./element.js";
 import { MarkdownView } from "./markdown.js";
 import { queueText, statsText, statusText } from "./wording.js";
 
@@ -100,7 +100,7 @@ export class MessageView {
     };
     area.value = message.text;
     area.addEventListener("keydown", (event) => {
-      if (event.isComposing) return;
+      if (isComposing(event)) return;
       if (event.key === "Escape") close();
       else if (event.key === "Enter" && !event.shiftKey) save();
       else return;

@@ -5,7 +5,7 @@
 
 import { Composer } from "./composer.js";
 import { children, isOpen, openReplies, path } from "./conversation.js";
-import { byId, element, iconButton } from "./element.js";
+import { byId, element, iconButton, isComposing } from "./element.js";
 import { MessageView } from "./message_view.js";
 import { StickyScroll } from "./scroll.js";
 import { SettingsDialog } from "./settings_dialog.js";
@@ -74,7 +74,7 @@ export class Page {
       handlers.onKey(bannerKey.value.trim());
     });
     document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
+      if (event.key !== "Escape" || event.defaultPrevented || isComposing(event)) return;
       if (!document.querySelector("dialog[open], :popover-open, .sidebar.open")) handlers.onStop();
     });
   }
@@ -164,11 +164,11 @@ export class Page {
   #showKeyPanel(isShown) {
     if (this.#keyPanel.hidden === !isShown) return;
     const focused = document.activeElement;
-    const isComposing = this.#composer.hasFocus && this.#composer.text !== "";
+    const isWriting = this.#composer.hasFocus && this.#composer.text !== "";
     const isElsewhere = focused !== document.body && !this.#composer.hasFocus;
     const wasHere = this.#keyPanel.contains(focused);
     this.#keyPanel.hidden = !isShown;
-    if (isShown && !isComposing && !isElsewhere) byId("banner-key").focus();
+    if (isShown && !isWriting && !isElsewhere) byId("banner-key").focus();
     else if (wasHere) this.#composer.focus();
   }
 

@@ -4,7 +4,7 @@
  */
 
 import { openReplies } from "./conversation.js";
-import { byId, element, iconButton } from "./element.js";
+import { byId, element, iconButton, isComposing } from "./element.js";
 
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 /** @typedef {import("./state.js").State} State */
@@ -175,7 +175,7 @@ export class Sidebar {
     };
     input.value = one.title;
     input.addEventListener("keydown", (event) => {
-      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      if (isComposing(event) || !["Enter", "Escape"].includes(event.key)) return;
       event.stopPropagation();
       finish(event.key === "Enter");
     });

@@ -247,6 +247,26 @@ def test_focus_is_nowhere_lost(chat: ChatPage) -> None:
     expect(chat.question.get_by_test_id("next-version")).to_be_focused()
 
 
+# As Safari sends the Enter that ends the choice of a character.
+_END_COMPOSITION = """(area) => area.dispatchEvent(
+    new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true })
+)"""
+
+
+def test_enter_that_ends_the_choice_of_a_character_sends_nothing(chat: ChatPage) -> None:
+    chat.get("composer").fill("にほん")
+    assert chat.get("composer").evaluate(_END_COMPOSITION)
+    expect(chat.get("composer")).to_have_value("にほん")
+    chat.ask("hello")
+    chat.question.get_by_test_id("edit").press("Enter")
+    assert chat.get("edit-text").evaluate(_END_COMPOSITION)
+    expect(chat.get("edit-text")).to_be_visible()
+    chat.get("conversation-more").press("Enter")
+    chat.get("rename").press("Enter")
+    assert chat.get("rename-input").evaluate(_END_COMPOSITION)
+    expect(chat.get("rename-input")).to_be_visible()
+
+
 def test_page_fits_a_phone(scripted_server: ServerProcess, open_page: OpenPage) -> None:
     phone = {"width": 320, "height": 640}
     chat = open_page(scripted_server.url, viewport=phone, has_touch=True, is_mobile=True)
