@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from app.settings import ClientSettings
@@ -180,8 +180,13 @@ class Chat:
                 self._socket = connect(url, additional_headers=headers, max_size=None)
             except InvalidStatus as error:
                 raise ChatError(_refusal(error)) from error
+            except InvalidHandshake as error:
+                message = f"{self._settings.url} is no server of this kind"
+                raise ChatError(message) from error
             except OSError as error:
                 reason = error.strerror or str(error)
+            except UnicodeError:
+                reason = "There cannot be such a name"
             else:
                 return self._socket
         raise ChatError(f"cannot reach {self._settings.url}: {reason}")
