@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -56,7 +57,7 @@ class Chat:
         """Talk until the user ends it; return the exit status."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() its line editing and history
-        self._console.print(f"[bold]Tokenwire[/] at {self._settings.url}\n{_HELP}\n")
+        self._console.print(f"[bold]Tokenwire[/] at {escape(self._settings.url)}\n{_HELP}\n")
         try:
             while (line := self._read_line()) is not None:
                 if line.strip() in ("/quit", "/exit"):
@@ -89,7 +90,8 @@ class Chat:
                 case "/retry":
                     self._retry()
                 case _ if line.startswith("/"):
-                    self._console.print(f"[dim]There is no command {line}; try /help.[/]")
+                    message = f"There is no command {line}; try /help."
+                    self._console.print(message, style="dim", markup=False)
                 case _:
                     self._reply_to(line)
         except ChatError as error:
@@ -197,7 +199,7 @@ class Chat:
             self._socket = None
 
     def _complain(self, error: ChatError) -> None:
-        self._console.print(f"[red]{error}[/]", markup=True)
+        self._console.print(str(error), style="red", markup=False)
 
 
 def _refusal(error: InvalidStatus) -> str:

@@ -105,6 +105,13 @@ def test_chat_says_where_there_is_no_such_server() -> None:
     assert other.stderr == no_name.stderr == ""
 
 
+def test_chat_shows_brackets_as_they_are() -> None:
+    result = run("chat", "--url", "http://127.0.0.1:9/[/x]", stdin="/[/y]\nhello\n/quit\n")
+    assert result.returncode == 0, result.stderr
+    assert "There is no command /[/y]; try /help." in result.stdout
+    assert "cannot reach http://127.0.0.1:9/[/x]: " in result.stdout
+
+
 def test_chat_talks_across_turns(start_server) -> None:
     server = start_server("--backend", "scripted")
     result = run("chat", "--url", server.url, stdin="hello\n/retry\n/new\n/nonsense\n/quit\n")
