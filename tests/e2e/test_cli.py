@@ -61,6 +61,7 @@ def test_wrong_settings_end_with_one_line_and_status_2(
         pytest.param(["--model", "/nowhere/at/all"], "/nowhere/at/all", marks=pytest.mark.slow),
         pytest.param(["--dtype", "float7"], "float7", marks=pytest.mark.slow),
         (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen on 192.0.2.1:8000"),
+        (["--host", "a..b", "--allow-anonymous"], "cannot listen on a..b:8000"),
     ],
 )
 def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str], says: str) -> None:
