@@ -58,6 +58,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for given in sockets or ():
+            given.listen()  # the event loop would not tell that another server was faster
         await super().startup(sockets)
         for listener in self.servers[0].sockets:
             logger.info("the chat page is at %s", _url(listener))
