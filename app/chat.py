@@ -100,9 +100,13 @@ class Chat:
     def _retry(self) -> None:
         if not self._messages:
             raise ChatError("there is nothing to answer again")
-        question = self._messages[-2]["content"]
+        last_turn = self._messages[-2:]
         del self._messages[-2:]
-        self._reply_to(question)
+        try:
+            self._reply_to(last_turn[0]["content"])
+        except ChatError:
+            self._messages += last_turn
+            raise
 
     def _reply_to(self, question: str) -> None:
         self._messages.append({"role": "user", "content": question})
