@@ -15,6 +15,6 @@ def test_a_server_that_comes_second_to_its_address_is_told():
     app, _ = make_app(scripted_backend())
     with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
         first.listen()
-        with pytest.raises(OSError) as refused:
+        with pytest.raises(OSError, match="in use") as refused:
             Server(app, Settings()).run(sockets=[second])
     assert refused.value.errno == errno.EADDRINUSE
