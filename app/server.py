@@ -72,6 +72,8 @@ class Server(uvicorn.Server):
             task.cancel()
         await asyncio.gather(drain, forced, return_exceptions=True)
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would have the application cancelled: a traceback
+            await self.lifespan.shutdown()
 
     async def _drain(self) -> None:
         services = self._app.state.services
