@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from rich.markup import escape
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from app.settings import ClientSettings
@@ -56,7 +57,7 @@ class Chat:
         """Talk until the user ends it; return the exit status."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() its line editing and history
-        self._console.print(f"[bold]Tokenwire[/] at {self._settings.url}\n{_HELP}\n")
+        self._console.print(f"[bold]Tokenwire[/] at {escape(self._settings.url)}\n{_HELP}\n")
         try:
             while (line := self._read_line()) is not None:
                 if line.strip() in ("/quit", "/exit"):
@@ -89,7 +90,8 @@ class Chat:
                 case "/retry":
                     self._retry()
                 case _ if line.startswith("/"):
-                    self._console.print(f"[dim]There is no command {line}; try /help.[/]")
+                    message = f"There is no command {line}; try /help."
+                    self._console.print(message, style="dim", markup=False)
                 case _:
                     self._reply_to(line)
         except ChatError as error:
@@ -98,9 +100,13 @@ class Chat:
     def _retry(self) -> None:
         if not self._messages:
             raise ChatError("there is nothing to answer again")
-        question = self._messages[-2]["content"]
+        last_turn = self._messages[-2:]
         del self._messages[-2:]
-        self._reply_to(question)
+        try:
+            self._reply_to(last_turn[0]["content"])
+        except ChatError:
+            self._messages += last_turn
+            raise
 
     def _reply_to(self, question: str) -> None:
         self._messages.append({"role": "user", "content": question})
@@ -180,8 +186,13 @@ class Chat:
                 self._socket = connect(url, additional_headers=headers, max_size=None)
             except InvalidStatus as error:
                 raise ChatError(_refusal(error)) from error
+            except InvalidHandshake as error:
+                message = f"{self._settings.url} is no server of this kind"
+                raise ChatError(message) from error
             except OSError as error:
                 reason = error.strerror or str(error)
+            except UnicodeError:
+                reason = "There cannot be such a name"
             else:
                 return self._socket
         raise ChatError(f"cannot reach {self._settings.url}: {reason}")
@@ -192,7 +203,7 @@ class Chat:
             self._socket = None
 
     def _complain(self, error: ChatError) -> None:
-        self._console.print(f"[red]{error}[/]", markup=True)
+        self._console.print(str(error), style="red", markup=False)
 
 
 def _refusal(error: InvalidStatus) -> str:

@@ -4,6 +4,7 @@ no field given twice."""
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from functools import partial
@@ -39,10 +40,12 @@ def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
 
     Raises:
         FieldsRefused: a field is given twice (which one counts would be a guess, RFC 8259 §4), or
-            has half a surrogate pair: that is no text, and could never be sent back.
+            has half a surrogate pair or a number that becomes infinite: that is no text, and no
+            number, and could never be sent back.
         RequestRefused: it is no JSON, or no object, or has too many parts.
     """
     repeated: list[str] = []
+    infinite: list[str] = []
     try:
         text = text.decode() if isinstance(text, bytes) else text
         if _num_containers(text) > _MAX_CONTAINERS:
@@ -50,6 +53,7 @@ def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
             raise _refused("invalid_request", reason)
         value = json.loads(
             text,
+            parse_float=partial(_to_float, infinite),
             parse_constant=partial(_refuse_constant, what),
             object_pairs_hook=partial(_to_fields, repeated),
         )
@@ -61,6 +65,8 @@ def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
         raise _refused("invalid_request", f"The {what} must be a JSON object.")
     if repeated:
         raise FieldsRefused("given twice", param=printable(repeated[0]), fields=value)
+    if infinite:
+        _check_finite(value)
     if _SURROGATE_ESCAPE.search(text):  # the text was UTF-8, so half a pair is an escape
         _check_unicode(value)
     return value
@@ -84,6 +90,22 @@ def _to_fields(repeated: list[str], pairs: list[tuple[str, Any]]) -> dict[str, A
                 repeated.append(name)
                 del fields[name]
     return fields
+
+
+def _to_float(infinite: list[str], text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        infinite.append(text)
+    return number
+
+
+def _check_finite(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError as error:
+            reason = "has a number that is too large"
+            raise FieldsRefused(reason, param=printable(name), fields=fields) from error
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:

@@ -104,3 +104,13 @@ def test_half_a_surrogate_pair_is_refused_by_field(text: str, param: str | None)
 
 def test_a_surrogate_pair_is_one_character():
     assert parse_object(r'{"a": "\ud83d\ude00 \\ud800"}', what="note") == {"a": "😀 \\ud800"}
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 400 + ".5"])
+def test_a_number_that_would_be_infinite_is_refused(number: str):
+    """It could never be sent back."""
+    with pytest.raises(FieldsRefused) as caught:
+        parse_object(f'{{"id": "a", "b": [{{"c": {number}}}]}}', what="note")
+    assert (caught.value.info.code, caught.value.info.param) == ("invalid_request", "b")
+    assert caught.value.info.message == "b: has a number that is too large"
+    assert caught.value.fields["id"] == "a"
