@@ -483,6 +483,13 @@ def test_cancel_before_the_response_is_there(talk: Talk) -> None:
     assert talk.created(command.turn_id, "resp_1") == [CancelResponse(command.turn_id)]
 
 
+def test_cancel_of_a_resume_before_its_response_is_there(talk: Talk) -> None:
+    [command] = talk.say(type="tokenwire.response.resume", response_id="resp_1", starting_after=7)
+    assert talk.say(type="response.cancel", response_id="resp_1") == []
+    assert talk.heard() == []
+    assert talk.created(command.turn_id, "resp_1", after=7) == [CancelResponse(command.turn_id)]
+
+
 def test_cancel_of_what_has_ended_is_no_error(talk: Talk) -> None:
     talk.turn("resp_1")
     talk.heard()
