@@ -321,7 +321,7 @@ class ResponsesProtocol(Generic[ResponseT]):
                 self._outbox.append(error_event(no_room.info, lane))
 
     def _cancel(self, message: CancelResponseMessage) -> None:
-        turn = self._lanes.running(message.stream_id)
+        turn = self._lanes.first(message.stream_id)
         if message.response_id is not None:
             turn = self._find_turn(message.response_id)
             if turn is None and message.response_id not in self._ended_ids:
