@@ -54,7 +54,8 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
-            self._forced.set()
+            # A signal by itself does not wake asyncio's own loop, if nothing else happens on it.
+            asyncio.get_running_loop().call_soon_threadsafe(self._forced.set)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

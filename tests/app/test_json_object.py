@@ -65,6 +65,16 @@ def test_what_is_in_strings_is_not_counted(part: str, too_many: bool):
         assert parse_object(text, what="note") == note
 
 
+@pytest.mark.parametrize("leaf", ["1", r'"\ud83d\ude00"'])
+def test_what_could_be_read_and_not_written_again_is_refused(leaf: str):
+    def nested(depth: int) -> str:
+        return f'{{"[": {"[" * (depth - 1)}{leaf}{"]" * (depth - 1)}}}'
+
+    json.dumps(parse_object(nested(512), what="note"))
+    for depth in range(513, 1100):
+        assert refusal(nested(depth)) == ("invalid_json", None, "The note is not valid JSON.")
+
+
 @pytest.mark.parametrize("text", ["null", "[]", '"text"', "1", "true"])
 def test_what_is_no_object(text: str):
     assert refusal(text) == ("invalid_request", None, "The note must be a JSON object.")
