@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any, NoReturn
 
 from app.errors import ErrorInfo, RequestRefused
@@ -91,8 +91,9 @@ def _num_containers(text: str) -> int:
 
 def _depth(text: str) -> int:
     """Return how many arrays and objects of a JSON text are within each other."""
-    marks = _CONTAINER_MARK.findall(_outside_strings(text))
-    return max(accumulate(1 if mark in "[{" else -1 for mark in marks), default=0)
+    marks = _CONTAINER_MARK.finditer(_outside_strings(text))
+    depths = accumulate(1 if mark[0] in "[{" else -1 for mark in marks)
+    return max(takewhile(lambda depth: depth >= 0, depths), default=0)  # below 0 it is no JSON
 
 
 def _outside_strings(text: str) -> str:
