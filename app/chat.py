@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,8 @@ from app.settings import ClientSettings
 
 _HELP = """[bold]/new[/] starts over   [bold]/retry[/] answers again   [bold]/help[/] shows this
 [bold]Ctrl-C[/] stops a reply   [bold]Ctrl-D[/] or [bold]/quit[/] ends"""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey and not show; lines and tabs are text."""
 _MAX_ATTEMPTS = 6
 _MAX_DELAY_S = 5.0
 
@@ -132,7 +135,7 @@ class Chat:
                     self._console.print(f"[dim]place {frame['position'] + 1} in the queue[/]")
                 case "delta":
                     text.append(frame["text"])
-                    self._console.out(frame["text"], end="")
+                    self._console.out(_CONTROL.sub("", frame["text"]), end="")
                 case "done":
                     self._console.print(f"\n[dim]{_statistics(frame)}[/]")
                 case "error":
@@ -145,25 +148,27 @@ class Chat:
         name = f"reply-{self._num_replies}"
         handle, cursor = None, -1
         is_stopping = False
-        pending: dict[str, Any] | None = {**request, "id": name}
+        cancel = {"type": "cancel", "id": name}
+        pending: list[dict[str, Any]] = [{**request, "id": name}]
         while True:
             try:
                 socket = self._connected(num_attempts=_MAX_ATTEMPTS if handle else 1)
-                if pending is not None:
-                    socket.send(json.dumps(pending))
-                    pending = None
+                while pending:
+                    socket.send(json.dumps(pending[0]))
+                    del pending[0]
                 frame = json.loads(socket.recv())
             except KeyboardInterrupt:
                 if is_stopping:
                     raise ChatError("stopped; the server has not confirmed it") from None
                 is_stopping = True
-                pending = {"type": "cancel", "id": name}
+                pending.append(cancel)
                 continue
             except ConnectionClosed as error:
                 self._socket = None
                 if handle is None:
                     raise ChatError("the connection was lost before the reply began") from error
-                pending = {"type": "resume", "id": name, "generation_id": handle, "after": cursor}
+                resume = {"type": "resume", "id": name, "generation_id": handle, "after": cursor}
+                pending = [resume, cancel] if is_stopping else [resume]
                 continue
             if frame.get("id", name) != name:
                 continue  # the rest of a reply that was given up
@@ -203,7 +208,7 @@ class Chat:
             self._socket = None
 
     def _complain(self, error: ChatError) -> None:
-        self._console.print(str(error), style="red", markup=False)
+        self._console.print(_CONTROL.sub("", str(error)), style="red", markup=False)
 
 
 def _refusal(error: InvalidStatus) -> str:

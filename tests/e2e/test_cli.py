@@ -113,6 +113,12 @@ def test_chat_shows_brackets_as_they_are() -> None:
     assert "cannot reach http://127.0.0.1:9/[/x]: " in result.stdout
 
 
+def test_chat_shows_nothing_that_a_terminal_would_obey(start_server) -> None:
+    server = start_server("--backend", "scripted")
+    result = run("chat", "--url", server.url, "ab\x1b[2J\x9b2Jc\x07\x7fd")
+    assert result.stdout.startswith("user: ab[2J2Jcd\n")
+
+
 def test_chat_talks_across_turns(start_server) -> None:
     server = start_server("--backend", "scripted")
     result = run("chat", "--url", server.url, stdin="hello\n/retry\n/new\n/nonsense\n/quit\n")
