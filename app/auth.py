@@ -67,7 +67,11 @@ def is_origin_allowed(origin: str | None, *, host: str | None, allowed: Sequence
     """
     if origin is None or "*" in allowed or origin in allowed:
         return True
-    return bool(host) and urlsplit(origin).netloc.lower() == str(host).lower()
+    try:
+        name = urlsplit(origin).netloc
+    except ValueError:  # no browser sends such a one
+        return False
+    return bool(host) and name.lower() == str(host).lower()
 
 
 def _digest(key: str) -> bytes:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from rich.markup import escape
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from app.settings import ClientSettings
 
 _HELP = """[bold]/new[/] starts over   [bold]/retry[/] answers again   [bold]/help[/] shows this
 [bold]Ctrl-C[/] stops a reply   [bold]Ctrl-D[/] or [bold]/quit[/] ends"""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""What a terminal would obey and not show; lines and tabs are text."""
 _MAX_ATTEMPTS = 6
 _MAX_DELAY_S = 5.0
 
@@ -56,7 +60,7 @@ class Chat:
         """Talk until the user ends it; return the exit status."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() its line editing and history
-        self._console.print(f"[bold]Tokenwire[/] at {self._settings.url}\n{_HELP}\n")
+        self._console.print(f"[bold]Tokenwire[/] at {escape(self._settings.url)}\n{_HELP}\n")
         try:
             while (line := self._read_line()) is not None:
                 if line.strip() in ("/quit", "/exit"):
@@ -89,7 +93,8 @@ class Chat:
                 case "/retry":
                     self._retry()
                 case _ if line.startswith("/"):
-                    self._console.print(f"[dim]There is no command {line}; try /help.[/]")
+                    message = f"There is no command {line}; try /help."
+                    self._console.print(message, style="dim", markup=False)
                 case _:
                     self._reply_to(line)
         except ChatError as error:
@@ -98,9 +103,13 @@ class Chat:
     def _retry(self) -> None:
         if not self._messages:
             raise ChatError("there is nothing to answer again")
-        question = self._messages[-2]["content"]
+        last_turn = self._messages[-2:]
         del self._messages[-2:]
-        self._reply_to(question)
+        try:
+            self._reply_to(last_turn[0]["content"])
+        except ChatError:
+            self._messages += last_turn
+            raise
 
     def _reply_to(self, question: str) -> None:
         self._messages.append({"role": "user", "content": question})
@@ -126,7 +135,7 @@ class Chat:
                     self._console.print(f"[dim]place {frame['position'] + 1} in the queue[/]")
                 case "delta":
                     text.append(frame["text"])
-                    self._console.out(frame["text"], end="")
+                    self._console.out(_CONTROL.sub("", frame["text"]), end="")
                 case "done":
                     self._console.print(f"\n[dim]{_statistics(frame)}[/]")
                 case "error":
@@ -139,25 +148,27 @@ class Chat:
         name = f"reply-{self._num_replies}"
         handle, cursor = None, -1
         is_stopping = False
-        pending: dict[str, Any] | None = {**request, "id": name}
+        cancel = {"type": "cancel", "id": name}
+        pending: list[dict[str, Any]] = [{**request, "id": name}]
         while True:
             try:
                 socket = self._connected(num_attempts=_MAX_ATTEMPTS if handle else 1)
-                if pending is not None:
-                    socket.send(json.dumps(pending))
-                    pending = None
+                while pending:
+                    socket.send(json.dumps(pending[0]))
+                    del pending[0]
                 frame = json.loads(socket.recv())
             except KeyboardInterrupt:
                 if is_stopping:
                     raise ChatError("stopped; the server has not confirmed it") from None
                 is_stopping = True
-                pending = {"type": "cancel", "id": name}
+                pending.append(cancel)
                 continue
             except ConnectionClosed as error:
                 self._socket = None
                 if handle is None:
                     raise ChatError("the connection was lost before the reply began") from error
-                pending = {"type": "resume", "id": name, "generation_id": handle, "after": cursor}
+                resume = {"type": "resume", "id": name, "generation_id": handle, "after": cursor}
+                pending = [resume, cancel] if is_stopping else [resume]
                 continue
             if frame.get("id", name) != name:
                 continue  # the rest of a reply that was given up
@@ -180,8 +191,13 @@ class Chat:
                 self._socket = connect(url, additional_headers=headers, max_size=None)
             except InvalidStatus as error:
                 raise ChatError(_refusal(error)) from error
+            except InvalidHandshake as error:
+                message = f"{self._settings.url} is no server of this kind"
+                raise ChatError(message) from error
             except OSError as error:
                 reason = error.strerror or str(error)
+            except UnicodeError:
+                reason = "There cannot be such a name"
             else:
                 return self._socket
         raise ChatError(f"cannot reach {self._settings.url}: {reason}")
@@ -192,7 +208,7 @@ class Chat:
             self._socket = None
 
     def _complain(self, error: ChatError) -> None:
-        self._console.print(f"[red]{error}[/]", markup=True)
+        self._console.print(_CONTROL.sub("", str(error)), style="red", markup=False)
 
 
 def _refusal(error: InvalidStatus) -> str:

@@ -6,6 +6,7 @@ and no traceback.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import sys
@@ -103,12 +104,17 @@ def serve(**given: Any) -> None:
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
-        _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}")
+        _fail(_cannot_listen(settings, error))
     with listener:
         engine = _load(settings)
         server = Server(create_app(settings, engine), settings)
         freeze_heap()
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _fail(_cannot_listen(settings, error))
     if server.force_exit:
         _fail("ended by a second signal; streams were cut off")
 
@@ -181,6 +187,10 @@ def _load(settings: Settings) -> AsyncEngine:
             return load_engine(settings, on_progress=show)
     except ModelLoadError as error:
         _fail(str(error))
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> str:
+    return f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
 
 
 def _fail(message: str, *, status: int = 1) -> NoReturn:

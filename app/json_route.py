@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
+from app.dependencies import get_caller, get_services
 from app.errors import ErrorInfo, RequestRefused
 from app.json_object import parse_object
 
@@ -19,9 +20,12 @@ class JSONRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
+        needs_caller = any(each.call is get_caller for each in self.dependant.dependencies)
 
         async def handle_strictly(request: Request) -> Response:
             if takes_body:
+                if needs_caller:  # before any time goes into the body
+                    get_caller(request, get_services(request))
                 request = _JSONRequest(request.scope, request.receive)
                 await request.read_object()
             return await handle(request)

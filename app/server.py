@@ -54,10 +54,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
-            self._forced.set()
+            # A signal by itself does not wake asyncio's own loop, if nothing else happens on it.
+            asyncio.get_running_loop().call_soon_threadsafe(self._forced.set)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for given in sockets or ():
+            given.listen()  # the event loop would not tell that another server was faster
         await super().startup(sockets)
         for listener in self.servers[0].sockets:
             logger.info("the chat page is at %s", _url(listener))
@@ -70,6 +73,8 @@ class Server(uvicorn.Server):
             task.cancel()
         await asyncio.gather(drain, forced, return_exceptions=True)
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would have the application cancelled: a traceback
+            await self.lifespan.shutdown()
 
     async def _drain(self) -> None:
         services = self._app.state.services
@@ -93,9 +98,12 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         OSError: there is no such address here, or it is taken.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except UnicodeError as error:
+        raise OSError("there cannot be such a name") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

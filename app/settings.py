@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -221,12 +222,25 @@ class Settings(BaseSettings):
         )
 
 
+def _check_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        is_server = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+    except ValueError:
+        is_server = False
+    if not (is_server and value.startswith(("http://", "https://", "ws://", "wss://"))):
+        raise ValueError("must be an address such as http://127.0.0.1:8000")
+    return value
+
+
 class ClientSettings(BaseSettings):
     """What `tokenwire chat` is told."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
-    url: str = Field("http://127.0.0.1:8000", description="The server to talk to.")
+    url: Annotated[str, AfterValidator(_check_url)] = Field(
+        "http://127.0.0.1:8000", description="The server to talk to."
+    )
     api_key: SecretStr | None = Field(None, description="Our key, where the server wants one.")
     temperature: float = Field(0.2, ge=0, le=2, description="0 always takes the likeliest token.")
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")

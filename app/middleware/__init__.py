@@ -27,7 +27,7 @@ def add_middleware(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's SDK sends many of its own
             expose_headers=["retry-after"],
         )
     if is_loopback(settings.host) and not settings.api_keys:

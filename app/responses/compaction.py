@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,9 @@ from streaming import (
     GenerationRequest,
     OutputParser,
 )
+from streaming.errors import EngineFailure
+
+logger = logging.getLogger(__name__)
 
 _MAX_SUMMARY_TOKENS = 1024
 _ASK = (
@@ -41,10 +45,16 @@ def to_compacted(context: Sequence[Item], generation: Generation) -> dict[str, A
     Args:
         context: the conversation.
         generation: the log of its summary, which has ended well.
+
+    Raises:
+        EngineFailure: the summary says nothing; the conversation would be lost.
     """
     parser = OutputParser(generation.output_format)
     pieces = (*parser.feed(generation.text), *parser.flush())
     summary = "".join(piece.text for piece in pieces if isinstance(piece, AnswerText))
+    if not summary.strip():
+        logger.warning("%s is a summary without text", generation.generation_id)
+        raise EngineFailure
     key = secrets.token_hex(16)
     users = [item for item in context if item["type"] == "message" and item["role"] == "user"]
     counts = TokenCounts.of([generation])

@@ -34,13 +34,16 @@ class Context:
             InvalidRequest: they are too large together.
         """
         items = (*inherited, *own)
-        num_bytes = len(json.dumps(items))
-        if num_bytes > MAX_CONTEXT_BYTES:
-            raise InvalidRequest(
-                param="previous_response_id" if inherited else "input",
-                reason=f"the conversation has {num_bytes} bytes; at most {MAX_CONTEXT_BYTES} are "
-                "taken",
-            )
+        num_bytes = len("[]") + len(", ") * max(0, len(items) - 1)
+        for item in items:
+            num_bytes += len(json.dumps(item))
+            # Looked at after each: one item may be there, by its reference, thousands of times.
+            if num_bytes > MAX_CONTEXT_BYTES:
+                raise InvalidRequest(
+                    param="previous_response_id" if inherited else "input",
+                    reason="the conversation is too large: at most "
+                    f"{MAX_CONTEXT_BYTES} bytes are taken",
+                )
         return cls(items, len(inherited), num_bytes)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 
 from app.errors import RequestRefused
 from app.responses.response import AnyResponse
@@ -30,13 +30,14 @@ async def resolve(
         InvalidRequest: there is no such item, or its response has not ended.
         RequestRefused: responses cannot be looked up now.
     """
+    wanted = {item["id"] for item in items if item["type"] == "item_reference"}
     known: dict[str, dict[str, Item]] = {}
     resolved: list[Item] = []
     for index, item in enumerate(items):
         if item["type"] != "item_reference":
             resolved.append(item)
             continue
-        found = await _find_item(item["id"], parent=parent, find=find, known=known)
+        found = await _find_item(item["id"], parent=parent, find=find, known=known, wanted=wanted)
         if found is None:
             raise InvalidRequest(
                 param=f"input[{index}].id", reason=f"there is no item {item['id'][:100]!r}"
@@ -46,8 +47,14 @@ async def resolve(
 
 
 async def _find_item(
-    item_id: str, *, parent: AnyResponse | None, find: Find, known: dict[str, dict[str, Item]]
+    item_id: str,
+    *,
+    parent: AnyResponse | None,
+    find: Find,
+    known: dict[str, dict[str, Item]],
+    wanted: Set[str],
 ) -> Item | None:
+    """Return an item, and keep in `known`, by response, those that are wanted, too."""
     made_here = _ITEM_ID.fullmatch(item_id)
     response_ids = [] if parent is None else [parent.response_id]
     if made_here is not None:
@@ -56,7 +63,7 @@ async def _find_item(
         if response_id not in known:
             is_parent = parent is not None and response_id == parent.response_id
             response = parent if is_parent else await _find_or_none(response_id, find)
-            known[response_id] = await _items_by_id(response)
+            known[response_id] = await _items_by_id(response, wanted)
         if (found := known[response_id].get(item_id)) is not None:
             return found
     return None
@@ -71,7 +78,8 @@ async def _find_or_none(response_id: str, find: Find) -> AnyResponse | None:
         return None
 
 
-async def _items_by_id(response: AnyResponse | None) -> dict[str, Item]:
+async def _items_by_id(response: AnyResponse | None, wanted: Set[str]) -> dict[str, Item]:
     if response is None or not response.is_ended:
         return {}
-    return {item["id"]: item for item in await asyncio.to_thread(response.conversation)}
+    conversation = await asyncio.to_thread(response.conversation)
+    return {item["id"]: item for item in conversation if item["id"] in wanted}

@@ -135,7 +135,10 @@ class ResponseStore:
         )
         if not rows:
             return None
-        return await asyncio.to_thread(decode, rows[0][0], response_id=response_id, owner=owner)
+        try:
+            return await asyncio.to_thread(decode, rows[0][0], response_id=response_id, owner=owner)
+        except (ValueError, LookupError, TypeError) as error:
+            raise StoreUnavailable(f"{self.path}: {response_id} is damaged") from error
 
     async def delete(self, response_id: str, *, owner: str) -> bool:
         """Forget a response; return False if there was none of this owner.

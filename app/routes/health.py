@@ -14,6 +14,7 @@ _RETRY_AFTER_S = 1
 router = APIRouter(tags=["health"])
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", responses={503: {"model": Health, "description": "It does not serve."}})
 async def get_health(request: Request, response: Response, services: ServicesDependency) -> Health:
     """Tell what is served and how busy it is."""
@@ -39,12 +40,14 @@ async def get_health(request: Request, response: Response, services: ServicesDep
     )
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def get_liveness() -> Liveness:
     """Answer 200 as long as the event loop turns."""
     return Liveness(status=ServerStatus.OK)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses={503: {"model": Liveness, "description": "It does not serve."}})
 async def get_readiness(response: Response, services: ServicesDependency) -> Liveness:
     """Answer 200 when requests are taken, 503 when they are not."""

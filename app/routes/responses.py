@@ -250,7 +250,7 @@ async def list_input_items(
         ids = [item["id"] for item in items]
         if after not in ids:
             raise InvalidRequest(param="after", reason="is no item of this response")
-        start = ids.index(after) + 1
+        start = len(ids) - ids[::-1].index(after)  # the last, if a client gave an id twice
     page = items[start : start + limit]
     return _to_json(
         {

@@ -32,6 +32,7 @@ from streaming import ChatMessage, ChatPrompt, GenerationRequest, SamplingParams
 from streaming.errors import InvalidRequest
 
 MAX_LABEL_CHARS = 256
+MAX_TOP_LOGPROBS = 20
 LOGPROBS = "message.output_text.logprobs"
 
 _UNSUPPORTED = ("conversation", "prompt", "context_management", "moderation")
@@ -256,6 +257,11 @@ class ResponseRequest(SamplingFields):
             raise InvalidRequest(
                 param="max_output_tokens",
                 reason=f"must be at least 1, not {self.max_output_tokens}",
+            )
+        if not 0 <= (self.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
+            raise InvalidRequest(
+                param="top_logprobs",
+                reason=f"must be 0 to {MAX_TOP_LOGPROBS}, not {self.top_logprobs}",
             )
         if self.max_tool_calls is not None and not 0 < self.max_tool_calls < 2**31:
             raise InvalidRequest(param="max_tool_calls", reason="must be at least 1")

@@ -195,6 +195,10 @@ class Connection(ABC, Generic[CommandT, EventT]):
             await self._flush()
             if self._close is not None:
                 raise ConnectionEnded
+            if self._wake.is_set():
+                # A client that takes one part of a long log after the other without waiting could
+                # keep the loop to itself.
+                await asyncio.sleep(0)
 
     async def _wait_woken(self) -> None:
         due_at = self._core.due_at

@@ -42,6 +42,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.writable.set()  # the last frame, and a small one: it may exceed the buffer's mark
         await super().send(message)
 
+    def shutdown(self) -> None:
+        if self.transport.is_closing() and not self.close_sent:
+            # The client has closed, and not taken the rest. uvicorn would send it a second close
+            # frame; that is an error, which ends the shutdown of all others.
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)
         if not self.disconnected:

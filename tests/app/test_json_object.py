@@ -65,6 +65,16 @@ def test_what_is_in_strings_is_not_counted(part: str, too_many: bool):
         assert parse_object(text, what="note") == note
 
 
+@pytest.mark.parametrize("leaf", ["1", r'"\ud83d\ude00"'])
+def test_what_could_be_read_and_not_written_again_is_refused(leaf: str):
+    def nested(depth: int) -> str:
+        return f'{{"[": {"[" * (depth - 1)}{leaf}{"]" * (depth - 1)}}}'
+
+    json.dumps(parse_object(nested(512), what="note"))
+    for depth in range(513, 1100):
+        assert refusal(nested(depth)) == ("invalid_json", None, "The note is not valid JSON.")
+
+
 @pytest.mark.parametrize("text", ["null", "[]", '"text"', "1", "true"])
 def test_what_is_no_object(text: str):
     assert refusal(text) == ("invalid_request", None, "The note must be a JSON object.")
@@ -104,3 +114,13 @@ def test_half_a_surrogate_pair_is_refused_by_field(text: str, param: str | None)
 
 def test_a_surrogate_pair_is_one_character():
     assert parse_object(r'{"a": "\ud83d\ude00 \\ud800"}', what="note") == {"a": "😀 \\ud800"}
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 400 + ".5"])
+def test_a_number_that_would_be_infinite_is_refused(number: str):
+    """It could never be sent back."""
+    with pytest.raises(FieldsRefused) as caught:
+        parse_object(f'{{"id": "a", "b": [{{"c": {number}}}]}}', what="note")
+    assert (caught.value.info.code, caught.value.info.param) == ("invalid_request", "b")
+    assert caught.value.info.message == "b: has a number that is too large"
+    assert caught.value.fields["id"] == "a"

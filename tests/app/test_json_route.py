@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from app.handlers import add_exception_handlers
 from app.json_route import JSONRoute
-from tests.app.serving import client
+from streaming.backends.scripted import scripted_backend
+from tests.app.serving import Call, client, serving
 
 
 class Thing(BaseModel):
@@ -71,3 +72,11 @@ async def test_what_only_looks_like_json_is_refused(
 async def test_route_without_a_body_reads_none(calling: httpx.AsyncClient):
     response = await calling.post("/empty", content=b"not json")
     assert (response.status_code, response.json()) == (200, "fine")
+
+
+async def test_the_body_of_one_without_a_key_is_not_read():
+    """To read a megabyte of JSON holds up everyone else."""
+    async with serving(scripted_backend(), api_keys="secret") as (app, _):
+        call = Call(app, "/v1/completions", [b"{"])
+        await call()
+    assert (call.status, call.num_received) == (401, 0)

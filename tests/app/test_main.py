@@ -126,6 +126,18 @@ async def test_cors_is_for_allowed_origins_only():
     assert answer.headers["access-control-allow-origin"] == "https://page.test"
 
 
+async def test_pages_may_send_the_headers_of_openai_sdk():
+    preflight = {
+        "origin": "https://page.test",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-stainless-lang",
+    }
+    async with client_of(scripted_backend(), allowed_origins="https://page.test") as calling:
+        allowed = await calling.options("/v1/completions", headers=preflight)
+    assert (allowed.status_code, allowed.text) == (200, "OK")
+    assert "x-stainless-lang" in allowed.headers["access-control-allow-headers"]
+
+
 async def test_without_allowed_origins_there_is_no_cors():
     async with client_of(scripted_backend()) as calling:
         response = await calling.get("/v1/models", headers={"origin": "https://evil.test"})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -59,6 +61,7 @@ def test_wrong_settings_end_with_one_line_and_status_2(
         pytest.param(["--model", "/nowhere/at/all"], "/nowhere/at/all", marks=pytest.mark.slow),
         pytest.param(["--dtype", "float7"], "float7", marks=pytest.mark.slow),
         (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen on 192.0.2.1:8000"),
+        (["--host", "a..b", "--allow-anonymous"], "cannot listen on a..b:8000"),
     ],
 )
 def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str], says: str) -> None:
@@ -72,6 +75,48 @@ def test_chat_without_a_server_says_so() -> None:
     result = run("chat", "--url", "http://127.0.0.1:9", "hello")
     assert result.returncode == 1
     assert "cannot reach http://127.0.0.1:9" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "", "ftp://here", "http://", "http://[::1", "http://here:99999"]
+)
+def test_chat_takes_addresses_only(url: str) -> None:
+    result = run("chat", "--url", url, "hello")
+    assert result.returncode == 2
+    assert result.stderr == "tokenwire: url: must be an address such as http://127.0.0.1:8000\n"
+
+
+def test_chat_says_where_there_is_no_such_server() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mail:
+
+        def greet() -> None:
+            with mail.accept()[0] as peer:
+                peer.recv(4096)
+                peer.sendall(b"220 mail\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        url = f"http://127.0.0.1:{mail.getsockname()[1]}"
+        other = run("chat", "--url", url, "hello")
+        thread.join()
+    no_name = run("chat", "--url", "http://a..b", "hello")
+    assert (other.returncode, no_name.returncode) == (1, 1)
+    assert other.stdout == f"{url} is no server of this kind\n"
+    assert no_name.stdout.startswith("cannot reach http://a..b: ")
+    assert other.stderr == no_name.stderr == ""
+
+
+def test_chat_shows_brackets_as_they_are() -> None:
+    result = run("chat", "--url", "http://127.0.0.1:9/[/x]", stdin="/[/y]\nhello\n/quit\n")
+    assert result.returncode == 0, result.stderr
+    assert "There is no command /[/y]; try /help." in result.stdout
+    assert "cannot reach http://127.0.0.1:9/[/x]: " in result.stdout
+
+
+def test_chat_shows_nothing_that_a_terminal_would_obey(start_server) -> None:
+    server = start_server("--backend", "scripted")
+    result = run("chat", "--url", server.url, "ab\x1b[2J\x9b2Jc\x07\x7fd")
+    assert result.stdout.startswith("user: ab[2J2Jcd\n")
 
 
 def test_chat_talks_across_turns(start_server) -> None:

@@ -69,4 +69,6 @@ async def test_second_signal_ends_at_once(start_server) -> None:
         server.signal(signal.SIGINT)
         with pytest.raises(ConnectionClosed):
             await receive_stream(socket)
-    assert server.wait() != 0
+    assert server.wait() == 1
+    assert server.lines[-1] == "tokenwire: ended by a second signal; streams were cut off\n"
+    assert "Traceback" not in server.log

@@ -33,8 +33,10 @@ class Lanes(Generic[ResponseT]):
     def __len__(self) -> int:
         return len(self._waiting) + len(self._running)
 
-    def running(self, lane: str | None) -> Turn[ResponseT] | None:
-        return self._running.get(lane)
+    def first(self, lane: str | None) -> Turn[ResponseT] | None:
+        """Return the turn that runs on a lane, or will once those of other lanes make room."""
+        waiting = (turn for turn in self._waiting if turn.lane == lane)
+        return self._running.get(lane) or next(waiting, None)
 
     def open(self, lane: str | None) -> None:
         """Use a lane, from now on.

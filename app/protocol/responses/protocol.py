@@ -150,8 +150,6 @@ class ResponsesProtocol(Generic[ResponseT]):
         turn = self._turns[turn_id]
         turn.move_to(TurnState.CREATED)
         turn.response = response
-        if isinstance(turn.wish, Resume):
-            turn.sequence_number = turn.wish.starting_after
         if turn.is_cancelled:
             self._commands.append(CancelResponse(turn_id))
 
@@ -287,6 +285,7 @@ class ResponsesProtocol(Generic[ResponseT]):
                     parent = turn.parent or self._cache.find(turn.parent_id)
                     self._commands.append(CreateResponse(turn.turn_id, body, parent))
                 case Resume(response_id, starting_after):
+                    turn.sequence_number = starting_after
                     self._submit(turn)
                     self._commands.append(ResumeResponse(turn.turn_id, response_id, starting_after))
                 case _:
@@ -322,7 +321,7 @@ class ResponsesProtocol(Generic[ResponseT]):
                 self._outbox.append(error_event(no_room.info, lane))
 
     def _cancel(self, message: CancelResponseMessage) -> None:
-        turn = self._lanes.running(message.stream_id)
+        turn = self._lanes.first(message.stream_id)
         if message.response_id is not None:
             turn = self._find_turn(message.response_id)
             if turn is None and message.response_id not in self._ended_ids:
@@ -351,7 +350,7 @@ class ResponsesProtocol(Generic[ResponseT]):
 
     def _find_turn(self, response_id: str) -> Turn[ResponseT] | None:
         for turn in self._turns.values():
-            if turn.response is not None and turn.response.response_id == response_id:
+            if turn.response_id == response_id:
                 return turn
         return None
 

@@ -94,6 +94,13 @@ class Turn(Generic[ResponseT]):
                 assert_never(self.wish)
 
     @property
+    def response_id(self) -> str | None:
+        """Of the response that the turn follows, or is about to."""
+        if self.response is not None:
+            return self.response.response_id
+        return self.wish.response_id if isinstance(self.wish, Resume) else None
+
+    @property
     def needs_engine(self) -> bool:
         return not isinstance(self.wish, Refusal)
 

@@ -21,6 +21,7 @@ PAGE = "https://page.test"
         (PAGE, (), False),
         ("null", (), False),
         ("", (), False),
+        ("http://[::1", (), False),
         ("http://localhost:81", (), False),
         ("http://localhost.evil.test", (), False),
         ("http://page.test", (PAGE,), False),

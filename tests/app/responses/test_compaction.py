@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import pytest
+
 from app.responses.compaction import to_compacted, to_summary_request
 from app.schemas.responses import ResponseRequest
 from app.schemas.summary import unseal
 from streaming import ChatMessage, ChatPrompt, FinishReason, GenerationRequest, SamplingParams
+from streaming.errors import EngineFailure
 from tests.app.responses.logs import REASONING, make_log
 
 
@@ -34,3 +37,10 @@ def test_what_the_user_said_stays_and_the_rest_is_the_summary():
     assert [user["content"][0]["text"] for user in users] == ["hi", "well"]
     assert unseal(item["encrypted_content"]) == "They said hi."
     assert compacted["usage"]["output_tokens_details"] == {"reasoning_tokens": 17}
+
+
+def test_a_conversation_is_not_given_up_for_no_summary():
+    """As where the model has thought for as long as it may."""
+    log = make_log(*"<think>well, hm", end=FinishReason.LENGTH, output_format=REASONING)
+    with pytest.raises(EngineFailure):
+        to_compacted(ResponseRequest(input="hi").to_items("k"), log)

@@ -24,3 +24,10 @@ def test_a_conversation_has_a_size():
     with pytest.raises(InvalidRequest) as refused:
         Context.of((), (LARGE, {}))
     assert refused.value.param == "input"
+
+
+def test_a_conversation_that_is_too_large_is_not_written_whole():
+    """One large item can be referred to 4,096 times: gigabytes, were all of it written."""
+    never_written: Item = {"text": object()}
+    with pytest.raises(InvalidRequest):
+        Context.of((), (LARGE, {}, never_written))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import aiosqlite
@@ -151,6 +151,16 @@ async def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path):
     with pytest.raises(StoreUnavailable, match="not a database"):
         async with opened(tmp_path):
             pass
+
+
+async def test_a_row_that_is_damaged_is_told(tmp_path: Path):
+    async with opened(tmp_path) as store:
+        await put(store, make_stored("a"))
+        with closing(sqlite3.connect(store.path)) as other:
+            other.execute("UPDATE responses SET body = substr(body, 9)")
+            other.commit()
+        with pytest.raises(StoreUnavailable, match="resp_a is damaged"):
+            await store.find("resp_a", owner="me")
 
 
 async def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):

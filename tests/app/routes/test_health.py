@@ -110,3 +110,10 @@ async def test_an_engine_that_has_not_started_is_loading():
         response = await calling.get("/readyz")
         engine._loop = loop
     assert (response.status_code, response.json()) == (503, {"status": "loading"})
+
+
+@pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
+async def test_health_is_told_without_a_body_too(path: str):
+    """Many a health check asks with HEAD; RFC 9110 §9.1 has no server without it."""
+    async with client_of(scripted_backend()) as calling:
+        assert (await calling.head(path)).status_code == 200

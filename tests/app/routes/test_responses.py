@@ -543,6 +543,14 @@ async def test_input_items_are_listed_in_pages():
         }
 
 
+async def test_pages_of_input_items_end_where_a_client_gave_an_id_twice():
+    items = [{"role": "user", "content": str(number), "id": "msg_a"} for number in range(3)]
+    async with client_of(scripted_backend()) as calling:
+        path = f"{(await create(calling, input=items))['id']}/input_items"
+        first = await get(calling, path, limit=1)
+        assert (await get(calling, path, limit=1, after=first["last_id"]))["data"] == []
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -343,6 +344,20 @@ async def test_a_slow_client_gets_all_later_and_costs_no_more_than_a_part() -> N
         await client.until_ended()
         assert text_of(client.frames) == LONG
         assert_valid_responses(client.frames)
+
+
+async def test_others_have_their_turn_between_the_parts_of_a_long_response() -> None:
+    async with responding(scripted_backend(say(LONG * 3))) as rig:
+        first = rig.connect()
+        first.create()
+        response_id = (await first.until_ended())["response"]["id"]
+        client = rig.connect()
+        client.resume(response_id)
+        sizes = [0]
+        while len(client.frames) < len(first.frames):
+            await yield_to_loop()
+            sizes.append(len(client.frames))
+        assert max(after - before for before, after in pairwise(sizes)) == MAX_EVENTS_PER_READ
 
 
 async def test_a_stalled_client_is_closed_by_policy_and_can_come_back() -> None:

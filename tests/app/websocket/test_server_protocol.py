@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -52,3 +53,23 @@ async def test_a_client_that_reads_is_left_in_peace() -> None:
                 assert text_of(await receive_stream(client)) == "hello"
         assert client.close_code == 1000
         await until(lambda: not server.server.server_state.connections)
+
+
+async def test_a_client_that_has_closed_and_reads_nothing_does_not_end_the_shutdown() -> None:
+    backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
+    async with stream_server(backend, send_buffer_bytes=4096) as server:
+        narrow = socket.socket()
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect(server.address)
+        client = await server.connect(sock=narrow, ping_interval=None)
+        client.transport.pause_reading()
+        await send(client, type="generate", prompt="hi", max_tokens=10_000, logprobs=5)
+        [connection] = server.server.server_state.connections
+        assert isinstance(connection, WebSocketProtocol)
+        await until(lambda: not connection.writable.is_set())
+        client.protocol.send_close(1000)
+        client.transport.write(b"".join(client.protocol.data_to_send()))
+        await server.until_left()
+        assert server.server.server_state.connections == {connection}
+    client.transport.abort()
+    assert server.server.lifespan.shutdown_event.is_set()

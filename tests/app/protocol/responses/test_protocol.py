@@ -483,6 +483,21 @@ def test_cancel_before_the_response_is_there(talk: Talk) -> None:
     assert talk.created(command.turn_id, "resp_1") == [CancelResponse(command.turn_id)]
 
 
+def test_cancel_of_a_resume_before_its_response_is_there(talk: Talk) -> None:
+    [command] = talk.say(type="tokenwire.response.resume", response_id="resp_1", starting_after=7)
+    assert talk.say(type="response.cancel", response_id="resp_1") == []
+    assert talk.heard() == []
+    assert talk.created(command.turn_id, "resp_1", after=7) == [CancelResponse(command.turn_id)]
+
+
+def test_cancel_of_a_lane_that_waits_for_the_others(talk: Talk) -> None:
+    turns = [talk.create(f"a{index}")[0].turn_id for index in range(MAX_RUNNING_TURNS)]
+    assert talk.create("b") == []
+    assert talk.say(type="response.cancel", stream_id="b") == []
+    [command] = talk.run(turns[0], "resp_1")
+    assert talk.created(command.turn_id, "resp_2") == [CancelResponse(command.turn_id)]
+
+
 def test_cancel_of_what_has_ended_is_no_error(talk: Talk) -> None:
     talk.turn("resp_1")
     talk.heard()
