@@ -136,6 +136,8 @@ function toNodes(tokens) {
     link.setAttribute("target", "_blank");
     link.setAttribute("rel", "noopener noreferrer nofollow");
   }
+  // Each block runs as its first letter does; code always from the left.
+  for (const block of fragment.children) if (!block.matches("pre")) block.setAttribute("dir", "auto");
   for (const pre of fragment.querySelectorAll("pre")) frameCode(pre);
   for (const table of fragment.querySelectorAll("table")) {
     const attributes = { tabindex: "0", role: "region", "aria-label": "Table" };

@@ -51,7 +51,8 @@ export class MessageView {
       testId: "message",
       attributes: { "data-role": message.role, "aria-label": isReply ? "Assistant" : "You" },
     });
-    if (isReply) {
+    if (!isReply) this.#text.dir = "auto";
+    else {
       this.#text.classList.add("prose");
       this.#markdown = new MarkdownView(this.#text);
     }
@@ -85,7 +86,7 @@ export class MessageView {
     this.#isEditing = true;
     const area = element("textarea", {
       testId: "edit-text",
-      attributes: { "aria-label": "Edit message", rows: "3" },
+      attributes: { "aria-label": "Edit message", rows: "3", dir: "auto" },
     });
     const close = () => {
       this.#isEditing = false;

@@ -85,7 +85,7 @@ export class Sidebar {
 
   /** @param {Conversation} one @param {boolean} isActive @param {boolean} isStreaming */
   #row(one, isActive, isStreaming) {
-    const title = element("span", { className: "row-title" }, one.title);
+    const title = element("span", { className: "row-title", attributes: { dir: "auto" } }, one.title);
     const open = element(
       "button",
       { className: "row-open", attributes: { type: "button" }, on: { click: () => this.#open(one.id) } },

@@ -247,6 +247,18 @@ def test_focus_is_nowhere_lost(chat: ChatPage) -> None:
     expect(chat.question.get_by_test_id("next-version")).to_be_focused()
 
 
+def test_text_runs_the_way_of_its_letters(chat: ChatPage) -> None:
+    text = "مرحبا (hello)!\n\n- أول (one).\n\n- last\n\n```\nمرحبا\n```"
+    chat.get("composer").fill(text)
+    expect(chat.get("composer")).to_have_css("direction", "rtl")
+    chat.ask(text)
+    expect(chat.question.get_by_test_id("message-text")).to_have_css("direction", "rtl")
+    reply = chat.reply.get_by_test_id("message-text")
+    expect(reply.get_by_role("list")).to_have_css("direction", "rtl")
+    expect(reply.get_by_text("user: ")).to_have_css("direction", "ltr")
+    expect(reply.locator("pre")).to_have_css("direction", "ltr")
+
+
 # As Safari sends the Enter that ends the choice of a character.
 _END_COMPOSITION = """(area) => area.dispatchEvent(
     new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true })
