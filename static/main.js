@@ -255,7 +255,6 @@ window.addEventListener("storage", ({ key, newValue }) => {
     const isCarried = (/** @type {string} */ replyId) => client.has(replyId);
     dispatch({ type: "conversation_merged", conversation, isCarried });
   } else if (newValue === null) {
-    store.remove(conversationId); // text that waits to be written would bring it back
     dispatch({ type: "conversation_purged", conversationId });
   }
 });

@@ -378,36 +378,6 @@ def test_deleted_conversation_can_be_had_back(chat: ChatPage) -> None:
     expect(chat.reply).to_contain_text("keep me")
 
 
-# In the task in which the first text is painted: what has come since waits to be written.
-_DELETE_ELSEWHERE = """() => new Promise((resolve) => {
-    const look = () => {
-        const text = document.querySelector("[data-status=streaming] [data-testid=message-text]");
-        if (!text?.textContent) return;
-        observer.disconnect();
-        const key = Object.keys(localStorage).find((one) => one.includes(".conversation."));
-        localStorage.removeItem(key);
-        dispatchEvent(new StorageEvent("storage", { key, newValue: null }));
-        resolve();
-    };
-    const observer = new MutationObserver(look);
-    observer.observe(document.getElementById("log"), { childList: true, subtree: true });
-    document.getElementById("send").click();
-})"""
-
-
-def test_conversation_deleted_in_another_tab_does_not_come_back(
-    scripted_server: ServerProcess, open_page: OpenPage
-) -> None:
-    chat = open_page(scripted_server.url, {"max_tokens": 2000})
-    chat.get("composer").fill("a word " * 250)
-    chat.page.evaluate(_DELETE_ELSEWHERE)
-    expect(chat.get("conversation")).to_have_count(0)
-    chat.expect_idle_server()
-    chat.page.reload()
-    chat.expect_connection("open")
-    expect(chat.get("conversation")).to_have_count(0)
-
-
 def test_docs_are_rendered(scripted_server: ServerProcess, browser: Browser) -> None:
     page = browser.new_page()
     watch = Watch(page)
