@@ -9,6 +9,8 @@ Rules of the log:
 * The log ends exactly once, with `Finished` or `Failed`. Nothing follows it.
 * The engine's thread appends; the event loop's thread reads. Appending to a list and reading its
   length are atomic, and `wake` is called on the readers' thread, so no lock is needed.
+* Either thread may end the log: the loop does where the engine is stuck. The first one wins. What
+  the engine appends after that is ignored: it learns of the end when it looks next.
 """
 
 from __future__ import annotations
@@ -134,6 +136,14 @@ class Timings:
     tokens_per_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """A terminal record, and its sequence number: that many records are before it."""
+
+    seq: int
+    record: Finished | Failed
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Generation:
     """The append-only log of one generation.
@@ -164,8 +174,8 @@ class Generation:
     started: Started | None = None
     scored_prompt: tuple[Token, ...] | None = None
     num_bytes: int = _LOG_BYTES
-    _records: list[Record] = field(default_factory=list)
-    _num_tokens: int = 0
+    _records: list[Token | Tail] = field(default_factory=list)
+    _endings: list[_Ending] = field(default_factory=list)
     _subscribers: set[Callable[[], None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -181,11 +191,10 @@ class Generation:
         self.queued = None
 
     def append(self, record: Token | Tail) -> None:
-        """Add text to the open log."""
-        assert not self.is_ended, "a log takes nothing after its end"
+        """Add text to the log, unless it has been ended meanwhile. The engine's thread only."""
+        if self._endings:
+            return
         self.num_bytes += _record_bytes(record)
-        if isinstance(record, Token):
-            self._num_tokens += 1
         self._records.append(record)
 
     def score_prompt(self, tokens: Iterable[Token]) -> None:
@@ -194,44 +203,51 @@ class Generation:
         self.scored_prompt = tuple(tokens)
         self.num_bytes += sum(map(_record_bytes, self.scored_prompt))
 
-    def end(self, record: Finished | Failed) -> None:
-        """Close the log, once."""
-        assert not self.is_ended, "a log ends once"
+    def end(self, record: Finished | Failed) -> bool:
+        """Close the log; return False where it had been closed already. On any thread."""
+        if self._endings:
+            return False
+        # Both threads may have come here: to append is atomic, and the first in the list counts.
+        ending = _Ending(len(self._records), record)
+        self._endings.append(ending)
+        if self._endings[0] is not ending:
+            return False
         self.num_bytes += _RECORD_BYTES
         self.queued = None
-        self._records.append(record)
+        return True
 
     # The readers' side.
 
     @property
     def last_seq(self) -> int:
         """Sequence number of the newest record; -1 when there is none."""
-        return len(self._records) - 1
+        return self._endings[0].seq if self._endings else len(self._records) - 1
 
     @property
     def outcome(self) -> Finished | Failed | None:
         """The terminal record, once there is one."""
-        last = self._records[-1] if self._records else None
-        return last if isinstance(last, Finished | Failed) else None
+        return self._endings[0].record if self._endings else None
 
     @property
     def is_ended(self) -> bool:
-        return self.outcome is not None
+        return bool(self._endings)
 
     @property
     def text(self) -> str:
         """All text so far."""
-        return join_text(self._records)
+        return join_text(self.read_after(-1))
 
     @property
     def tokens(self) -> tuple[Token, ...]:
         """All tokens so far."""
-        return tuple(record for record in self._records if isinstance(record, Token))
+        return tuple(record for record in self.read_after(-1) if isinstance(record, Token))
 
     @property
     def usage(self) -> Usage:
         cached = 0 if self.started is None else self.started.cached_tokens
-        return Usage(self.prompt_tokens, cached, self._num_tokens)
+        num_records = self._endings[0].seq if self._endings else len(self._records)
+        has_tail = num_records > 0 and isinstance(self._records[num_records - 1], Tail)
+        return Usage(self.prompt_tokens, cached, num_records - has_tail)
 
     @property
     def timings(self) -> Timings:
@@ -250,7 +266,11 @@ class Generation:
 
     def read_after(self, cursor: int) -> list[Record]:
         """Return all records after `cursor`; an empty list when there is nothing new."""
-        return self._records[cursor + 1 :]
+        if not self._endings:
+            return [*self._records[cursor + 1 :]]
+        ending = self._endings[0]
+        records: list[Record] = [*self._records[cursor + 1 : ending.seq]]
+        return [*records, ending.record] if cursor < ending.seq else records
 
     def subscribe(self, on_wake: Callable[[], None]) -> None:
         self._subscribers.add(on_wake)

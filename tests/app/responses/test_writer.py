@@ -8,7 +8,16 @@ import pytest
 
 from app.responses.writer import ResponseWriter
 from app.settings import ReasoningDialect
-from streaming import FinishReason, Generation, Logprob, OutputFormat, Token, TokenLogprobs
+from streaming import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Logprob,
+    OutputFormat,
+    Token,
+    TokenLogprobs,
+)
 from streaming.errors import DeadlineExceeded, EngineFailure, Overloaded, StreamingError
 from tests.app.response_events import check_events
 from tests.app.responses.logs import (
@@ -150,13 +159,15 @@ def test_events_do_not_depend_on_when_the_log_is_read(name: str):
     eager, lazy = (ResponseWriter(make_head(), copy) for _ in range(2))
     seen, seen_late = list(eager.events()), list(lazy.events())
     for number, record in enumerate(log.read_after(-1)):
-        copy._records.append(record)
+        if isinstance(record, Finished | Failed):
+            copy.end(record)
+        else:
+            copy.append(record)
         seen += eager.events()
         check_events(seen, is_open=not eager.is_done)
         if number % 3 == 0:
             seen_late += lazy.events()
     seen_late += lazy.events()
-    copy._num_tokens = log.usage.completion_tokens
     assert seen[:-1] == seen_late[:-1] == write(log)[:-1]
     assert list(eager.events()) == []
 
