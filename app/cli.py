@@ -26,8 +26,9 @@ from app.chat import Chat
 from app.heap import freeze_heap
 from app.log import configure_logging
 from app.main import create_app, load_engine
+from app.process_exit import exit_now, exit_within
 from app.schemas.validation import to_error_info
-from app.server import Server, bind
+from app.server import SIGNALLED_TWICE, Server, bind
 from app.settings import ClientSettings, Settings, load_settings
 from streaming import AsyncEngine, list_cached_models
 from streaming.errors import ModelLoadError
@@ -107,7 +108,11 @@ def serve(**given: Any) -> None:
         _fail(_cannot_listen(settings, error))
     with listener:
         engine = _load(settings)
-        server = Server(create_app(settings, engine), settings)
+        server = Server(
+            create_app(settings, engine),
+            settings,
+            exit_within=lambda delay_s, message: exit_within(delay_s, message, status=1),
+        )
         freeze_heap()
         try:
             server.run(sockets=[listener])
@@ -115,8 +120,13 @@ def serve(**given: Any) -> None:
             if error.errno != errno.EADDRINUSE:
                 raise
             _fail(_cannot_listen(settings, error))
-    if server.force_exit:
-        _fail("ended by a second signal; streams were cut off")
+    message = SIGNALLED_TWICE if server.force_exit else None
+    if server.has_failed:
+        message = "ended because the engine failed; the log says why"
+    if engine.has_stuck_threads:
+        exit_now(message, status=1)
+    if message is not None:
+        _fail(message)
 
 
 @cli.command()
@@ -187,6 +197,8 @@ def _load(settings: Settings) -> AsyncEngine:
             return load_engine(settings, on_progress=show)
     except ModelLoadError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        exit_now("interrupted", status=130)  # the thread that loads cannot be stopped
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:

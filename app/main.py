@@ -33,7 +33,7 @@ from app.routes import (
 )
 from app.routes.page import add_pages
 from app.settings import Settings
-from streaming import AsyncEngine, load_backend
+from streaming import AsyncEngine, Backend, load_backend
 
 STATIC_DIR = Path(__file__).resolve().parent.parent / "static"
 
@@ -46,10 +46,14 @@ def load_engine(
     Raises:
         ModelLoadError: the model cannot be served; the message is one line that says why.
     """
-    backend = load_backend(settings.to_model_config(), on_progress=on_progress)
-    if settings.model_name is not None:
-        backend = replace(backend, info=replace(backend.info, model_id=settings.model_name))
-    return AsyncEngine(backend, settings.to_engine_config())
+
+    def load() -> Backend:
+        backend = load_backend(settings.to_model_config(), on_progress=on_progress)
+        if settings.model_name is None:
+            return backend
+        return replace(backend, info=replace(backend.info, model_id=settings.model_name))
+
+    return AsyncEngine.load(load, settings.to_engine_config())
 
 
 def make_response_service(settings: Settings, engine: AsyncEngine) -> ResponseService:

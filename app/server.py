@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -20,17 +21,30 @@ _GOODBYE_S = 2.0
 """Time for sockets to say goodbye once their streams have ended."""
 _FORCED_S = 1
 """Time that uvicorn waits for connections when everything has been said."""
+_CLOSE_S = 10.0
+"""Time for the engine's threads and the store to end, once the sockets are closed."""
+_SECOND_SIGNAL_S = 0.8
+"""Time from the second signal to the end of the process."""
+SIGNALLED_TWICE = "ended by a second signal; streams were cut off"
 
 
 class Server(uvicorn.Server):
-    """Serves `app` until a signal; the first drains, the second ends at once.
+    """Serves `app` until a signal or the engine's failure; the second signal ends at once.
 
     Args:
         app: as built by `create_app`.
         settings: addresses and limits.
+        exit_within: called with the seconds in which the process has to have ended, and what to say
+            if it has not; when the server begins to shut down and again at the second signal.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        *,
+        exit_within: Callable[[float, str], None] = lambda *_: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -49,14 +63,22 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._settings = settings
+        self._exit_within = exit_within
         self._forced = asyncio.Event()
+        self.has_failed = False
+        """It ends because its engine has failed."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
+            self._exit_within(_SECOND_SIGNAL_S, SIGNALLED_TWICE)
             # A signal by itself does not wake asyncio's own loop, if nothing else happens on it.
             asyncio.get_running_loop().call_soon_threadsafe(self._forced.set)
         self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        self.has_failed = self.has_failed or self._services.engine.has_failed
+        return await super().on_tick(counter) or self.has_failed
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for given in sockets or ():
@@ -66,6 +88,8 @@ class Server(uvicorn.Server):
             logger.info("the chat page is at %s", _url(listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        time_s = self._settings.drain_timeout_s + _GOODBYE_S + _FORCED_S + _CLOSE_S
+        self._exit_within(time_s, f"the shutdown has not ended within {time_s:g} s")
         drain = asyncio.ensure_future(self._drain())
         forced = asyncio.ensure_future(self._forced.wait())
         await asyncio.wait((drain, forced), return_when=asyncio.FIRST_COMPLETED)
@@ -76,9 +100,14 @@ class Server(uvicorn.Server):
         if self.force_exit:  # uvicorn would have the application cancelled: a traceback
             await self.lifespan.shutdown()
 
-    async def _drain(self) -> None:
+    @property
+    def _services(self) -> Services:
         services = self._app.state.services
         assert isinstance(services, Services)
+        return services
+
+    async def _drain(self) -> None:
+        services = self._services
         logger.info(
             "shutting down: running generations get %g s; a second signal ends them at once",
             self._settings.drain_timeout_s,

@@ -120,6 +120,12 @@ class Settings(BaseSettings):
     request_timeout_s: float = Field(
         _ENGINE.request_timeout_s, gt=0, description="A generation that runs longer is ended."
     )
+    step_timeout_s: float = Field(
+        _ENGINE.step_timeout_s,
+        gt=0,
+        description="A step of the model that takes longer hangs: the server ends open streams "
+        "with an error and exits. A prompt whose tokenisation takes longer is refused.",
+    )
     retention_s: float = Field(
         _ENGINE.retention_s, ge=0, description="How long an ended generation can be resumed."
     )
@@ -217,6 +223,7 @@ class Settings(BaseSettings):
             max_waiting_requests=self.max_waiting_requests,
             max_waiting_tokens=self.max_waiting_tokens,
             request_timeout_s=self.request_timeout_s,
+            step_timeout_s=self.step_timeout_s,
             retention_s=self.retention_s,
             retention_bytes=self.retention_bytes,
         )

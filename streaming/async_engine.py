@@ -2,19 +2,20 @@
 
 To the engine's thread: commands in its inbox. From there: one `call_soon_threadsafe` a step, with
 the logs that have something new. The engine's thread never waits for a client and the event loop
-never waits for the model.
+never waits for the model: where that thread is stuck, a watchdog ends logs from the loop's side.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Self, TypeVar, cast
 
 from streaming.admission import Admission, PreparedRequest
 from streaming.backend import Backend, ModelInfo, Tokenizer
@@ -22,6 +23,7 @@ from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.engine_thread import EngineThread
 from streaming.errors import (
+    DeadlineExceeded,
     EngineFailure,
     GenerationNotFound,
     InvalidRequest,
@@ -29,16 +31,24 @@ from streaming.errors import (
     ShuttingDown,
 )
 from streaming.followers import Followers
-from streaming.generation import Generation
+from streaming.generation import Failed, Generation
 from streaming.reader import Reader
 from streaming.request import GenerationRequest
 from streaming.store import LogStore
+from streaming.watchdog import PATIENCE_S, Watchdog
+from streaming.worker_pool import WorkerPool
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _DEFAULT_RETRY_AFTER_S = 1.0
 """Said to a refused caller before a throughput has been measured."""
+_WATCH_PERIOD_S = 0.25
+"""Time between two looks at the engine's thread."""
+_MAX_STUCK_TOKENIZERS = 4
+"""Tokenizer threads that may hang; one more, and the engine fails: each keeps its memory."""
+_CLOSE_TIMEOUT_S = 5.0
+"""Time for threads to end when the engine is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +65,16 @@ class AsyncEngine:
     Args:
         backend: owned from here on; `aclose` closes its runner.
         config: limits.
+        thread: drives the engine; the one that has loaded the backend's model, or else a new one.
     """
 
-    def __init__(self, backend: Backend, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        config: EngineConfig | None = None,
+        *,
+        thread: EngineThread | None = None,
+    ) -> None:
         self._backend = backend
         self._config = config or EngineConfig()
         self._admission = Admission(backend)
@@ -65,18 +82,16 @@ class AsyncEngine:
         self._store = LogStore[Generation](
             retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
         )
-        self._thread = EngineThread(
-            self._engine,
-            on_step=lambda touched: self._on_loop(self._deliver, touched),
-            on_death=lambda: self._on_loop(self._bury),
-        )
+        self._thread = EngineThread() if thread is None else thread
+        self._watchdog = Watchdog(self._thread, step_timeout_s=self._config.step_timeout_s)
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._followers = Followers(
             cancel=self.cancel,
             set_detached=self._set_detached,
             call_later=lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call),
         )
-        self._tokenizer_pool = ThreadPoolExecutor(
-            self._config.num_tokenizer_threads, thread_name_prefix="tokenwire-tokenizer"
+        self._tokenizer_pool = WorkerPool(
+            self._config.num_tokenizer_threads, name="tokenwire-tokenizer"
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._num_tokenizing = 0
@@ -85,7 +100,24 @@ class AsyncEngine:
         self._is_closed = False
         self.is_shutting_down = False
         self.has_failed = False
-        """The engine's thread is dead; only a restart helps."""
+        """The engine's thread is dead or hangs; only a new process helps."""
+        self.has_stuck_threads = False
+        """Closed, and threads are left that do not end."""
+
+    @classmethod
+    def load(cls, load: Callable[[], Backend], config: EngineConfig | None = None) -> Self:
+        """Load a backend on the thread that will drive the engine, and wait for it.
+
+        Raises:
+            ModelLoadError: as `load` does, or whatever else that raises; no thread is left then.
+        """
+        thread = EngineThread()
+        thread.start()
+        try:
+            return cls(thread.call(load), config, thread=thread)
+        except BaseException:
+            thread.stop(EngineFailure())
+            raise
 
     @property
     def info(self) -> ModelInfo:
@@ -103,11 +135,19 @@ class AsyncEngine:
 
     @property
     def is_ready(self) -> bool:
-        return self._loop is not None and not self.is_shutting_down and not self.has_failed
+        is_open = self._loop is not None and not self.is_shutting_down
+        return is_open and not self.has_failed and self._thread.is_alive
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        if not self._thread.is_alive:
+            self._thread.start()
+        self._thread.drive(
+            self._engine,
+            on_step=lambda touched: self._on_loop(self._deliver, touched),
+            on_death=lambda: self._on_loop(self._bury),
+        )
+        self._watch()
 
     # Requests.
 
@@ -140,6 +180,7 @@ class AsyncEngine:
         prepared = await self._work(
             lambda: self._admission.prepare(requests, checkpoint=self._check_alive),
             num_requests=len(requests),
+            timeout_s=min(request.timeout_s or math.inf for request in requests),
         )
         self._check_capacity(
             num_requests=len(requests), prompts=[each.prompt_ids for each in prepared]
@@ -187,6 +228,7 @@ class AsyncEngine:
         if generation.is_ended:
             return  # and a dead engine, whose logs have all ended, would never empty its inbox
         generation_id = generation.generation_id
+        self._watchdog.expect_end(generation, due_at=time.monotonic())
         self._thread.put(lambda: self._engine.cancel(generation_id))
 
     @contextmanager
@@ -219,34 +261,56 @@ class AsyncEngine:
     async def drain(self, *, deadline_s: float) -> None:
         """Refuse new work, end what waits, and give what runs `deadline_s` seconds to end."""
         self.is_shutting_down = True
-        self._thread.put(lambda: self._engine.fail_all(self._shutting_down(), waiting_only=True))
+        error = self._shutting_down()
+        for generation in self._store.open_logs:
+            if generation.started is None:
+                self._watchdog.expect_end(generation, due_at=time.monotonic(), error=error)
+        self._thread.put(lambda: self._engine.fail_all(error, waiting_only=True))
         try:
             async with asyncio.timeout(deadline_s):
                 await self._idle.wait()
         except TimeoutError:
             logger.warning("%d generations did not end in time", self._store.num_open)
-            self._thread.put(lambda: self._engine.fail_all(self._shutting_down()))
-            await self._idle.wait()
+            await self._end_all()
 
     async def aclose(self) -> None:
-        """End everything, wait for the engine's thread, and close the backend. Idempotent."""
-        self.is_shutting_down = True
+        """End everything and close the backend. Idempotent.
+
+        Threads that do not end within `_CLOSE_TIMEOUT_S` are left behind, and so is the backend if
+        the engine's is one of them: `has_stuck_threads` tells.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = self.is_shutting_down = True
         self._followers.end_all_graces()
         if self._thread.is_alive:
+            await self._end_all()
             self._thread.stop(self._shutting_down())
-            await asyncio.to_thread(self._thread.join)
-        await asyncio.to_thread(self._tokenizer_pool.shutdown)
-        if not self._is_closed:
-            self._is_closed = True
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+        has_ended, has_pool_ended = await asyncio.gather(
+            asyncio.to_thread(self._thread.join, _CLOSE_TIMEOUT_S),
+            asyncio.to_thread(self._tokenizer_pool.shutdown, _CLOSE_TIMEOUT_S),
+        )
+        self.has_stuck_threads = not (has_ended and has_pool_ended)
+        if has_ended:
             self._backend.runner.close()
+        if self.has_stuck_threads:
+            logger.error("threads of the engine hang and are left behind")
 
     # On the event loop.
 
-    async def _work(self, work: Callable[[], T], *, num_requests: int = 1) -> T:
+    async def _work(
+        self, work: Callable[[], T], *, num_requests: int = 1, timeout_s: float = math.inf
+    ) -> T:
         """Run `work` on a tokenizer thread, counted as so many waiting requests until it is done.
 
         Also where its caller leaves before: it stays in the threads' queue, with its prompt, and
         callers that come and go would fill that.
+
+        Raises:
+            DeadlineExceeded: it takes longer than `timeout_s`, or than any request may.
+            EngineFailure: it hangs.
         """
         self._check_capacity(num_requests=num_requests)
         assert self._loop is not None, "the engine has not been started"
@@ -257,12 +321,16 @@ class AsyncEngine:
             job.exception()  # nobody may be left to look at it
 
         self._num_tokenizing += num_requests
-        job = self._loop.run_in_executor(
-            self._tokenizer_pool, lambda: work() if is_wanted else None
+        job = asyncio.wrap_future(
+            self._tokenizer_pool.submit(lambda: work() if is_wanted else None), loop=self._loop
         )
         job.add_done_callback(settle)
+        timeout_s = min(timeout_s, self._config.request_timeout_s)
         try:
-            return cast(T, await asyncio.shield(job))
+            async with asyncio.timeout(timeout_s):
+                return cast(T, await asyncio.shield(job))
+        except TimeoutError as error:
+            raise DeadlineExceeded(timeout_s=timeout_s) from error
         finally:
             is_wanted = False
 
@@ -303,6 +371,9 @@ class AsyncEngine:
         sequence = self._admission.to_sequence(prepared, timeout_s=self._config.request_timeout_s)
         generation = sequence.generation
         self._store.add(generation.generation_id, generation)
+        self._watchdog.expect_end(
+            generation, due_at=sequence.deadline_at, error=sequence.deadline_error
+        )
         self._idle.clear()
         self._thread.put(lambda: self._engine.add(sequence))
         return generation
@@ -320,6 +391,7 @@ class AsyncEngine:
         for generation in touched:
             if generation.is_ended:
                 self._store.settle(generation.generation_id)
+                self._watchdog.forget(generation)
                 self._followers.end_grace(generation.generation_id)
             generation.wake()
         if not self._store.num_open:
@@ -329,6 +401,39 @@ class AsyncEngine:
         """End all logs: the engine's thread has died, so its engine is this thread's now."""
         self.has_failed = True
         self._deliver(self._thread.bury())
+
+    def _watch(self) -> None:
+        """Look at the engine's thread and the tokenizers', and come back for the next look."""
+        assert self._loop is not None
+        self._watch_timer = self._loop.call_later(_WATCH_PERIOD_S, self._watch)
+        self._deliver(self._watchdog.end_overdue())
+        timeout_s = self._config.step_timeout_s
+        if self._tokenizer_pool.give_up_stuck(EngineFailure(), timeout_s=timeout_s):
+            logger.error("a tokenizer has taken more than %g s and is given up", timeout_s)
+        if self.has_failed:
+            return
+        reason = self._watchdog.failure()
+        if self._tokenizer_pool.num_stuck > _MAX_STUCK_TOKENIZERS:
+            reason = f"{self._tokenizer_pool.num_stuck} tokenizers hang"
+        if reason is not None:
+            logger.critical("the engine has failed and takes no more work: %s", reason)
+            self.has_failed = True
+            self._end_open_logs(Failed(EngineFailure(), time.monotonic()))
+
+    async def _end_all(self) -> None:
+        """End all logs, on the engine's thread if that still listens."""
+        error = self._shutting_down()
+        self._thread.put(lambda: self._engine.fail_all(error))
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self._idle.wait()
+        except TimeoutError:
+            self._end_open_logs(Failed(error, time.monotonic()))
+
+    def _end_open_logs(self, ending: Failed) -> None:
+        for generation in self._store.open_logs:
+            generation.end(ending)
+        self._deliver(list(self._store.open_logs))
 
     # On the engine's thread.
 

@@ -62,6 +62,8 @@ class EngineConfig:
         max_waiting_requests: requests that may wait for their first step.
         max_waiting_tokens: prompt tokens that may wait with them; a longer prompt waits alone.
         request_timeout_s: a generation that runs longer is ended with an error.
+        step_timeout_s: a step that takes longer hangs, and the engine with it: it fails for good.
+            A prompt whose tokenisation takes longer is given up.
         retention_s: how long an ended log can be read.
         retention_bytes: how much memory ended logs may take; the oldest go first.
         num_tokenizer_threads: prompts that are tokenised at once.
@@ -70,6 +72,7 @@ class EngineConfig:
     max_waiting_requests: int = 256
     max_waiting_tokens: int = 1_000_000
     request_timeout_s: float = 600.0
+    step_timeout_s: float = 120.0
     retention_s: float = 300.0
     retention_bytes: int = 64 * 2**20
     num_tokenizer_threads: int = 2

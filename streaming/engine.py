@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
-from streaming.backend import Batch, FailedRow, ModelRunner
-from streaming.errors import DeadlineExceeded, EngineFailure, StreamingError
+from streaming.backend import Batch, FailedRow, ModelRunner, SampledToken
+from streaming.errors import EngineFailure, StreamingError
 from streaming.generation import Generation, Queued
 from streaming.kv_cache import KVCache
 from streaming.scheduler import Scheduler
@@ -19,6 +19,12 @@ logger = logging.getLogger(__name__)
 
 _QUEUE_UPDATE_S = 1.0
 """Waiting requests learn of a new estimate this often, and of a new position at once."""
+MAX_FAILED_STEPS = 5
+"""So many failed steps in a row mean that the model is broken, as it is after a CUDA error."""
+
+
+class ModelBroken(RuntimeError):
+    """Every step fails: only a new process helps."""
 
 
 class Engine:
@@ -43,6 +49,7 @@ class Engine:
         self._touched: dict[str, Generation] = {}
         self._queue_changed = False
         self._queue_updated_at = -_QUEUE_UPDATE_S
+        self._num_failed_steps = 0
         self.estimated_wait_s: float | None = None
         """How long a request that came now would wait, as of the last look at the queue."""
 
@@ -90,14 +97,20 @@ class Engine:
         """End all logs without a word to the runner, which can no longer be trusted."""
         sequences, self._sequences = self._sequences, {}
         for generation_id, sequence in sequences.items():
-            if not sequence.is_ended:
+            if sequence.generation.is_ended and not sequence.is_ended:
+                sequence.drop()
+            elif not sequence.is_ended:
                 sequence.fail(error, at=self._clock())
             self._touched[generation_id] = sequence.generation
 
     # What happens.
 
     def step(self) -> list[Generation]:
-        """Run one step; return the logs that have something new, each once."""
+        """Run one step; return the logs that have something new, each once.
+
+        Raises:
+            ModelBroken: the last `MAX_FAILED_STEPS` steps have failed.
+        """
         self._end_overdue()
         if (batch := self._scheduler.schedule()) is not None:
             self._run(batch)
@@ -117,16 +130,19 @@ class Engine:
                 generation.start(cached_tokens=chunk.start, at=started_at)
                 self._touched[generation.generation_id] = generation
                 self._queue_changed = True
+        yielding = [chunk.sequence for chunk in batch.chunks if chunk.yields_token]
         try:
-            sampled = self._runner.run(batch)
-        except Exception:
+            tokens = list(zip(yielding, self._runner.run(batch), strict=True))
+        except BaseException as error:
             logger.exception("a step of %d sequences failed", len(batch.chunks))
             for chunk in batch.chunks:
                 self.fail(chunk.sequence.generation_id, EngineFailure())
+            self._num_failed_steps += 1
+            if self._num_failed_steps == MAX_FAILED_STEPS:
+                raise ModelBroken(f"{MAX_FAILED_STEPS} steps in a row have failed") from error
             return
+        self._num_failed_steps = 0
         now = self._clock()
-        yielding = [chunk.sequence for chunk in batch.chunks if chunk.yields_token]
-        tokens = list(zip(yielding, sampled, strict=True))
         duration_s = now - started_at
         self._scheduler.advance(batch, duration_s=duration_s)
         for sequence, token in tokens:
@@ -135,21 +151,30 @@ class Engine:
                 self._scheduler.forget(sequence)
                 self.fail(sequence.generation_id, EngineFailure())
                 continue
-            if token.prompt_logprobs is not None:
-                sequence.score_prompt(token.prompt_logprobs, at=now)
-            sequence.append(token.token_id, at=now, logprobs=token.logprobs)
+            try:
+                self._append(sequence, token, at=now)
+            except BaseException:  # its own tokenizer, grammar or parser, or a panic in one
+                logger.exception("%s failed on its own token", sequence.generation_id)
+                self.fail(sequence.generation_id, EngineFailure())
+                continue
             self._touched[sequence.generation_id] = sequence.generation
             if sequence.is_ended:
                 self._retire(sequence)
-        self._estimator.observe_step(num_tokens=len(sampled), duration_s=duration_s)
+        self._estimator.observe_step(num_tokens=len(tokens), duration_s=duration_s)
+
+    def _append(self, sequence: Sequence, token: SampledToken, *, at: float) -> None:
+        if token.prompt_logprobs is not None:
+            sequence.score_prompt(token.prompt_logprobs, at=at)
+        sequence.append(token.token_id, at=at, logprobs=token.logprobs)
 
     def _end_overdue(self) -> None:
         now = self._clock()
         for sequence in tuple(self._sequences.values()):
-            if sequence.deadline_at <= now:
-                allowed_s = sequence.deadline_at - sequence.generation.submitted_at
-                error = DeadlineExceeded(timeout_s=round(allowed_s, 3))
-                self.fail(sequence.generation_id, error)
+            if sequence.generation.is_ended:  # by the event loop, while this thread was stuck
+                sequence.drop()
+                self._retire(sequence)
+            elif sequence.deadline_at <= now:
+                self.fail(sequence.generation_id, sequence.deadline_error)
 
     def _retire(self, sequence: Sequence) -> None:
         """Take an ended sequence out of everything that holds it."""

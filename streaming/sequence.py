@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from enum import StrEnum
 
 from streaming.detokenizer import Detokenizer
-from streaming.errors import StreamingError
+from streaming.errors import DeadlineExceeded, StreamingError
 from streaming.generation import (
     Failed,
     Finished,
@@ -22,6 +23,8 @@ from streaming.kv_cache import BlockTable
 from streaming.output_parser import OutputParser
 from streaming.sampling_params import SamplingParams
 from streaming.stop_checker import StopChecker
+
+logger = logging.getLogger(__name__)
 
 
 class SequenceState(StrEnum):
@@ -103,6 +106,12 @@ class Sequence:
         return self.generation.owner
 
     @property
+    def deadline_error(self) -> DeadlineExceeded:
+        """What it ends with if it has not ended by its deadline."""
+        allowed_s = self.deadline_at - self.generation.submitted_at
+        return DeadlineExceeded(timeout_s=round(allowed_s, 3))
+
+    @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt_ids)
 
@@ -161,7 +170,12 @@ class Sequence:
 
         A text that is complete by its grammar ends, also without an end token. An ending that falls
         on the last place allowed by `max_tokens` is a stop, not a length.
+
+        Raises:
+            BaseException: the matcher, the tokenizer or the parser raised it. The sequence can then
+                only be failed.
         """
+        assert not self.is_ended, "an ended sequence takes no more"
         is_complete = False
         if self.matcher is not None:
             self.matcher.accept(token_id)
@@ -192,8 +206,14 @@ class Sequence:
         self._end(Finished(FinishReason.CANCELLED, at))
 
     def fail(self, error: StreamingError, *, at: float) -> None:
+        """End the log with an error; held text is let go as by `cancel`."""
         self._let_go(at)
         self._end(Failed(error, at))
+
+    def drop(self) -> None:
+        """End a sequence whose log the event loop has ended."""
+        assert self.generation.is_ended
+        self.move_to(SequenceState.ENDED)
 
     @property
     def _may_stop(self) -> bool:
@@ -207,7 +227,12 @@ class Sequence:
         return self._check_stop(self._detokenizer.flush()) + self._stop_checker.flush()
 
     def _let_go(self, at: float) -> None:
-        if text := self._flush():
+        try:
+            text = self._flush()
+        except BaseException:  # or a panic; the log ends all the same
+            logger.exception("%s: the text that was held is lost", self.generation_id)
+            return
+        if text:
             self.generation.append(Tail(text, at))
 
     def _reason_to_stop(self, text: str) -> FinishReason:

@@ -41,9 +41,12 @@ async def get_health(request: Request, response: Response, services: ServicesDep
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez")
-async def get_liveness() -> Liveness:
-    """Answer 200 as long as the event loop turns."""
+@router.get("/livez", responses={503: {"model": Liveness, "description": "Only a restart helps."}})
+async def get_liveness(response: Response, services: ServicesDependency) -> Liveness:
+    """Answer 200 as long as the process is of use, 503 when its engine has failed for good."""
+    if services.engine.has_failed:
+        _set_readiness(response, ServerStatus.FAILED)
+        return Liveness(status=ServerStatus.FAILED)
     return Liveness(status=ServerStatus.OK)
 
 

@@ -29,7 +29,8 @@ class Rig:
         self.told: queue.SimpleQueue[list[Generation]] = queue.SimpleQueue()
         self.tellers: set[str] = set()
         self.has_died = threading.Event()
-        self.thread = EngineThread(self.engine, on_step=self._take_step, on_death=self.has_died.set)
+        self.thread = EngineThread()
+        self.thread.drive(self.engine, on_step=self._take_step, on_death=self.has_died.set)
 
     def _take_step(self, touched: list[Generation]) -> None:
         self.tellers.add(threading.current_thread().name)
@@ -63,7 +64,7 @@ def running(runner: ScriptedRunner, *, gate: Gate | None = None) -> Iterator[Rig
         if gate is not None:
             gate.open()
         rig.thread.stop(GOING)
-        rig.thread.join()
+        assert rig.thread.join(TIMEOUT_S)
     assert tokenwire_threads() == []
     assert not rig.thread.is_alive
 
@@ -111,7 +112,7 @@ def test_stop_ends_all_logs_and_the_thread():
         assert gate.entered.acquire(timeout=TIMEOUT_S)
         rig.thread.stop(GOING)
         gate.allow()
-        rig.thread.join()
+        assert rig.thread.join(TIMEOUT_S)
         assert [error_of(log) for log in logs] == ["shutting_down"] * 2
 
 
