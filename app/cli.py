@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime
 from enum import StrEnum
+from socket import socket
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
@@ -107,19 +108,27 @@ def serve(**given: Any) -> None:
     except OSError as error:
         _fail(_cannot_listen(settings, error))
     with listener:
-        engine = _load(settings)
-        server = Server(
-            create_app(settings, engine),
-            settings,
-            exit_within=lambda delay_s, message: exit_within(delay_s, message, status=1),
-        )
-        freeze_heap()
-        try:
-            server.run(sockets=[listener])
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _fail(_cannot_listen(settings, error))
+        serve_engine(_load(settings), settings, listener)
+
+
+def serve_engine(engine: AsyncEngine, settings: Settings, listener: socket) -> None:
+    """Serve until a signal or the engine's failure.
+
+    Raises:
+        typer.Exit: it did not end as it should; one line on standard error says why.
+    """
+    server = Server(
+        create_app(settings, engine),
+        settings,
+        exit_within=lambda delay_s, message: exit_within(delay_s, message, status=1),
+    )
+    freeze_heap()
+    try:
+        server.run(sockets=[listener])
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        _fail(_cannot_listen(settings, error))
     message = SIGNALLED_TWICE if server.force_exit else None
     if server.has_failed:
         message = "ended because the engine failed; the log says why"

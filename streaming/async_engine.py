@@ -47,8 +47,6 @@ _WATCH_PERIOD_S = 0.25
 """Time between two looks at the engine's thread."""
 _MAX_STUCK_TOKENIZERS = 4
 """Tokenizer threads that may hang; one more, and the engine fails: each keeps its memory."""
-_CLOSE_TIMEOUT_S = 5.0
-"""Time for threads to end when the engine is closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +260,7 @@ class AsyncEngine:
         """Refuse new work, end what waits, and give what runs `deadline_s` seconds to end."""
         self.is_shutting_down = True
         error = self._shutting_down()
+        self._tokenizer_pool.fail_all(error)
         for generation in self._store.open_logs:
             if generation.started is None:
                 self._watchdog.expect_end(generation, due_at=time.monotonic(), error=error)
@@ -276,7 +275,7 @@ class AsyncEngine:
     async def aclose(self) -> None:
         """End everything and close the backend. Idempotent.
 
-        Threads that do not end within `_CLOSE_TIMEOUT_S` are left behind, and so is the backend if
+        Threads that do not end within `close_timeout_s` are left behind, and so is the backend if
         the engine's is one of them: `has_stuck_threads` tells.
         """
         if self._is_closed:
@@ -289,8 +288,8 @@ class AsyncEngine:
         if self._watch_timer is not None:
             self._watch_timer.cancel()
         has_ended, has_pool_ended = await asyncio.gather(
-            asyncio.to_thread(self._thread.join, _CLOSE_TIMEOUT_S),
-            asyncio.to_thread(self._tokenizer_pool.shutdown, _CLOSE_TIMEOUT_S),
+            asyncio.to_thread(self._thread.join, self._config.close_timeout_s),
+            asyncio.to_thread(self._tokenizer_pool.shutdown, self._config.close_timeout_s),
         )
         self.has_stuck_threads = not (has_ended and has_pool_ended)
         if has_ended:
@@ -423,6 +422,7 @@ class AsyncEngine:
     async def _end_all(self) -> None:
         """End all logs, on the engine's thread if that still listens."""
         error = self._shutting_down()
+        self._tokenizer_pool.fail_all(error)
         self._thread.put(lambda: self._engine.fail_all(error))
         try:
             async with asyncio.timeout(PATIENCE_S):

@@ -67,6 +67,7 @@ class EngineConfig:
         retention_s: how long an ended log can be read.
         retention_bytes: how much memory ended logs may take; the oldest go first.
         num_tokenizer_threads: prompts that are tokenised at once.
+        close_timeout_s: time for threads to end when the engine is closed.
     """
 
     max_waiting_requests: int = 256
@@ -76,3 +77,4 @@ class EngineConfig:
     retention_s: float = 300.0
     retention_bytes: int = 64 * 2**20
     num_tokenizer_threads: int = 2
+    close_timeout_s: float = 5.0

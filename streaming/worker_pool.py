@@ -19,6 +19,10 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
+class WorkPanicked(RuntimeError):
+    """The work raised what is no `Exception`, as a panic of a Rust library does; it is chained."""
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     work: Callable[[], Any]
@@ -50,12 +54,23 @@ def _do(job: _Job) -> None:
     try:
         try:
             result = job.work()
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
             job.future.set_exception(error)
+        except BaseException as error:  # noqa: BLE001 - and that must not end who waits
+            panic = WorkPanicked(f"{type(error).__name__}: {error}")
+            panic.__cause__ = error
+            job.future.set_exception(panic)
         else:
             job.future.set_result(result)
     except InvalidStateError:
         logger.info("work that had been given up has ended after all")
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    try:
+        job.future.set_exception(error)
+    except InvalidStateError:
+        logger.debug("work ended just before it was given up")
 
 
 class WorkerPool:
@@ -107,11 +122,21 @@ class WorkerPool:
             self._workers[index] = self._new_worker()
             self._given_up.append(worker)
             num_stuck += 1
-            try:
-                running[0].future.set_exception(error)
-            except InvalidStateError:
-                logger.debug("work ended just before it was given up")
+            _fail(running[0], error)
         return num_stuck
+
+    def fail_all(self, error: Exception) -> None:
+        """Fail all that runs or waits with `error`; what runs goes on, and nobody waits for it."""
+        while not self._jobs.empty():
+            try:
+                job = self._jobs.get_nowait()
+            except queue.Empty:
+                break
+            if job is not None:
+                _fail(job, error)
+        for worker in self._workers:
+            if (running := worker.running) is not None:
+                _fail(running[0], error)
 
     def shutdown(self, timeout_s: float) -> bool:
         """End the threads once they have done what was submitted; wait for that at most so long.

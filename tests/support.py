@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -66,6 +66,10 @@ async def yield_to_loop() -> None:
     await asyncio.sleep(0)  # noqa: TID251 - the one place
 
 
+class Panic(BaseException):
+    """What a Rust library raises where it fails; it is no `Exception`."""
+
+
 class Barrier(Protocol):
     """What a test holds a thread back with."""
 
@@ -108,6 +112,7 @@ def make_sequence(
     owner: str = "anyone",
     priority: int = 0,
     matcher: GrammarMatcher | None = None,
+    decode: Callable[[Sequence[int]], str] | None = None,
 ) -> EngineSequence:
     """Return a sequence over the byte tokenizer; `params`, where given, has its own max_tokens."""
     prompt_ids = ByteTokenizer().encode(prompt)
@@ -118,7 +123,7 @@ def make_sequence(
         prompt_ids=prompt_ids,
         params=params or SamplingParams(max_tokens=max_tokens),
         eos_token_ids=frozenset({EOS}),
-        decode=ByteTokenizer().decode,
+        decode=decode or ByteTokenizer().decode,
         deadline_at=deadline_at,
         priority=priority,
         matcher=matcher,

@@ -30,7 +30,7 @@ from streaming.sequence import Sequence
 EOS = 256
 _VOCAB_SIZE = 257
 
-Script = Callable[[Sequence], Iterable[int | Exception]]
+Script = Callable[[Sequence], Iterable[int | BaseException]]
 """The tokens of one sequence; an exception among them fails the step that would yield it."""
 
 
@@ -160,7 +160,7 @@ class ScriptedRunner:
     ) -> None:
         self._script = script
         self._gate = gate
-        self._lines: dict[str, Iterator[int | Exception]] = {}
+        self._lines: dict[str, Iterator[int | BaseException]] = {}
         self.max_num_seqs = max_num_seqs
         self.cache = cache
         self.released: list[str] = []
@@ -183,7 +183,7 @@ class ScriptedRunner:
         if line is None:
             line = self._lines[sequence.generation_id] = iter(self._script(sequence))
         token_id = next(line, EOS)
-        if isinstance(token_id, Exception):
+        if isinstance(token_id, BaseException):
             raise token_id
         prompt_logprobs = None
         if sequence.wants_prompt_logprobs:

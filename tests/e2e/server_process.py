@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -19,16 +20,21 @@ class ServerProcess:
     """`python -m app serve` on a free port, ready when the constructor returns.
 
     Args:
-        flags: of `tokenwire serve`.
+        flags: of `tokenwire serve`, or of `module`.
         env: added to the environment.
+        module: runs instead of `app serve`, with these flags alone.
     """
 
-    def __init__(self, *flags: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *flags: str, env: dict[str, str] | None = None, module: str | None = None
+    ) -> None:
         self.lines: list[str] = []
+        self._has_logged = threading.Condition()
         self._is_ready = threading.Event()
         self.url = ""
+        command = ("app", "serve", "--port", "0") if module is None else (module,)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve", "--port", "0", *flags],
+            [sys.executable, "-m", *command, *flags],
             cwd=ROOT,
             env={**os.environ, **(env or {})},
             stderr=subprocess.PIPE,
@@ -47,6 +53,15 @@ class ServerProcess:
     @property
     def log(self) -> str:
         return "".join(self.lines)
+
+    async def logs(self, text: str) -> None:
+        """Wait until the server has logged `text`."""
+
+        def wait() -> bool:
+            with self._has_logged:
+                return self._has_logged.wait_for(lambda: text in self.log, _STOP_TIMEOUT_S)
+
+        assert await asyncio.to_thread(wait), self.log
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(number)
@@ -71,7 +86,9 @@ class ServerProcess:
         assert self.process.stderr is not None
         with self.process.stderr as stream:
             for line in stream:
-                self.lines.append(line)
+                with self._has_logged:
+                    self.lines.append(line)
+                    self._has_logged.notify_all()
                 if found := re.search(r"the chat page is at (\S+)", line):
                     self.url = found[1]
                     self._is_ready.set()

@@ -24,6 +24,7 @@ from streaming import (
     SamplingParams,
     TextPrompt,
 )
+from streaming.backend import Batch, FailedRow, SampledToken
 from streaming.backends.scripted import (
     ByteTokenizer,
     Gate,
@@ -34,9 +35,11 @@ from streaming.backends.scripted import (
 )
 from streaming.errors import (
     CursorLost,
+    DeadlineExceeded,
     EngineFailure,
     GenerationNotFound,
     InvalidRequest,
+    ModelLoadError,
     Overloaded,
     PromptTooLong,
     ShuttingDown,
@@ -44,6 +47,8 @@ from streaming.errors import (
 from streaming.grammar import Grammar, GrammarKind
 from streaming.sequence import Sequence
 from tests.support import (
+    TIMEOUT_S,
+    Panic,
     WordCompiler,
     ask,
     assert_well_formed,
@@ -798,3 +803,178 @@ async def test_a_failing_step_is_not_the_death_of_the_engine(caplog: pytest.LogC
     assert (bad.text, good.text) == ("ab", "fine")
     assert "broken kernel" not in str(bad.outcome.error)
     assert "broken kernel" in caplog.text
+
+
+# What hangs, and what panics.
+
+
+@pytest.mark.pain(23)
+async def test_a_cancel_and_a_deadline_act_though_the_step_hangs():
+    gate = Gate()
+    async with running_engine(scripted_backend(say("hello"), gate=gate), gate=gate) as engine:
+        cancelled = await engine.submit(ask())
+        overdue = await engine.submit(dataclasses.replace(ask(), timeout_s=0.01))
+        going_on = await engine.submit(ask())
+        await entered(gate)
+        engine.cancel(cancelled)
+        assert await wait_ended(cancelled) == "cancelled"
+        assert await wait_ended(overdue) == "timeout"
+        assert not going_on.is_ended
+        assert engine.is_ready
+        gate.open()
+        await collect(engine, going_on)
+        after = await engine.submit(ask())
+        await collect(engine, after)
+    assert (cancelled.text, overdue.text, going_on.text, after.text) == ("", "", "hello", "hello")
+
+
+@pytest.mark.pain(23)
+async def test_a_drain_ends_though_the_step_hangs():
+    gate = Gate()
+    backend = scripted_backend(say("hello"), gate=gate, max_num_seqs=1)
+    async with running_engine(backend, gate=gate) as engine:
+        running, waiting = await engine.submit_all([ask()] * 2)
+        await entered(gate)
+        await engine.drain(deadline_s=0.01)
+        endings = [await wait_ended(log) for log in (running, waiting)]
+    assert endings == ["shutting_down"] * 2
+
+
+@pytest.mark.pain(23)
+async def test_a_step_that_hangs_for_good_is_the_end_of_the_engine(
+    caplog: pytest.LogCaptureFixture,
+):
+    gate = Gate()
+    config = EngineConfig(step_timeout_s=0.05, close_timeout_s=0.05)
+    backend = scripted_backend(say("hello"), gate=gate)
+    async with running_engine(backend, config, gate=gate) as engine:
+        generation = await engine.submit(ask())
+        await entered(gate)
+        assert await wait_ended(generation) == "engine_error"
+        assert (engine.has_failed, engine.is_ready) == (True, False)
+        with pytest.raises(EngineFailure):
+            await engine.submit(ask())
+        await engine.drain(deadline_s=3600.0)
+        await engine.aclose()
+        assert engine.has_stuck_threads
+        gate.open()
+        assert await asyncio.to_thread(engine._thread.join, TIMEOUT_S)
+    assert "one step has taken" in caplog.text
+
+
+class FaultyTokenizer(ByteTokenizer):
+    """Hangs on prompts that begin with an exclamation mark, and panics at a question mark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+
+    def encode(self, text: str) -> list[int]:
+        if text.startswith("!"):
+            self.gate.wait()
+        if text.startswith("?"):
+            raise Panic("index out of bounds")
+        return super().encode(text)
+
+
+def faulty_backend() -> tuple[Backend, Gate]:
+    tokenizer = FaultyTokenizer()
+    return dataclasses.replace(scripted_backend(), tokenizer=tokenizer), tokenizer.gate
+
+
+@pytest.mark.pain(23)
+async def test_a_tokenizer_that_hangs_fails_its_request_only():
+    backend, gate = faulty_backend()
+    config = EngineConfig(step_timeout_s=0.05, num_tokenizer_threads=1)
+    async with running_engine(backend, config, gate=gate) as engine:
+        hanging = asyncio.create_task(engine.submit(ask("!")))
+        await entered(gate)
+        behind = await engine.submit(ask("fine"))
+        with pytest.raises(EngineFailure):
+            await hanging
+        await collect(engine, behind)
+        assert engine.is_ready
+        gate.open()
+    assert behind.text == "fine"
+
+
+@pytest.mark.pain(23)
+async def test_many_tokenizers_that_hang_are_the_end_of_the_engine(
+    caplog: pytest.LogCaptureFixture,
+):
+    backend, gate = faulty_backend()
+    config = EngineConfig(step_timeout_s=0.01, num_tokenizer_threads=5)
+    async with running_engine(backend, config, gate=gate) as engine:
+        generation = await engine.submit(ask("a" * 4000))
+        refused = await asyncio.gather(
+            *(engine.submit(ask("!")) for _ in range(5)), return_exceptions=True
+        )
+        assert all(isinstance(error, EngineFailure) for error in refused)
+        assert engine.has_failed
+        assert await wait_ended(generation) in ("engine_error", "stop", "length")
+        gate.allow(5)
+    assert "5 tokenizers hang" in caplog.text
+
+
+@pytest.mark.pain(23)
+async def test_a_drain_ends_requests_whose_tokenizer_hangs():
+    backend, gate = faulty_backend()
+    config = EngineConfig(num_tokenizer_threads=1)
+    async with running_engine(backend, config, gate=gate) as engine:
+        requests = [asyncio.create_task(engine.submit(ask("!"))) for _ in range(3)]
+        await entered(gate)
+        await engine.drain(deadline_s=0.01)
+        gate.open()
+        outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    assert all(isinstance(outcome, ShuttingDown) for outcome in outcomes)
+
+
+async def test_a_prompt_is_tokenised_within_the_deadline_of_its_request():
+    backend, gate = faulty_backend()
+    async with running_engine(backend, gate=gate) as engine:
+        with pytest.raises(DeadlineExceeded) as exceeded:
+            await engine.submit(dataclasses.replace(ask("!"), timeout_s=0.01))
+        gate.open()
+    assert exceeded.value.timeout_s == 0.01
+
+
+@pytest.mark.pain(23)
+async def test_a_tokenizer_that_panics_fails_its_request_only():
+    backend, _ = faulty_backend()
+    async with running_engine(backend) as engine:
+        with pytest.raises(RuntimeError, match="Panic: index out of bounds"):
+            await engine.submit(ask("?"))
+        await collect(engine, await engine.submit(ask("fine")))
+        assert engine.is_ready
+
+
+async def test_the_model_is_loaded_on_the_thread_that_steps_it():
+    names: list[str] = []
+
+    class NamedRunner(ScriptedRunner):
+        def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+            names.append(threading.current_thread().name)
+            return super().run(batch)
+
+    def load() -> Backend:
+        names.append(threading.current_thread().name)
+        return dataclasses.replace(scripted_backend(), runner=NamedRunner(say("a")))
+
+    engine = await asyncio.to_thread(AsyncEngine.load, load)
+    await engine.start()
+    await collect(engine, await engine.submit(ask()))
+    await engine.aclose()
+    assert set(names) == {"tokenwire-engine"}
+    assert tokenwire_threads() == []
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_thread():
+    def load() -> Backend:
+        raise ModelLoadError("no such model")
+
+    with pytest.raises(ModelLoadError, match="no such model"):
+        AsyncEngine.load(load)
+    for thread in threading.enumerate():
+        if thread.name.startswith("tokenwire"):
+            thread.join(TIMEOUT_S)
+    assert tokenwire_threads() == []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,25 @@ from hypothesis import strategies as st
 
 from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.scripted import ScriptedRunner
-from streaming.engine import Engine
+from streaming.detokenizer import REPLACEMENT
+from streaming.engine import MAX_FAILED_STEPS, Engine, ModelBroken
 from streaming.errors import DeadlineExceeded, EngineFailure, ShuttingDown
-from streaming.generation import Failed, Generation, Queued, Started
+from streaming.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    Queued,
+    Started,
+)
+from streaming.grammar import GrammarMatcher
 from streaming.reader import Event, Reader
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.support import (
     ManualClock,
+    Panic,
+    WordMatcher,
     assert_well_formed,
     finish_reason,
     make_sequence,
@@ -34,13 +46,13 @@ class TimedRunner(ScriptedRunner):
     """Plays scripts by generation id; each step takes time and is written down."""
 
     def __init__(self, clock: ManualClock, *, max_num_seqs: int, step_s: float = STEP_S) -> None:
-        self.scripts: dict[str, list[int | Exception]] = {}
+        self.scripts: dict[str, list[int | BaseException]] = {}
         self.batches: list[list[str]] = []
         self._clock = clock
         self._step_s = step_s
         super().__init__(self._read_script, max_num_seqs=max_num_seqs)
 
-    def _read_script(self, sequence: Sequence) -> Iterable[int | Exception]:
+    def _read_script(self, sequence: Sequence) -> Iterable[int | BaseException]:
         return self.scripts[sequence.generation_id]
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
@@ -60,12 +72,14 @@ class Rig:
 
     def add(
         self,
-        text: str | list[int | Exception] = "",
+        text: str | list[int | BaseException] = "",
         *,
         timeout_s: float = 1e6,
         params: SamplingParams | None = None,
         prompt: str = "ask",
         owner: str = "anyone",
+        matcher: GrammarMatcher | None = None,
+        decode: Callable[[SequenceOf[int]], str] | None = None,
     ) -> Generation:
         generation_id = f"gen_{len(self.generations)}"
         self.runner.scripts[generation_id] = list(text.encode() if isinstance(text, str) else text)
@@ -76,6 +90,8 @@ class Rig:
             submitted_at=self.clock(),
             prompt=prompt,
             owner=owner,
+            matcher=matcher,
+            decode=decode,
         )
         self.generations.append(sequence.generation)
         self.engine.add(sequence)
@@ -226,6 +242,171 @@ def test_a_failing_step_fails_its_sequences_and_no_others(caplog: pytest.LogCapt
     assert rig.endings == ["engine_error", "engine_error", "stop"]
     assert [log.text for log in rig.generations] == ["ab", "ne", "after"]
     assert "broken kernel" in caplog.text
+    rig.assert_nothing_left()
+
+
+@pytest.mark.pain(23)
+@pytest.mark.parametrize("error", [RuntimeError("broken kernel"), Panic("broken kernel")])
+def test_a_panic_in_a_step_is_a_failing_step(error: BaseException):
+    rig = Rig(max_num_seqs=1)
+    rig.add([*b"ab", error])
+    rig.add("after")
+    rig.finish()
+    assert rig.endings == ["engine_error", "stop"]
+    rig.assert_nothing_left()
+
+
+def test_a_runner_that_returns_too_few_tokens_has_failed():
+    class ForgetfulRunner(TimedRunner):
+        def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+            return super().run(batch)[:-1]
+
+    rig = Rig()
+    rig.runner = ForgetfulRunner(rig.clock, max_num_seqs=2)
+    rig.engine = Engine(rig.runner, clock=rig.clock)
+    rig.add("a")
+    rig.add("b")
+    rig.finish()
+    assert rig.endings == ["engine_error", "engine_error"]
+
+
+def test_steps_that_fail_in_a_row_break_the_engine_and_one_that_works_starts_anew():
+    rig = Rig(max_num_seqs=1)
+    bad: list[int | BaseException] = [RuntimeError("CUDA error: device-side assert")]
+    for _ in range(MAX_FAILED_STEPS - 1):
+        rig.add(bad)
+    rig.add("fine")
+    rig.finish()
+    for _ in range(MAX_FAILED_STEPS):
+        rig.add(bad)
+    for _ in range(MAX_FAILED_STEPS - 1):
+        rig.step()
+    with pytest.raises(ModelBroken, match="5 steps in a row have failed"):
+        rig.step()
+    assert rig.endings.count("engine_error") == 2 * MAX_FAILED_STEPS - 1
+    rig.assert_nothing_left()
+
+
+class RaisingDecode:
+    """A tokenizer that raises from its n-th call on."""
+
+    def __init__(self, error: BaseException, *, num_fine: int) -> None:
+        self._error = error
+        self._num_left = num_fine
+
+    def __call__(self, token_ids: SequenceOf[int]) -> str:
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise self._error
+        return "".join(map(chr, token_ids))
+
+
+class RaisingMatcher(WordMatcher):
+    """A grammar that raises at its second token."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("bad")
+        self._error = error
+
+    def accept(self, token_id: int) -> None:
+        super().accept(token_id)
+        if token_id == ord("a"):
+            raise self._error
+
+
+ERRORS = (RuntimeError("no such token"), Panic("index out of bounds"))
+
+
+@pytest.mark.pain(23)
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("num_fine", range(2, 6))
+def test_a_tokenizer_that_raises_ends_its_sequence_only(
+    error: BaseException, num_fine: int, caplog: pytest.LogCaptureFixture
+):
+    rig = Rig(max_num_seqs=2)
+    bad = rig.add("bad", decode=RaisingDecode(error, num_fine=num_fine))
+    rig.add("neighbour")
+    rig.add("after")
+    rig.finish()
+    assert rig.endings == ["engine_error", "stop", "stop"]
+    assert "bad".startswith(bad.text)
+    assert [log.text for log in rig.generations[1:]] == ["neighbour", "after"]
+    assert str(error) in caplog.text
+    assert str(error) not in str(bad.outcome)
+    rig.assert_nothing_left()
+
+
+@pytest.mark.pain(23)
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_grammar_that_raises_ends_its_sequence_only(error: BaseException):
+    rig = Rig(max_num_seqs=2)
+    bad = rig.add("bad", matcher=RaisingMatcher(error))
+    rig.add("neighbour")
+    rig.finish()
+    assert rig.endings == ["engine_error", "stop"]
+    assert bad.text == "b"
+    rig.assert_nothing_left()
+
+
+@pytest.mark.pain(23)
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("ends_by", ["cancel", "deadline", "fail_all"])
+def test_a_log_ends_although_its_held_text_cannot_be_decoded(
+    error: BaseException, ends_by: str, caplog: pytest.LogCaptureFixture
+):
+    rig = Rig(max_num_seqs=2)
+
+    def decode(token_ids: SequenceOf[int]) -> str:
+        """Break at the byte "x", as byte fallback does; by itself it cannot be decoded."""
+        if bytes(token_ids) == b"x":
+            raise error
+        return REPLACEMENT if token_ids[-1] == ord("x") else bytes(token_ids).decode()
+
+    held = rig.add("ax" + "a" * 50, timeout_s=1.0, decode=decode)
+    rig.add("neighbour")
+    rig.step()
+    rig.step()
+    match ends_by:
+        case "cancel":
+            rig.engine.cancel("gen_0")
+        case "deadline":
+            rig.step()
+        case "fail_all":
+            rig.engine.fail_all(SHUTTING_DOWN)
+    assert str(error) in caplog.text
+    expected = {"cancel": "cancelled", "deadline": "timeout", "fail_all": "shutting_down"}
+    assert ending(held) == expected[ends_by]
+    rig.finish()
+    rig.assert_nothing_left()
+
+
+def test_a_log_that_the_loop_has_ended_leaves_the_engine():
+    rig = Rig(max_num_seqs=1)
+    running, waiting, other = rig.add("aaa"), rig.add("bbb"), rig.add("c")
+    rig.step()
+    for generation in (running, waiting):
+        generation.end(Finished(FinishReason.CANCELLED, rig.clock()))
+    assert {"gen_0", "gen_1"} <= set(rig.step())
+    rig.finish()
+    assert (running.text, waiting.text, other.text) == ("a", "", "c")
+    assert rig.endings == ["cancelled", "cancelled", "stop"]
+    rig.assert_nothing_left()
+
+
+def test_a_log_that_the_loop_ends_during_a_step_takes_nothing_of_it():
+    rig = Rig(max_num_seqs=1)
+
+    class EndingRunner(TimedRunner):
+        def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+            if len(self.batches) == 1:
+                rig.generations[0].end(Finished(FinishReason.CANCELLED, rig.clock()))
+            return super().run(batch)
+
+    rig.runner = EndingRunner(rig.clock, max_num_seqs=1)
+    rig.engine = Engine(rig.runner, clock=rig.clock)
+    generation = rig.add("abc")
+    rig.finish()
+    assert (generation.text, rig.endings) == ("a", ["cancelled"])
     rig.assert_nothing_left()
 
 

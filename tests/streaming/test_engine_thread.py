@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,7 +17,14 @@ from streaming.engine_thread import EngineThread
 from streaming.errors import ShuttingDown
 from streaming.generation import Failed, Generation
 from streaming.sequence import Sequence
-from tests.support import TIMEOUT_S, finish_reason, make_sequence, tokenwire_threads
+from tests.support import (
+    TIMEOUT_S,
+    ManualClock,
+    Panic,
+    finish_reason,
+    make_sequence,
+    tokenwire_threads,
+)
 
 GOING = ShuttingDown(retry_after_s=1.0)
 
@@ -24,12 +32,12 @@ GOING = ShuttingDown(retry_after_s=1.0)
 class Rig:
     """A thread with its engine, and what it tells."""
 
-    def __init__(self, runner: ScriptedRunner) -> None:
+    def __init__(self, runner: ScriptedRunner, clock: Callable[[], float]) -> None:
         self.engine = Engine(runner)
         self.told: queue.SimpleQueue[list[Generation]] = queue.SimpleQueue()
         self.tellers: set[str] = set()
         self.has_died = threading.Event()
-        self.thread = EngineThread()
+        self.thread = EngineThread(clock=clock)
         self.thread.drive(self.engine, on_step=self._take_step, on_death=self.has_died.set)
 
     def _take_step(self, touched: list[Generation]) -> None:
@@ -54,9 +62,14 @@ class Rig:
 
 
 @contextmanager
-def running(runner: ScriptedRunner, *, gate: Gate | None = None) -> Iterator[Rig]:
+def running(
+    runner: ScriptedRunner,
+    *,
+    gate: Gate | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Rig]:
     """Start a thread, and leave none behind."""
-    rig = Rig(runner)
+    rig = Rig(runner, clock)
     rig.thread.start()
     try:
         yield rig
@@ -114,6 +127,59 @@ def test_stop_ends_all_logs_and_the_thread():
         gate.allow()
         assert rig.thread.join(TIMEOUT_S)
         assert [error_of(log) for log in logs] == ["shutting_down"] * 2
+
+
+def test_work_is_done_on_the_thread_and_what_it_raises_is_raised_here():
+    with running(ScriptedRunner(say(""))) as rig:
+        assert rig.thread.call(lambda: threading.current_thread().name) == "tokenwire-engine"
+        for error in (ValueError("bad"), Panic("worse")):
+            with pytest.raises(type(error), match=str(error)):
+                rig.thread.call(partial(_raise, error))
+        [generation] = rig.add("a")
+        rig.until_ended(generation)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+def test_work_comes_before_there_is_an_engine():
+    thread = EngineThread()
+    thread.start()
+    assert thread.call(lambda: 1 + 1) == 2
+    thread.stop(GOING)
+    assert thread.join(TIMEOUT_S)
+
+
+def test_a_thread_that_never_began_has_ended():
+    assert EngineThread().join(TIMEOUT_S)
+
+
+def test_a_thread_tells_since_when_it_is_busy():
+    clock, gate = ManualClock(5.0), Gate()
+    with running(ScriptedRunner(say("ab"), gate=gate), gate=gate, clock=clock) as rig:
+        rig.add("a")
+        for now in (5.0, 7.0):
+            assert gate.entered.acquire(timeout=TIMEOUT_S)
+            assert rig.thread.busy_since == now
+            clock.now = 7.0
+            gate.allow()
+        gate.open()
+        rig.thread.put(lambda: clock.advance(2.0))
+        assert rig.thread.call(lambda: rig.thread.busy_since) == 9.0
+
+
+@pytest.mark.pain(23)
+def test_a_panic_in_the_engine_is_told(caplog: pytest.LogCaptureFixture):
+    with running(ScriptedRunner(say("a"))) as rig:
+        rig.thread.put(partial(_raise, Panic("in a command")))
+        assert rig.has_died.wait(TIMEOUT_S)
+        [generation] = rig.add("late")
+        rig.thread.put(partial(_raise, Panic("in another")))
+        [last] = rig.add("last")
+        assert rig.thread.bury() == [generation, last]
+    assert [error_of(log) for log in (generation, last)] == ["engine_error"] * 2
+    assert "takes no more work" in caplog.text
 
 
 class StickyRunner(ScriptedRunner):

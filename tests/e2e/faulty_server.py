@@ -1,0 +1,99 @@
+"""A server with a fault: `python -m tests.e2e.faulty_server FAULT [flags of tokenwire serve]`.
+
+It is served as `tokenwire serve` serves a model; only the backend is scripted. A prompt with the
+word "fault" brings the fault about: `hanging-step`, `hanging-tokenizer`, `panicking-step` or
+`broken-model`, whose steps all fail from then on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import sys
+import threading
+
+import typer
+
+from app.cli import serve_engine
+from app.log import configure_logging
+from app.server import bind
+from app.settings import Settings, load_settings
+from streaming import AsyncEngine
+from streaming.backend import Backend, Batch, FailedRow, SampledToken
+from streaming.backends.scripted import ByteTokenizer, ScriptedRunner, scripted_backend
+from streaming.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+FAULT = b"fault"
+
+
+class Panic(BaseException):
+    """What a Rust library raises where it fails."""
+
+
+def hang() -> None:
+    logger.warning("the fault is here")
+    threading.Event().wait()
+
+
+class FaultyRunner(ScriptedRunner):
+    def __init__(self, fault: str) -> None:
+        super().__init__(lambda _: itertools.repeat(ord("a")))
+        self._fault = fault
+        self._is_broken = False
+
+    def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+        if self._is_broken or any(map(_has_fault, (chunk.sequence for chunk in batch.chunks))):
+            match self._fault:
+                case "hanging-step":
+                    hang()
+                case "panicking-step":
+                    raise Panic("index out of bounds")
+                case "broken-model":
+                    self._is_broken = True
+                    raise RuntimeError("CUDA error: device-side assert triggered")
+        return super().run(batch)
+
+
+class FaultyTokenizer(ByteTokenizer):
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self._fault = fault
+
+    def encode(self, text: str) -> list[int]:
+        if self._fault == "hanging-tokenizer" and FAULT.decode() in text:
+            hang()
+        return super().encode(text)
+
+
+def _has_fault(sequence: Sequence) -> bool:
+    return FAULT in bytes(sequence.prompt_ids)
+
+
+def main() -> None:
+    fault, *flags = sys.argv[1:]
+    given = {
+        name.removeprefix("--").replace("-", "_"): value
+        for name, value in zip(flags[::2], flags[1::2], strict=True)
+    }
+    settings = load_settings(Settings, given)
+    configure_logging(settings.log_level)
+
+    def load() -> Backend:
+        whole = scripted_backend(max_model_len=10**6)
+        return dataclasses.replace(
+            whole, runner=FaultyRunner(fault), tokenizer=FaultyTokenizer(fault)
+        )
+
+    engine = AsyncEngine.load(load, settings.to_engine_config())
+    with bind(settings.host, settings.port) as listener:
+        try:
+            serve_engine(engine, settings, listener)
+        except typer.Exit as ended:
+            sys.exit(ended.exit_code)
+
+
+if __name__ == "__main__":
+    main()
