@@ -10,23 +10,23 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import replace
 
-from benchmarks.engine import measure_throughput
+from benchmarks.driver import Driver
 from benchmarks.machine import describe_machine
-from streaming.backend import Backend
 from streaming.backends import load_backend
 from streaming.config import ModelConfig
 
 
 def measure_ratio(
-    plain: Backend, invariant: Backend, *, concurrency: int, num_tokens: int, num_rounds: int
+    plain: Driver, invariant: Driver, *, concurrency: int, num_tokens: int, num_rounds: int
 ) -> float:
     """Return the speed with invariance as a share of that without: the median over the rounds."""
     ratios = []
     for _ in range(num_rounds):
         with_it, without = (
-            measure_throughput(backend, concurrency=concurrency, num_tokens=num_tokens)
-            for backend in (invariant, plain)
+            driver.measure_throughput(concurrency=concurrency, num_tokens=num_tokens)
+            for driver in (invariant, plain)
         )
         ratios.append(with_it / without)
     return statistics.median(ratios)
@@ -41,19 +41,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    plain, invariant = (
-        load_backend(
-            ModelConfig(
-                model=arguments.model,
-                dtype=arguments.dtype,
-                device=arguments.device,
-                batch_invariant=batch_invariant,
-            )
-        )
-        for batch_invariant in (False, True)
-    )
-    for backend in (plain, invariant):
-        measure_throughput(backend, concurrency=8, num_tokens=8)
+    config = ModelConfig(model=arguments.model, dtype=arguments.dtype, device=arguments.device)
+    plain = Driver(lambda: load_backend(config))
+    invariant = Driver(lambda: load_backend(replace(config, batch_invariant=True)), beside=plain)
+    for driver in (plain, invariant):
+        driver.measure_throughput(concurrency=8, num_tokens=8)
     shares = {}
     for concurrency in map(int, arguments.concurrency.split(",")):
         shares[concurrency] = measure_ratio(
@@ -66,14 +58,14 @@ def main() -> None:
         print(f"{concurrency:3} streams  {shares[concurrency]:6.3f} of the speed", file=sys.stderr)
     result = {
         "benchmark": "batch_invariance",
-        "dtype": plain.info.dtype,
-        "device": plain.info.device,
-        "attention": plain.info.attention,
+        "dtype": plain.backend.info.dtype,
+        "device": plain.backend.info.device,
+        "attention": plain.backend.info.attention,
         "share_of_speed": {str(n): round(share, 3) for n, share in shares.items()},
     }
     print(json.dumps({**result, "machine": describe_machine()}))
-    for backend in (plain, invariant):
-        backend.runner.close()
+    invariant.backend.runner.close()
+    plain.close()
 
 
 if __name__ == "__main__":

@@ -3,123 +3,59 @@
     python -m benchmarks.engine                       # the default model, the machine's best dtype
     python -m benchmarks.engine --dtype bfloat16 --concurrency 1,8,32,64
 
-Prompts of 45 tokens, greedy, end tokens ignored; whole-batch tokens per second, prefill included,
-after a warm-up. With `--temperature` and `--top-p` the batched streams are sampled. Then: what a
-shared prefix saves, and how long running streams wait while a long prompt is read.
+The engine is driven as the server drives it, on the thread that has loaded the model. Prompts of
+45 tokens, greedy, end tokens ignored; whole-batch tokens per second, prefill included, after a
+warm-up. With `--temperature` and `--top-p` the batched streams are sampled. Then: what a shared
+prefix saves, and how long running streams wait while a long prompt is read.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
 import statistics
 import sys
-import time
+from itertools import pairwise
 
+from benchmarks.driver import Driver, random_prompt
 from benchmarks.machine import describe_machine
-from streaming.backend import Backend
 from streaming.backends import load_backend
 from streaming.config import BackendName, ModelConfig
-from streaming.engine import Engine
-from streaming.generation import Generation
-from streaming.sampling_params import SamplingParams
-from streaming.sequence import Sequence
-
-NUM_PROMPT_TOKENS = 45
-_RANDOMNESS = random.Random(0)
 
 
-def random_prompt(backend: Backend, num_tokens: int) -> list[int]:
-    return [_RANDOMNESS.randrange(5, backend.info.vocab_size) for _ in range(num_tokens)]
-
-
-def add_sequence(
-    engine: Engine,
-    backend: Backend,
-    prompt_ids: list[int],
-    *,
-    num_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-) -> Sequence:
-    generation = Generation(
-        generation_id=str(_RANDOMNESS.random()),
-        owner="benchmark",
-        model=backend.info.model_id,
-        created_at=0.0,
-        submitted_at=time.monotonic(),
-        prompt_tokens=len(prompt_ids),
-    )
-    sequence = Sequence(
-        generation=generation,
-        prompt_ids=prompt_ids,
-        params=SamplingParams(
-            temperature=temperature, top_p=top_p, max_tokens=num_tokens, seed=0, ignore_eos=True
-        ),
-        eos_token_ids=frozenset(),
-        decode=backend.tokenizer.decode,
-        deadline_at=math.inf,
-    )
-    engine.add(sequence)
-    return sequence
-
-
-def measure_throughput(
-    backend: Backend, *, concurrency: int, num_tokens: int, **sampling: float
-) -> float:
-    """Return tokens per second over the whole batch."""
-    engine = Engine(backend.runner)
-    prompts = [random_prompt(backend, NUM_PROMPT_TOKENS) for _ in range(concurrency)]
-    started_at = time.perf_counter()
-    for prompt_ids in prompts:
-        add_sequence(engine, backend, prompt_ids, num_tokens=num_tokens, **sampling)
-    while engine.has_work:
-        engine.step()
-    return concurrency * num_tokens / (time.perf_counter() - started_at)
-
-
-def measure_second_turn(backend: Backend, *, num_shared: int) -> float:
+def measure_second_turn(driver: Driver, *, num_shared: int) -> float:
     """Return the time to first token behind a shared prefix, as a share of the cold one."""
-    engine = Engine(backend.runner)
-    shared = random_prompt(backend, num_shared)
+    driver.begin()
+    vocab_size = driver.backend.info.vocab_size
+    shared = random_prompt(vocab_size, num_shared)
     times = []
     for _ in range(2):
-        prompt_ids = shared + random_prompt(backend, 20)
-        sequence = add_sequence(engine, backend, prompt_ids, num_tokens=1)
-        while engine.has_work:
-            engine.step()
-        ttft_s = sequence.generation.timings.ttft_s
+        sequences = driver.add([shared + random_prompt(vocab_size, 20)], num_tokens=1)
+        driver.finish(sequences)
+        ttft_s = sequences[0].generation.timings.ttft_s
         assert ttft_s is not None
         times.append(ttft_s)
     cold_s, warm_s = times
     return warm_s / cold_s
 
 
-def measure_interference(backend: Backend, *, num_streams: int, num_prompt_tokens: int) -> float:
+def measure_interference(driver: Driver, *, num_streams: int, num_prompt_tokens: int) -> float:
     """Return the longest wait for a token while a long prompt is read, in ordinary steps."""
-    engine = Engine(backend.runner)
-    streams = [
-        add_sequence(engine, backend, random_prompt(backend, 20), num_tokens=10_000)
-        for _ in range(num_streams)
-    ]
+    driver.begin()
+    vocab_size = driver.backend.info.vocab_size
+    streams = driver.add(
+        [random_prompt(vocab_size, 20) for _ in range(num_streams)], num_tokens=10_000
+    )
     while any(not stream.output_ids for stream in streams):
-        engine.step()
-    ordinary = []
-    for _ in range(12):
-        started_at = time.perf_counter()
-        engine.step()
-        ordinary.append(time.perf_counter() - started_at)
-    reader = add_sequence(engine, backend, random_prompt(backend, num_prompt_tokens), num_tokens=1)
-    longest = 0.0
+        driver.next_step()
+    ends = [driver.next_step() for _ in range(13)]
+    ordinary_s = statistics.median(end - start for start, end in pairwise(ends))
+    [reader] = driver.add([random_prompt(vocab_size, num_prompt_tokens)], num_tokens=1)
+    ends = [driver.next_step()]
     while not reader.output_ids:
-        started_at = time.perf_counter()
-        engine.step()
-        longest = max(longest, time.perf_counter() - started_at)
-    for stream in streams:
-        engine.cancel(stream.generation_id)
-    return longest / statistics.median(ordinary)
+        ends.append(driver.next_step())
+    driver.cancel(streams)
+    return max(end - start for start, end in pairwise(ends)) / ordinary_s
 
 
 def main() -> None:
@@ -137,30 +73,28 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     arguments = parser.parse_args()
 
-    def load(backend: BackendName) -> Backend:
-        return load_backend(
-            ModelConfig(
-                model=arguments.model,
-                dtype=arguments.dtype,
-                device=arguments.device,
-                backend=backend,
-                batch_invariant=arguments.batch_invariant,
-                native_kernels=not arguments.no_native_kernels,
-            )
+    def load(backend: BackendName) -> Driver:
+        config = ModelConfig(
+            model=arguments.model,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            backend=backend,
+            batch_invariant=arguments.batch_invariant,
+            native_kernels=not arguments.no_native_kernels,
         )
+        return Driver(lambda: load_backend(config))
 
     alone = load(BackendName.GENERATE)
-    measure_throughput(alone, concurrency=1, num_tokens=8)
-    baseline = measure_throughput(alone, concurrency=1, num_tokens=arguments.tokens)
-    alone.runner.close()
+    alone.measure_throughput(concurrency=1, num_tokens=8)
+    baseline = alone.measure_throughput(concurrency=1, num_tokens=arguments.tokens)
+    alone.close()
     print(f"generate()   {baseline:8.1f} tokens/s", file=sys.stderr)
 
-    backend = load(BackendName.BATCHED)
+    driver = load(BackendName.BATCHED)
     throughput = {}
     for concurrency in map(int, arguments.concurrency.split(",")):
-        measure_throughput(backend, concurrency=concurrency, num_tokens=2)
-        rate = measure_throughput(
-            backend,
+        driver.measure_throughput(concurrency=concurrency, num_tokens=2)
+        rate = driver.measure_throughput(
             concurrency=concurrency,
             num_tokens=arguments.tokens,
             temperature=arguments.temperature,
@@ -171,17 +105,18 @@ def main() -> None:
             f"{concurrency:3} streams  {rate:8.1f} tokens/s {rate / baseline:6.2f} x",
             file=sys.stderr,
         )
-    second_turn = measure_second_turn(backend, num_shared=arguments.shared)
+    second_turn = measure_second_turn(driver, num_shared=arguments.shared)
     print(f"second turn  {second_turn:8.3f} of the cold time to first token", file=sys.stderr)
     interference = measure_interference(
-        backend, num_streams=8, num_prompt_tokens=arguments.long_prompt
+        driver, num_streams=8, num_prompt_tokens=arguments.long_prompt
     )
     print(f"long prompt  {interference:8.2f} ordinary steps at most", file=sys.stderr)
+    info = driver.backend.info
     result = {
         "benchmark": "engine",
-        "dtype": backend.info.dtype,
-        "device": backend.info.device,
-        "attention": backend.info.attention,
+        "dtype": info.dtype,
+        "device": info.device,
+        "attention": info.attention,
         "batch_invariant": arguments.batch_invariant,
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
@@ -192,7 +127,7 @@ def main() -> None:
         "longest_wait_in_steps": round(interference, 2),
     }
     print(json.dumps({**result, "machine": describe_machine()}))
-    backend.runner.close()
+    driver.close()
 
 
 if __name__ == "__main__":

@@ -13,33 +13,16 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
 from benchmarks.machine import describe_machine
+from benchmarks.server import Server
 
 PROMPT = "The capital of France is"
-_START_TIMEOUT_S = 300.0
-
-
-def start_server(port: int) -> tuple[subprocess.Popen[bytes], float]:
-    """Return a ready server and the seconds that it took."""
-    started_at = time.perf_counter()
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while time.perf_counter() - started_at < _START_TIMEOUT_S:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
-                return process, time.perf_counter() - started_at
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.02)
-    raise SystemExit("the server did not become ready")
 
 
 async def first_token(socket: ClientConnection, num_tokens: int) -> tuple[float, float]:
@@ -91,17 +74,12 @@ async def measure(port: int, num_rounds: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--port", type=int, default=8765)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     for _ in range(2):
-        process, start_s = start_server(arguments.port)
-        try:
-            result = asyncio.run(measure(arguments.port, arguments.rounds))
-        finally:
-            process.terminate()
-            process.wait()
-    figures = {"start_s": start_s, **result}
+        with Server() as server:
+            result = asyncio.run(measure(server.port, arguments.rounds))
+    figures = {"start_s": server.start_s, **result}
     for name, value in figures.items():
         print(f"{name:16} {value:10.2f}", file=sys.stderr)
     rounded = {name: round(value, 3) for name, value in figures.items()}

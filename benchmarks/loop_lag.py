@@ -18,7 +18,7 @@ import sys
 import time
 
 from app.heap import freeze_heap
-from benchmarks.engine import NUM_PROMPT_TOKENS
+from benchmarks.driver import NUM_PROMPT_TOKENS
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, GenerationRequest, SamplingParams, TextPrompt, load_backend
 from streaming.config import ModelConfig
@@ -74,7 +74,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, float]:
     config = ModelConfig(
         model=arguments.model, dtype=arguments.dtype, num_threads=arguments.num_threads
     )
-    engine = AsyncEngine(load_backend(config, on_progress=lambda *_: None))
+    engine = AsyncEngine.load(lambda: load_backend(config))
     freeze_heap()  # as the server does
     await engine.start()
     try:

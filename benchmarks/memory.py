@@ -12,11 +12,10 @@ import json
 import resource
 import sys
 
-from benchmarks.engine import add_sequence, random_prompt
+from benchmarks.driver import Driver, random_prompt
 from benchmarks.machine import describe_machine
 from streaming.backends import load_backend
 from streaming.config import ModelConfig
-from streaming.engine import Engine
 
 _NUM_ANSWER_TOKENS = 64
 
@@ -36,14 +35,13 @@ def main() -> None:
     config = ModelConfig(
         model=arguments.model, dtype=arguments.dtype, max_num_seqs=arguments.sequences
     )
-    backend = load_backend(config, on_progress=lambda *_: None)
+    driver = Driver(lambda: load_backend(config))
     loaded = peak_bytes()
-    engine = Engine(backend.runner)
-    for _ in range(arguments.sequences):
-        prompt_ids = random_prompt(backend, arguments.length - _NUM_ANSWER_TOKENS)
-        add_sequence(engine, backend, prompt_ids, num_tokens=_NUM_ANSWER_TOKENS)
-    while engine.has_work:
-        engine.step()
+    driver.begin()
+    num_prompt_tokens = arguments.length - _NUM_ANSWER_TOKENS
+    vocab_size = driver.backend.info.vocab_size
+    prompts = [random_prompt(vocab_size, num_prompt_tokens) for _ in range(arguments.sequences)]
+    driver.finish(driver.add(prompts, num_tokens=_NUM_ANSWER_TOKENS))
     figures = {"loaded_bytes": loaded, "peak_bytes": peak_bytes()}
     for name, value in figures.items():
         print(f"{name:14} {value / 2**20:10.0f} MiB", file=sys.stderr)
@@ -51,11 +49,11 @@ def main() -> None:
         "benchmark": "memory",
         "sequences": arguments.sequences,
         "length": arguments.length,
-        "preemptions": engine.num_preemptions,
+        "preemptions": driver.engine.num_preemptions,
         **figures,
     }
     print(json.dumps({**result, "machine": describe_machine()}))
-    backend.runner.close()
+    driver.close()
 
 
 if __name__ == "__main__":
