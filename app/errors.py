@@ -47,6 +47,7 @@ ERRORS: dict[str, ErrorRow] = {
     "stream_expired": ErrorRow(400, _INVALID),
     "unsupported_content": ErrorRow(400, _INVALID),
     "cursor_lost": ErrorRow(410, _INVALID),
+    "no_token_allowed": ErrorRow(422, _INVALID),
     "nothing_to_resume": ErrorRow(400, _INVALID),
     "invalid_stream_id": ErrorRow(400, _INVALID),
     "websocket_stream_limit_reached": ErrorRow(400, _INVALID),

@@ -6,6 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
+from streaming.errors import StreamingError
 from streaming.generation import TokenLogprobs
 from streaming.grammar import GrammarMatcher, Language
 from streaming.output_parser import PLAIN, OutputFormat
@@ -154,9 +155,16 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class FailedRow:
-    """The model failed on one sequence of the batch; the others are fine."""
+    """One sequence of the batch gets no token; the others are fine.
+
+    Attributes:
+        reason: for the server's log.
+        error: what its client is told, where the model's logits are finite. None where they are
+            not: the model failed, and what it computed for this sequence is suspect.
+    """
 
     reason: str
+    error: StreamingError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from streaming.backend import Batch, FailedRow, ModelRunner, SampledToken
-from streaming.errors import EngineFailure, StreamingError
+from streaming.errors import EngineFailure, RequestError, StreamingError
 from streaming.generation import Generation, Queued
 from streaming.kv_cache import KVCache
 from streaming.scheduler import Scheduler
@@ -147,10 +147,9 @@ class Engine:
         self._scheduler.advance(batch, duration_s=duration_s)
         for sequence, token in tokens:
             if isinstance(token, FailedRow):
-                logger.error("%s failed: %s", sequence.generation_id, token.reason)
-                self._scheduler.forget(sequence)
-                self.fail(sequence.generation_id, EngineFailure())
+                self._fail_row(sequence, token)
                 continue
+            self._scheduler.trust(sequence)
             try:
                 self._append(sequence, token, at=now)
             except BaseException:  # its own tokenizer, grammar or parser, or a panic in one
@@ -166,6 +165,14 @@ class Engine:
         if token.prompt_logprobs is not None:
             sequence.score_prompt(token.prompt_logprobs, at=at)
         sequence.append(token.token_id, at=at, logprobs=token.logprobs)
+
+    def _fail_row(self, sequence: Sequence, row: FailedRow) -> None:
+        """End a sequence that gets no token; keep what it shares unless the model failed."""
+        if row.error is None:
+            self._scheduler.forget(sequence)
+        if not isinstance(row.error, RequestError):
+            logger.error("%s failed: %s", sequence.generation_id, row.reason)
+        self.fail(sequence.generation_id, row.error or EngineFailure())
 
     def _end_overdue(self) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ StreamingError              never raised itself; each leaf has a stable `code`
 │   ├── ModelNotFound       another model was asked for
 │   ├── GenerationNotFound  never was, expired, or someone else's: one answer for all three
 │   ├── CursorLost          the cursor points behind the end of the log
+│   ├── NoTokenAllowed      its own rules leave no token to go on with
 │   └── DeadlineExceeded    the generation ran longer than it may
 ├── CapacityError           nothing is wrong with the request; try later
 │   ├── Overloaded          the queue is full
@@ -113,6 +114,20 @@ class CursorLost(RequestError):
 
     def __str__(self) -> str:
         return f"after: cursor {self.after} is outside the log, whose last record is {self.last}."
+
+
+class NoTokenAllowed(RequestError):
+    """The request's own rules leave no token for the text to go on with; `param` names the rule."""
+
+    code = "no_token_allowed"
+
+    def __init__(self, *, param: str, reason: str) -> None:
+        self.param = param
+        self.reason = reason
+        super().__init__(param, reason)
+
+    def __str__(self) -> str:
+        return f"{self.param}: {self.reason}"
 
 
 class DeadlineExceeded(RequestError):

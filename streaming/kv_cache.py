@@ -45,11 +45,12 @@ NO_PREFIX = Prefix((), _ROOT, None)
 class BlockTable:
     """The blocks of one sequence, in the order of its tokens."""
 
-    __slots__ = ("block_ids", "node", "num_known_blocks")
+    __slots__ = ("block_ids", "node", "num_known_blocks", "num_trusted_blocks")
 
     def __init__(self) -> None:
         self.block_ids: list[int] = []
         self.num_known_blocks = 0
+        self.num_trusted_blocks = 0
         self.node = _ROOT
 
 
@@ -70,6 +71,7 @@ class KVCache:
         self._block_of: dict[Key, int] = {}
         self._key_of: dict[int, Key] = {}
         self._node_of: dict[int, int] = {}
+        self._trusted: set[int] = set()
         self._num_nodes = 0
         # Blocks that nobody holds, the next to be taken first: unknown ones, then known ones with
         # the one unused for longest in front.
@@ -160,12 +162,24 @@ class KVCache:
                     self._free.move_to_end(block_id, last=False)
         table.block_ids = []
         table.num_known_blocks = 0
+        table.num_trusted_blocks = 0
         table.node = _ROOT
 
+    def trust(self, table: BlockTable) -> None:
+        """Take that logits computed from the known blocks of `table` are finite: so are these."""
+        while table.num_trusted_blocks < table.num_known_blocks:
+            self._trusted.add(table.block_ids[table.num_trusted_blocks])
+            table.num_trusted_blocks += 1
+
     def forget(self, table: BlockTable) -> None:
-        """Make the blocks of `table` unknown: what was computed into them is not to be trusted."""
+        """Make the blocks of `table` unknown, but for those that are trusted.
+
+        They may hold what broke the sequence's logits. It cannot be in a trusted block, which does
+        not change any more.
+        """
         for block_id in table.block_ids:
-            self._forget(block_id)
+            if block_id not in self._trusted:
+                self._forget(block_id)
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Assert that free and held blocks make up the pool, and that every holder is counted."""
@@ -179,6 +193,7 @@ class KVCache:
         assert len(self._block_of) == len(self._key_of) == len(self._node_of)
 
     def _forget(self, block_id: int) -> None:
+        self._trusted.discard(block_id)
         if (key := self._key_of.pop(block_id, None)) is not None:
             del self._block_of[key]
             del self._node_of[block_id]

@@ -108,8 +108,16 @@ class Scheduler:
                 duration_s=duration_s,
             )
 
+    def trust(self, sequence: Sequence) -> None:
+        """Take that the model gave a sequence sound logits, and so sound keys and values."""
+        if self._cache is not None:
+            self._cache.trust(sequence.block_table)
+
     def forget(self, sequence: Sequence) -> None:
-        """Take that what the model computed for a sequence is broken: no other may share it."""
+        """Take that the model's logits for a sequence are broken: share nothing that may be why.
+
+        What is trusted stays: it gave sound logits before, to this sequence or to another.
+        """
         if self._cache is not None:
             self._cache.forget(sequence.block_table)
 

@@ -31,6 +31,7 @@ GENERATION_ERRORS = (
     "message_too_big",
     "unsupported_media_type",
     "invalid_request",
+    "no_token_allowed",
     "engine_error",
     "internal_error",
     "overloaded",

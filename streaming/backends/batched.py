@@ -29,7 +29,7 @@ from streaming.backends.native.library import NoKernels, load_kernels
 from streaming.backends.paged_cache import BLOCK_SIZE, Attention, UnsupportedModel
 from streaming.backends.probe import NotBatchInvariant, probe, speed_up
 from streaming.backends.prompt_scorer import PromptScorer
-from streaming.backends.sampler import sample
+from streaming.backends.sampler import Sampler
 from streaming.backends.span_cache import SPAN_ATTENTION
 from streaming.backends.step_layout import lay_out
 from streaming.backends.warm_up import warm_up
@@ -71,7 +71,7 @@ class BatchedRunner:
     ) -> None:
         attention.plug_into(model)
         self._model = model
-        self._draw = draw
+        self._num_readable_ids: int = model.get_input_embeddings().weight.shape[0]
         self._device: torch.device = model.device
         self._cache = attention.make_cache(num_blocks, block_size)
         self.cache = CacheGeometry(
@@ -79,17 +79,20 @@ class BatchedRunner:
         )
         self.max_num_seqs = max_num_seqs
         self._prompts = PromptScorer()
+        self._sampler = Sampler(draw=draw, max_penalized_seqs=max_num_seqs)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         step = lay_out(batch, cache=self._cache, device=self._device)
-        logits, start = forward(self._model, step, self._cache), len(step.sequences)
+        # A padded head has rows for ids that the model cannot read; they must not be chosen.
+        logits = forward(self._model, step, self._cache)[:, : self._num_readable_ids]
+        start = len(step.sequences)
         for chunk, num_wanted in step.scored:
             self._prompts.take(chunk, logits[start : start + num_wanted])
             start += num_wanted
         sampled: list[SampledToken | FailedRow] = []
         if step.sequences:
-            sampled = sample(logits[: len(step.sequences)], step.sequences, draw=self._draw)
+            sampled = self._sampler.sample(logits[: len(step.sequences)], step.sequences)
         by_sequence = dict(zip(step.sequences, sampled, strict=True))
         return [
             self._prompts.add_to(chunk, by_sequence[chunk.sequence])
@@ -98,8 +101,9 @@ class BatchedRunner:
         ]
 
     def release(self, sequence: Sequence) -> None:
-        """Forget what was known of its prompt: its blocks are the engine's to give back."""
+        """Forget what was kept for it: its blocks are the engine's to give back."""
         self._prompts.forget(sequence.generation_id)
+        self._sampler.forget(sequence)
 
     def close(self) -> None:
         self._model = None

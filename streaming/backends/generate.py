@@ -22,10 +22,13 @@ from streaming.backends.logits_processors import (
     GrammarMask,
     LogitBias,
     MinTokens,
-    Penalties,
+    Penalized,
     RawDistribution,
+    SomeTokenLeft,
 )
+from streaming.backends.penalties import Penalties
 from streaming.backends.prompt_scorer import PromptScorer
+from streaming.backends.row_failure import RowFailed
 from streaming.backends.warm_up import warm_up
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
@@ -79,13 +82,15 @@ class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
 
     # On the engine's thread.
 
-    def next_token(self) -> SampledToken:
-        """Wait for a token.
+    def next_token(self) -> SampledToken | FailedRow:
+        """Wait for a token, or for the reason why the sequence gets none.
 
         Raises:
-            GenerateFailed: there will be none.
+            GenerateFailed: `generate` failed.
         """
         outcome = self._outcomes.get()
+        if isinstance(outcome, RowFailed):
+            return outcome.row
         if isinstance(outcome, BaseException):
             raise GenerateFailed(f"{type(outcome).__name__}: {outcome}") from outcome
         return outcome
@@ -101,10 +106,10 @@ class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
 class _Job:
     """One call of `generate`."""
 
-    def __init__(self, prompt: Chunk) -> None:
+    def __init__(self, prompt: Chunk, *, vocab_size: int) -> None:
         self.prompt = prompt
         self.sequence = prompt.sequence
-        self.raw = RawDistribution(self.sequence.params.logprobs)
+        self.raw = RawDistribution(self.sequence.params.logprobs, vocab_size=vocab_size)
         self.streamer = TokenStreamer(self.raw)
         self.is_over = threading.Event()
 
@@ -124,6 +129,7 @@ class GenerateRunner:
         model.generation_config = GenerationConfig()
         self._model = model
         self._device: torch.device = model.device
+        self._num_readable_ids: int = model.get_input_embeddings().weight.shape[0]
         self._prompts = PromptScorer()
         self._job: _Job | None = None
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -133,7 +139,7 @@ class GenerateRunner:
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         (chunk,) = batch.chunks
         if self._job is None:
-            self._job = _Job(chunk)
+            self._job = _Job(chunk, vocab_size=self._num_readable_ids)
             self._start_job(self._job)
         else:
             assert self._job.sequence is chunk.sequence, "one sequence runs until it is released"
@@ -193,16 +199,20 @@ class GenerateRunner:
             # `generate` keeps the logits of the last token only, so the prompt is read twice.
             prompt = torch.tensor([sequence.prompt_ids], device=self._device)
             logits = self._model(input_ids=prompt, use_cache=False).logits[0]
-            self._prompts.take(job.prompt, logits[:num_wanted])
+            self._prompts.take(job.prompt, logits[:num_wanted, : self._num_readable_ids])
         processors = [job.raw]
-        if Penalties.are_wanted(sequence):
-            processors.append(Penalties(sequence))
+        if Penalties.are_wanted(sequence.params):
+            processors.append(
+                Penalized(sequence, vocab_size=self._num_readable_ids, device=self._device)
+            )
         if sequence.params.logit_bias:
             processors.append(LogitBias(sequence, self._device))
         if sequence.matcher is not None:
             processors.append(GrammarMask(sequence))
         elif sequence.params.min_tokens and sequence.barred_token_ids:
             processors.append(MinTokens(sequence, self._device))
+        if len(processors) > 1:
+            processors.append(SomeTokenLeft(sequence))
         self._model.generate(
             torch.tensor([token_ids], device=self._device),
             generation_config=_generation_config(sequence),

@@ -9,36 +9,31 @@ from __future__ import annotations
 import torch
 from transformers import LogitsProcessor
 
+from streaming.backends.penalties import Penalties
+from streaming.backends.row_failure import NOT_FINITE, RowFailed, no_token_allowed
 from streaming.backends.token_mask import token_mask
 from streaming.generation import Logprob, TokenLogprobs
 from streaming.sequence import Sequence
 
 
-class InvalidLogits(ArithmeticError):
-    """The model answered with NaN or infinity."""
-
-    def __str__(self) -> str:
-        return "the model's logits are not finite numbers"
-
-
-class NoTokenAllowed(ArithmeticError):
-    """The grammar leaves nothing to choose from."""
-
-    def __str__(self) -> str:
-        return "the grammar allows no token"
-
-
 class RawDistribution(LogitsProcessor):  # type: ignore[misc]
-    """First in line: keeps the model's own distribution, and refuses one that is broken."""
+    """First in line: keeps the model's own distribution, and refuses one that is broken.
 
-    def __init__(self, num_top: int | None) -> None:
+    Args:
+        num_top: how many of the likeliest tokens are reported; None reports nothing.
+        vocab_size: tokens from here on, which pad the model's head, are cut off.
+    """
+
+    def __init__(self, num_top: int | None, *, vocab_size: int) -> None:
         self._num_top = num_top
+        self._vocab_size = vocab_size
         self._logprobs = torch.empty(0)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores[:, : self._vocab_size]
         # Single tokens may be masked with -inf; a best one that is not finite is a failure.
         if not bool(torch.isfinite(scores.max())):
-            raise InvalidLogits
+            raise RowFailed(NOT_FINITE)
         if self._num_top is not None:
             self._logprobs = torch.log_softmax(scores[0], dim=-1)
         return scores
@@ -55,45 +50,16 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
         )
 
 
-class Penalties(LogitsProcessor):  # type: ignore[misc]
-    """Repetition penalty over prompt and output, then presence and frequency over the output.
+class Penalized(LogitsProcessor):  # type: ignore[misc]
+    """Applies the penalties of one sequence."""
 
-    Counts are kept up from step to step, so the cost of a step does not grow with the text.
-    """
-
-    def __init__(self, sequence: Sequence) -> None:
-        self._params = sequence.params
-        self._num_prompt_tokens = sequence.num_prompt_tokens
-        self._num_seen = 0
-        self._is_seen = torch.empty(0, dtype=torch.bool)  # (vocab_size,)
-        self._counts = torch.empty(0)  # (vocab_size,) float32: times each token was generated
-
-    @staticmethod
-    def are_wanted(sequence: Sequence) -> bool:
-        params = sequence.params
-        return (
-            params.repetition_penalty != 1.0
-            or params.presence_penalty != 0.0
-            or params.frequency_penalty != 0.0
-        )
+    def __init__(self, sequence: Sequence, *, vocab_size: int, device: torch.device) -> None:
+        self._penalties = Penalties(sequence, vocab_size=vocab_size, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        params, (logits,) = self._params, scores
-        if not self._num_seen:
-            self._is_seen = torch.zeros_like(logits, dtype=torch.bool)
-            self._counts = torch.zeros_like(logits)
-        new_ids = input_ids[0, self._num_seen :]
-        self._is_seen[new_ids] = True
-        generated = input_ids[0, max(self._num_seen, self._num_prompt_tokens) :]
-        self._counts.index_add_(0, generated, torch.ones_like(generated, dtype=torch.float32))
-        self._num_seen = input_ids.shape[1]
-
-        penalty = params.repetition_penalty
-        repeated = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits = torch.where(self._is_seen, repeated, logits)
-        logits = logits - params.frequency_penalty * self._counts
-        logits = logits - params.presence_penalty * (self._counts > 0)
-        return logits[None]
+        scores = scores.clone()
+        self._penalties.apply(scores[0])
+        return scores
 
 
 class LogitBias(LogitsProcessor):  # type: ignore[misc]
@@ -124,7 +90,7 @@ class MinTokens(LogitsProcessor):  # type: ignore[misc]
 
 
 class GrammarMask(LogitsProcessor):  # type: ignore[misc]
-    """Last in line: leaves the tokens that the grammar allows, by `min_tokens` where it can."""
+    """Leaves the tokens that the grammar allows, by `min_tokens` where it can."""
 
     def __init__(self, sequence: Sequence) -> None:
         self._sequence = sequence
@@ -132,7 +98,17 @@ class GrammarMask(LogitsProcessor):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         allowed = token_mask(self._sequence, scores.shape[1])
         assert allowed is not None
-        scores = scores.masked_fill(~allowed.to(scores.device), float("-inf"))
-        if not bool(torch.isfinite(scores.max())):
-            raise NoTokenAllowed
+        return scores.masked_fill(~allowed.to(scores.device), float("-inf"))
+
+
+class SomeTokenLeft(LogitsProcessor):  # type: ignore[misc]
+    """Last in line: refuses to choose where the others leave nothing to choose from."""
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        best = scores.max()
+        if not bool(torch.isfinite(best)):
+            raise RowFailed(no_token_allowed(self._sequence, float(best)))
         return scores

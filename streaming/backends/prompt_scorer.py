@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from streaming.backend import Chunk, FailedRow, SampledToken
+from streaming.backends.row_failure import NOT_FINITE
 from streaming.generation import Logprob, TokenLogprobs
 
 _NUM_SCORED_ROWS = 64
@@ -52,7 +53,7 @@ class PromptScorer:
             return sampled
         scored = self._scored.pop(sequence.generation_id, [])  # none of a prompt of one token
         if any(math.isnan(logprobs.chosen.logprob) for logprobs in scored):
-            return FailedRow("the model's logits are not finite numbers")
+            return NOT_FINITE
         return replace(sampled, prompt_logprobs=tuple(scored))
 
     def forget(self, generation_id: str) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
+from streaming.backend import FailedRow
+from streaming.backends.row_failure import RowFailed
+from streaming.errors import EngineFailure
 from streaming.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 def token_mask(sequence: Sequence, vocab_size: int) -> torch.Tensor | None:
@@ -16,10 +23,20 @@ def token_mask(sequence: Sequence, vocab_size: int) -> torch.Tensor | None:
 
     Args:
         vocab_size: width of the model's logits; ids that the tokenizer lacks are not allowed.
+
+    Raises:
+        RowFailed: the matcher broke down.
     """
     if sequence.matcher is None:
         return None
-    packed = np.frombuffer(sequence.matcher.mask(), dtype=np.uint8)
+    try:
+        mask = sequence.matcher.mask()
+    # A panic in Rust is no Exception, and must not end the step, which is that of others, too.
+    except BaseException as error:
+        reason = "the grammar's matcher broke down"
+        logger.exception("%s: %s", sequence.generation_id, reason)
+        raise RowFailed(FailedRow(reason, EngineFailure())) from error
+    packed = np.frombuffer(mask, dtype=np.uint8)
     bits = np.unpackbits(packed, bitorder="little")[:vocab_size]
     allowed = np.zeros(vocab_size, dtype=bool)
     allowed[: len(bits)] = bits

@@ -16,6 +16,7 @@ from streaming.errors import (
     InvalidRequest,
     ModelLoadError,
     ModelNotFound,
+    NoTokenAllowed,
     Overloaded,
     PromptTooLong,
     RequestError,
@@ -61,6 +62,12 @@ TABLE = [
         "cursor_lost",
         "after",
         "after: cursor 9 is outside the log, whose last record is 4.",
+    ),
+    (
+        NoTokenAllowed(param="response_format", reason="the grammar allows no token here"),
+        "no_token_allowed",
+        "response_format",
+        "response_format: the grammar allows no token here",
     ),
     (
         DeadlineExceeded(timeout_s=1.5),

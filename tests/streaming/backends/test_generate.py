@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from streaming import BackendName, ModelConfig, SamplingParams, load_backend
+from streaming import BackendName, Failed, ModelConfig, SamplingParams, load_backend
 from streaming.backend import Backend, Batch, Chunk
 from streaming.backends.generate import GenerateFailed, GenerateRunner
 from streaming.backends.loading import LoadedModel
-from streaming.backends.logits_processors import InvalidLogits
+from streaming.backends.row_failure import NOT_FINITE
 from streaming.backends.scripted import scripted_backend
 from streaming.chat import ChatMessage
 from streaming.request import ChatPrompt
@@ -168,16 +168,42 @@ def test_seed_is_independent_of_other_draws(rig: EngineRig) -> None:
     assert rig.token_ids(params) == first
 
 
-def test_logits_that_are_no_numbers_fail_the_step(model: Any) -> None:
+def test_logits_that_are_no_numbers_fail_the_row(model: Any) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     runner = GenerateRunner(model)
     sequence = make_sequence()
-    with pytest.raises(GenerateFailed, match="not finite") as caught:
+    assert runner.run(Batch((Chunk(sequence, 0, 3),))) == [NOT_FINITE]
+    runner.release(sequence)
+    runner.close()
+
+
+def test_a_model_that_raises_fails_the_step(model: Any) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError("too large")
+
+    model.register_forward_pre_hook(fail)
+    runner = GenerateRunner(model)
+    sequence = make_sequence()
+    with pytest.raises(GenerateFailed, match="MemoryError: too large") as caught:
         runner.run(Batch((Chunk(sequence, 0, 3),)))
     runner.release(sequence)
     runner.close()
-    assert isinstance(caught.value.__cause__, InvalidLogits)
+    assert isinstance(caught.value.__cause__, MemoryError)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rules_that_leave_no_token_are_that_requests_error(
+    rig: EngineRig, temperature: float
+) -> None:
+    """`generate` alone would choose token 0, or fail to draw."""
+    barred = SamplingParams(
+        temperature=temperature, min_tokens=1, stop_token_ids=frozenset(range(VOCAB_SIZE)), seed=0
+    )
+    outcome = rig.run(barred).outcome
+    assert isinstance(outcome, Failed)
+    assert str(outcome.error) == "min_tokens: every token here would end the text"
+    assert len(rig.token_ids(GREEDY)) == 12
 
 
 def test_release_ends_all_computing_at_once(rig: EngineRig, model: Any) -> None:

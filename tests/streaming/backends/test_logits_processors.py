@@ -7,12 +7,12 @@ import torch
 
 from streaming import SamplingParams
 from streaming.backends.logits_processors import (
-    InvalidLogits,
     LogitBias,
     MinTokens,
-    Penalties,
+    Penalized,
     RawDistribution,
 )
+from streaming.backends.row_failure import RowFailed
 from streaming.sequence import Sequence
 from tests.support import make_sequence
 
@@ -25,9 +25,9 @@ def sequence_with(**params: object) -> Sequence:
 
 
 def test_raw_distribution_is_in_natural_logarithms() -> None:
-    raw = RawDistribution(2)
+    raw = RawDistribution(2, vocab_size=3)
     scores = torch.tensor([[log(1.0), log(2.0), log(5.0)]])
-    assert raw(torch.tensor([[0]]), scores) is scores
+    assert torch.equal(raw(torch.tensor([[0]]), scores), scores)
     logprobs = raw.logprobs_of(0)
     assert logprobs is not None
     assert logprobs.chosen.logprob == pytest.approx(log(1 / 8))
@@ -36,7 +36,7 @@ def test_raw_distribution_is_in_natural_logarithms() -> None:
 
 
 def test_raw_distribution_reports_no_more_than_there_is() -> None:
-    raw = RawDistribution(20)
+    raw = RawDistribution(20, vocab_size=3)
     raw(torch.tensor([[0]]), torch.zeros(1, 3))
     logprobs = raw.logprobs_of(1)
     assert logprobs is not None
@@ -45,43 +45,32 @@ def test_raw_distribution_reports_no_more_than_there_is() -> None:
 
 @pytest.mark.parametrize("logits", [[nan, 1.0], [1.0, nan], [inf, 1.0], [-inf, -inf]])
 def test_broken_logits_are_refused(logits: list[float]) -> None:
-    with pytest.raises(InvalidLogits, match="not finite"):
-        RawDistribution(None)(torch.tensor([[0]]), torch.tensor([logits]))
+    with pytest.raises(RowFailed, match="not finite"):
+        RawDistribution(None, vocab_size=2)(torch.tensor([[0]]), torch.tensor([logits]))
 
 
 def test_masked_tokens_are_no_failure() -> None:
-    raw = RawDistribution(None)
+    raw = RawDistribution(None, vocab_size=2)
     raw(torch.tensor([[0]]), torch.tensor([[-inf, 1.0]]))
     assert raw.logprobs_of(1) is None
 
 
-@pytest.mark.parametrize(
-    ("params", "are_wanted"),
-    [
-        ({}, False),
-        ({"repetition_penalty": 1.1}, True),
-        ({"presence_penalty": -0.1}, True),
-        ({"frequency_penalty": 0.1}, True),
-    ],
-)
-def test_penalties_are_left_out_unless_wanted(params: dict[str, float], are_wanted: bool) -> None:
-    assert Penalties.are_wanted(sequence_with(**params)) is are_wanted
+def test_rows_that_pad_the_head_are_cut_off() -> None:
+    """Whatever they hold."""
+    raw = RawDistribution(3, vocab_size=2)
+    scores = raw(torch.tensor([[0]]), torch.tensor([[0.0, 0.0, 99.0, nan]]))
+    assert scores.tolist() == [[0.0, 0.0]]
+    logprobs = raw.logprobs_of(1)
+    assert logprobs is not None
+    assert [top.token_id for top in logprobs.top] == [0, 1]
+    assert [top.logprob for top in logprobs.top] == pytest.approx([log(0.5)] * 2)
 
 
-def test_penalties_count_from_step_to_step() -> None:
-    penalties = Penalties(sequence_with(presence_penalty=1.0, frequency_penalty=0.25))
-    zeros = torch.zeros(1, 4)
-    assert penalties(torch.tensor([[0, 1]]), zeros).tolist() == [[0, 0, 0, 0]]
-    assert penalties(torch.tensor([[0, 1, 3]]), zeros).tolist() == [[0, 0, 0, -1.25]]
-    assert penalties(torch.tensor([[0, 1, 3, 3]]), zeros).tolist() == [[0, 0, 0, -1.5]]
-    assert penalties(torch.tensor([[0, 1, 3, 3, 0]]), zeros).tolist() == [[-1.25, 0, 0, -1.5]]
-
-
-def test_repetition_penalty_covers_prompt_and_output() -> None:
-    penalties = Penalties(sequence_with(repetition_penalty=2.0))
+def test_penalties_leave_the_models_own_scores_alone() -> None:
+    penalized = Penalized(sequence_with(repetition_penalty=2.0), vocab_size=4, device=CPU)
     scores = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
-    assert penalties(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
-    assert penalties(torch.tensor([[0, 1, 3]]), scores).tolist() == [[2, -8, 4, -8]]
+    assert penalized(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
+    assert scores.tolist() == [[4, -4, 4, -4]]
 
 
 def test_logit_bias_is_added() -> None:

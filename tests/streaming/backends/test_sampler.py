@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from streaming import SamplingParams
 from streaming.backend import FailedRow, SampledToken
-from streaming.backends.sampler import sample
+from streaming.backends.sampler import Sampler
+from streaming.errors import NoTokenAllowed
 from streaming.sequence import Sequence
 from tests.support import make_sequence, property_test
 
@@ -26,8 +27,20 @@ def sequence_with(
 ) -> Sequence:
     params = {"seed": 0, "max_tokens": 1000} | params
     sequence = make_sequence(prompt=prompt, params=SamplingParams(**params))
-    sequence.output_ids = list(output_ids)
+    for token_id in output_ids:
+        take(sequence, token_id)
     return sequence
+
+
+def take(sequence: Sequence, token_id: int) -> None:
+    """Take the next token, of whatever meaning."""
+    sequence.output_ids.append(token_id)
+    sequence.token_ids.append(token_id)
+
+
+def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken | FailedRow]:
+    """Sample by a sampler that has seen nothing before."""
+    return Sampler().sample(logits, sequences)
 
 
 def random_logits(
@@ -319,15 +332,28 @@ def test_a_row_whose_rules_leave_no_token_fails_alone(temperature: float) -> Non
         temperature=temperature, min_tokens=1, stop_token_ids=frozenset(range(VOCAB_SIZE))
     )
     failed, fine = sample(random_logits(2), [barred, sequence_with(temperature=temperature)])
-    assert failed == FailedRow("its rules allow no token")
+    assert blamed(failed) == "min_tokens"
     assert isinstance(fine, SampledToken)
 
 
-def test_a_row_that_its_penalty_makes_infinite_fails_alone() -> None:
+def blamed(row: SampledToken | FailedRow) -> str | None:
+    """Return the field that leaves a row no token."""
+    assert isinstance(row, FailedRow)
+    assert isinstance(row.error, NoTokenAllowed)
+    return row.error.param
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("logit", "penalty"), [(3e38, 0.01), (-3e38, 10.0)])
+def test_a_row_that_its_penalty_makes_infinite_fails_alone(
+    logit: float, penalty: float, temperature: float
+) -> None:
+    """It is the request that does this, not the model."""
     logits = random_logits(2)
-    logits[0, list(b"ask")] = 3e38
-    failed, fine = sample(logits, [sequence_with(repetition_penalty=0.01), sequence_with()])
-    assert failed == FailedRow("the model's logits are not finite numbers")
+    logits[0] = logit
+    params = {"repetition_penalty": penalty, "temperature": temperature}
+    failed, fine = sample(logits, [sequence_with(range(VOCAB_SIZE), **params), sequence_with()])
+    assert blamed(failed) == "repetition_penalty"
     assert isinstance(fine, SampledToken)
 
 

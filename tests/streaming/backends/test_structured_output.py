@@ -290,7 +290,7 @@ def test_a_grammar_that_allows_nothing_fails_its_sequence_only() -> None:
     stuck.matcher = NothingLeft()
     others = [rig.add(hot(regex("[ab]{9}"), 1)), rig.add(hot(None, 2, max_tokens=9))]
     run_to_end(rig)
-    assert ending(stuck.generation) == "engine_error"
+    assert ending(stuck.generation) == "no_token_allowed"
     assert [len(other.generation.tokens) for other in others] == [9, 9]
     assert ending(rig.run(hot(regex("ab"), 0))) == "stop"
 
@@ -299,7 +299,7 @@ def test_generate_fails_a_grammar_that_allows_nothing_and_goes_on(generate: Engi
     stuck = generate.add(hot(regex("a+"), 0))
     stuck.matcher = NothingLeft()
     run_to_end(generate)
-    assert ending(stuck.generation) == "engine_error"
+    assert ending(stuck.generation) == "no_token_allowed"
     assert ending(generate.run(hot(regex("ab"), 0))) == "stop"
 
 

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from streaming.backend import FailedRow, SampledToken
-from streaming.backends.logits_processors import GrammarMask, NoTokenAllowed
-from streaming.backends.sampler import sample
+from streaming.backends.logits_processors import GrammarMask, SomeTokenLeft
+from streaming.backends.row_failure import NOT_FINITE, RowFailed
+from streaming.backends.sampler import Sampler
 from streaming.backends.scripted import EOS
 from streaming.backends.token_mask import token_mask
+from streaming.errors import EngineFailure, NoTokenAllowed
+from streaming.grammar import Grammar, GrammarKind
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.support import WordMatcher, make_sequence
@@ -34,8 +37,28 @@ class AnyOf:
         """Nothing changes."""
 
 
+class Panic(BaseException):
+    """What a panic in Rust is in Python: no Exception."""
+
+
+class Panicking(AnyOf):
+    def mask(self) -> bytes:
+        raise Panic("index out of range")
+
+
+def error_of(row: SampledToken | FailedRow) -> str:
+    """Return what the client of a row is told, which is that its rules allow no token."""
+    assert isinstance(row, FailedRow)
+    assert isinstance(row.error, NoTokenAllowed)
+    return str(row.error)
+
+
+ANY_TEXT = Grammar(GrammarKind.REGEX, ".*")
+"""What the sequence asked for; a double follows the text."""
+
+
 def constrained(*token_ids: int, **params: object) -> Sequence:
-    rules = SamplingParams(max_tokens=9, seed=0, **params)  # type: ignore[arg-type]
+    rules = SamplingParams(max_tokens=9, seed=0, grammar=ANY_TEXT, **params)  # type: ignore[arg-type]
     return make_sequence(params=rules, matcher=AnyOf(*token_ids))
 
 
@@ -52,7 +75,7 @@ def allowed(sequence: Sequence, vocab_size: int = VOCAB_SIZE) -> list[int]:
 
 
 def sampled_ids(logits: torch.Tensor, *sequences: Sequence) -> list[int | None]:
-    tokens = sample(logits, sequences)
+    tokens = Sampler().sample(logits, sequences)
     return [token.token_id if isinstance(token, SampledToken) else None for token in tokens]
 
 
@@ -100,15 +123,15 @@ def test_only_allowed_tokens_are_drawn(params: dict[str, float]):
 
 def test_a_free_row_is_as_it_is_alone():
     logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
-    alone = sample(logits[1:].clone(), [free(temperature=1.5, logprobs=3)])
-    together = sample(logits, [constrained(A), free(temperature=1.5, logprobs=3)])
+    alone = Sampler().sample(logits[1:].clone(), [free(temperature=1.5, logprobs=3)])
+    together = Sampler().sample(logits, [constrained(A), free(temperature=1.5, logprobs=3)])
     assert together[1:] == alone
 
 
 def test_logprobs_are_the_models_own():
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, X] = 9.0
-    (token,) = sample(logits, [constrained(A, logprobs=1)])
+    (token,) = Sampler().sample(logits, [constrained(A, logprobs=1)])
     assert isinstance(token, SampledToken)
     assert token.logprobs is not None
     assert token.logprobs.top[0].token_id == X
@@ -117,20 +140,42 @@ def test_logprobs_are_the_models_own():
 
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
 def test_a_row_without_an_allowed_token_fails_alone(params: dict[str, float]):
-    tokens = sample(torch.zeros(2, VOCAB_SIZE), [constrained(**params), constrained(A, **params)])
-    assert tokens == [FailedRow("the grammar allows no token"), SampledToken(A)]
+    sequences = [constrained(**params), constrained(A, **params)]
+    failed, fine = Sampler().sample(torch.zeros(2, VOCAB_SIZE), sequences)
+    assert error_of(failed) == "response_format: the grammar allows no token here"
+    assert fine == SampledToken(A)
 
 
 def test_a_token_that_the_model_itself_forbids_is_no_choice():
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, A] = -torch.inf
-    assert sample(logits, [constrained(A)]) == [FailedRow("the grammar allows no token")]
+    (failed,) = Sampler().sample(logits, [constrained(A)])
+    assert error_of(failed) == "response_format: the grammar allows no token here"
+
+
+def test_the_grammar_of_calls_is_blamed_on_the_tools():
+    sequence = make_sequence(params=SamplingParams(max_tokens=9, seed=0), matcher=AnyOf())
+    (failed,) = Sampler().sample(torch.zeros(1, VOCAB_SIZE), [sequence])
+    assert error_of(failed) == "tools: the grammar allows no token here"
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
+def test_a_matcher_that_breaks_down_fails_its_row_only(
+    params: dict[str, float], caplog: pytest.LogCaptureFixture
+):
+    stuck = constrained(A, **params)
+    stuck.matcher = Panicking()
+    failed, fine = Sampler().sample(torch.zeros(2, VOCAB_SIZE), [stuck, constrained(A, **params)])
+    assert isinstance(failed, FailedRow)
+    assert isinstance(failed.error, EngineFailure), "not a fault of the request that can be named"
+    assert fine == SampledToken(A)
+    assert "index out of range" in caplog.text
 
 
 def test_broken_logits_are_said_to_be_broken():
     logits = torch.full((1, VOCAB_SIZE), torch.nan)
-    (row,) = sample(logits, [constrained(A)])
-    assert row == FailedRow("the model's logits are not finite numbers")
+    (row,) = Sampler().sample(logits, [constrained(A)])
+    assert row == NOT_FINITE
 
 
 # For `model.generate()`.
@@ -143,6 +188,14 @@ def test_the_processor_leaves_what_is_allowed():
     assert bool((scores[0, [B, EOS]] == -torch.inf).all())
 
 
-def test_the_processor_refuses_to_choose_from_nothing():
-    with pytest.raises(NoTokenAllowed, match="allows no token"):
-        GrammarMask(constrained())(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
+def test_the_processors_refuse_to_choose_from_nothing():
+    sequence, input_ids = constrained(), torch.tensor([[0]])
+    scores = GrammarMask(sequence)(input_ids, torch.zeros(1, VOCAB_SIZE))
+    with pytest.raises(RowFailed) as caught:
+        SomeTokenLeft(sequence)(input_ids, scores)
+    assert error_of(caught.value.row) == "response_format: the grammar allows no token here"
+
+
+def test_the_last_processor_passes_on_what_has_a_token_left():
+    scores = torch.tensor([[-torch.inf, 1.0]])
+    assert SomeTokenLeft(constrained())(torch.tensor([[0]]), scores) is scores
