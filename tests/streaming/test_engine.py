@@ -15,7 +15,7 @@ from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.scripted import ScriptedRunner
 from streaming.detokenizer import REPLACEMENT
 from streaming.engine import MAX_FAILED_STEPS, Engine, ModelBroken
-from streaming.errors import DeadlineExceeded, EngineFailure, ShuttingDown
+from streaming.errors import DeadlineExceeded, EngineFailure, NoTokenAllowed, ShuttingDown
 from streaming.generation import (
     Failed,
     Finished,
@@ -531,6 +531,14 @@ def test_who_keeps_place_and_estimate_is_told_nothing():
 
 BROKEN_ROW = -1
 """In a script: the model fails on this row alone."""
+DEAD_END = -2
+"""In a script: the request's own rules leave it no token."""
+FAILED_ROWS = {
+    BROKEN_ROW: FailedRow("not finite"),
+    DEAD_END: FailedRow(
+        "a dead end", NoTokenAllowed(param="response_format", reason="the grammar ends here")
+    ),
+}
 DECODE_STEP_S = 0.1
 PREFILL_TOKEN_S = 0.001
 
@@ -550,9 +558,7 @@ class CachedRunner(TimedRunner):
         decode_s = DECODE_STEP_S if num_decodes else 0.0
         self._clock.advance(decode_s + PREFILL_TOKEN_S * self.num_prompt_tokens[-1])
         return [
-            FailedRow("not finite")
-            if isinstance(row, SampledToken) and row.token_id == BROKEN_ROW
-            else row
+            FAILED_ROWS.get(row.token_id, row) if isinstance(row, SampledToken) else row
             for row in super().run(batch)
         ]
 
@@ -606,6 +612,69 @@ def test_what_was_computed_for_a_broken_row_is_shared_with_nobody():
     again = rig.add("y", prompt="a prompt that breaks")
     rig.finish()
     assert (fine.usage.cached_tokens, again.usage.cached_tokens) == (12, 0)
+    rig.assert_nothing_left()
+
+
+def test_a_dead_end_is_its_own_requests_error(caplog: pytest.LogCaptureFixture):
+    rig = CachedRig()
+    stuck = rig.add([*b"ab", DEAD_END])
+    good = rig.add("neighbour", prompt="tell")
+    rig.finish()
+    assert rig.endings == ["no_token_allowed", "stop"]
+    assert (stuck.text, good.text) == ("ab", "neighbour")
+    assert isinstance(stuck.outcome, Failed)
+    assert str(stuck.outcome.error) == "response_format: the grammar ends here"
+    assert caplog.text == "", "an operator can do nothing about it"
+    rig.assert_nothing_left()
+
+
+def test_a_dead_end_drops_no_prefix():
+    """Or else any client could flush the system prompt that all others share."""
+    rig = CachedRig()
+    rig.add([DEAD_END], prompt="system prompt + a")
+    rig.finish()
+    other = rig.add("y", prompt="system prompt + b")
+    rig.finish()
+    assert other.usage.cached_tokens == 16
+    rig.assert_nothing_left()
+
+
+def test_a_broken_row_drops_what_it_computed_and_nothing_that_served_others():
+    rig = CachedRig()
+    rig.add("x", prompt="system prompt + a fine question")
+    rig.finish()
+    rig.add([BROKEN_ROW], prompt="system prompt + a question that breaks")
+    rig.finish()
+    fine = rig.add("y", prompt="system prompt + a fine question")
+    again = rig.add("y", prompt="system prompt + a question that breaks")
+    rig.finish()
+    assert (fine.usage.cached_tokens, again.usage.cached_tokens) == (28, 16)
+    rig.assert_nothing_left()
+
+
+def test_a_row_that_breaks_late_drops_what_came_since_the_last_token():
+    rig = CachedRig()
+    rig.add([*b"abcd", BROKEN_ROW], prompt="ask!")
+    rig.finish()
+    again = rig.add("y", prompt="ask!abcdefgh")
+    rig.finish()
+    assert again.usage.cached_tokens == 4
+    rig.assert_nothing_left()
+
+
+def test_a_prefix_that_never_gave_a_token_is_suspect_to_all_who_share_it():
+    """Its first reader may be gone before the model fails, and would leave it broken for good."""
+    rig = CachedRig(max_batch_tokens=8)
+    rig.add("never", prompt="system prompt + a question")
+    rig.step()
+    rig.step()
+    rig.engine.cancel("gen_0")
+    shared = rig.add([BROKEN_ROW], prompt="system prompt + another")
+    rig.finish()
+    assert (shared.usage.cached_tokens, ending(shared)) == (16, "engine_error")
+    again = rig.add("y", prompt="system prompt + another")
+    rig.finish()
+    assert again.usage.cached_tokens == 0
     rig.assert_nothing_left()
 
 
@@ -829,8 +898,9 @@ def test_whatever_happens_every_log_ends_well_formed(
         reader.close()
 
 
+scripted_tokens = st.sampled_from([97, 98, BROKEN_ROW, DEAD_END, None])
 cached_steps = st.one_of(
-    st.tuples(st.just("add"), st.lists(st.sampled_from([97, 98, BROKEN_ROW, None]), max_size=9)),
+    st.tuples(st.just("add"), st.lists(scripted_tokens, max_size=9)),
     st.tuples(st.just("say"), st.integers(1, 9)),
     st.tuples(st.just("step"), st.none()),
     st.tuples(st.just("step"), st.none()),

@@ -177,6 +177,36 @@ def test_what_is_forgotten_is_computed_again():
     assert num_known(cache, [1, 2, 3, 4]) == 2
 
 
+def test_what_is_trusted_stays_known_when_the_rest_is_forgotten():
+    cache = KVCache(num_blocks=6, block_size=SIZE)
+    fine = hold(cache, [1, 2, 3])
+    cache.trust(fine)
+    broken = hold(cache, [1, 2, 3, 4, 5, 6])
+    cache.forget(broken)
+    assert num_known(cache, [1, 2, 3, 4, 5, 6]) == 1
+    cache.check_integrity([fine, broken])
+
+
+def test_what_a_sequence_added_since_it_was_trusted_is_forgotten():
+    cache = KVCache(num_blocks=6, block_size=SIZE)
+    table = hold(cache, [1, 2, 3, 4])
+    cache.trust(table)
+    cache.grow(table, 6)
+    cache.commit(table, [1, 2, 3, 4, 5, 6], 6)
+    cache.forget(table)
+    assert num_known(cache, [1, 2, 3, 4, 5, 6]) == 2
+
+
+def test_a_block_that_is_handed_out_anew_is_trusted_no_more():
+    cache = KVCache(num_blocks=2, block_size=SIZE)
+    fine = hold(cache, [1, 2, 3, 4])
+    cache.trust(fine)
+    cache.release(fine)
+    broken = hold(cache, [5, 6, 7, 8])
+    cache.forget(broken)
+    assert num_known(cache, [5, 6, 7, 8]) == 0
+
+
 # Who goes first.
 
 
@@ -259,10 +289,17 @@ class _Model:
         self.cache = KVCache(num_blocks=num_blocks, block_size=SIZE)
         self.contents: dict[int, tuple[int, ...]] = {}
         self.live: list[tuple[BlockTable, list[int], int]] = []
+        self.trusted: set[tuple[int, ...]] = set()
+        """Beginnings, in whole blocks, that were ever trusted."""
 
     @property
     def tables(self) -> list[BlockTable]:
         return [table for table, _, _ in self.live]
+
+    def num_trusted(self, token_ids: list[int]) -> int:
+        """Return how many blocks of this beginning were ever trusted."""
+        ends = range(SIZE, len(token_ids) + 1, SIZE)
+        return sum(tuple(token_ids[:end]) in self.trusted for end in ends)
 
     def compute(self, table: BlockTable, token_ids: list[int], start: int, end: int) -> None:
         for position in range(start, end):
@@ -303,6 +340,7 @@ actions = st.one_of(
     st.tuples(st.just("go on"), st.integers(0, 3)),
     st.tuples(st.just("release"), st.integers(0, 9)),
     st.tuples(st.just("forget"), st.integers(0, 9)),
+    st.tuples(st.just("trust"), st.integers(0, 9)),
 )
 
 
@@ -321,7 +359,13 @@ def test_whatever_happens_a_known_block_holds_what_it_is_known_for(
             case "release", int(index) if model.live:
                 model.cache.release(model.live.pop(index % len(model.live))[0])
             case "forget", int(index) if model.live:
-                model.cache.forget(model.live[index % len(model.live)][0])
+                table, token_ids, computed = model.live[index % len(model.live)]
+                model.cache.forget(table)
+                assert num_known(model.cache, token_ids[:computed]) <= model.num_trusted(token_ids)
+            case "trust", int(index) if model.live:
+                table, token_ids, computed = model.live[index % len(model.live)]
+                model.cache.trust(table)
+                model.trusted |= {tuple(token_ids[:end]) for end in range(SIZE, computed + 1, SIZE)}
         model.cache.check_integrity(model.tables)
     for table in model.tables:
         model.cache.release(table)

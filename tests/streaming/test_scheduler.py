@@ -114,6 +114,7 @@ def test_without_a_cache_nobody_is_taken_out():
     scheduler.advance(batch, duration_s=0.1)
     a.append(ord("x"), at=0.0)
     a.is_detached = True
+    scheduler.trust(a)
     scheduler.forget(a)
     assert run(scheduler.schedule()) == [a]
     assert (list(scheduler.waiting), scheduler.num_preemptions) == ([b], 0)
@@ -306,6 +307,19 @@ def test_what_is_forgotten_is_computed_again():
     rig.end(broken)
     fine = rig.add("abcdefghi")
     assert rig.step() == [(fine, 0, 9)]
+
+
+def test_what_is_trusted_is_shared_after_another_broke():
+    rig = Rig()
+    fine = rig.add("abcdefghi")
+    rig.step()
+    rig.scheduler.trust(fine)
+    broken = rig.add("abcdefghijklmn")
+    rig.step()
+    rig.scheduler.forget(broken)
+    rig.end(broken)
+    again = rig.add("abcdefghijklmn")
+    assert (again, 8, 14) in rig.step()
 
 
 # Room.

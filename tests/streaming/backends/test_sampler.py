@@ -351,7 +351,7 @@ def test_a_row_that_its_penalty_makes_infinite_fails_alone(
     """It is the request that does this, not the model."""
     logits = random_logits(2)
     logits[0] = logit
-    params = {"repetition_penalty": penalty, "temperature": temperature}
+    params: dict[str, Any] = {"repetition_penalty": penalty, "temperature": temperature}
     failed, fine = sample(logits, [sequence_with(range(VOCAB_SIZE), **params), sequence_with()])
     assert blamed(failed) == "repetition_penalty"
     assert isinstance(fine, SampledToken)

@@ -19,7 +19,7 @@ from streaming.backends.grammar_compiler import LlguidanceCompiler
 from streaming.backends.loading import LoadedModel
 from streaming.backends.tokenizer import FastTokenizer
 from streaming.chat import ChatMessage
-from streaming.generation import Generation
+from streaming.generation import Failed, Generation
 from streaming.grammar import Grammar, GrammarKind
 from streaming.request import ChatPrompt
 from streaming.sampling_params import SamplingParams
@@ -284,13 +284,34 @@ class NothingLeft:
         raise AssertionError("no token can come")
 
 
+def error_of(sequence: Sequence) -> str:
+    """Return what a client is told whose own rules left no token."""
+    outcome = sequence.generation.outcome
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == "no_token_allowed"
+    return str(outcome.error)
+
+
+def test_a_dead_end_leaves_a_shared_prefix_in_the_cache() -> None:
+    rig = batched()
+    system_prompt = "a system prompt that all share "
+    first = rig.run(hot(regex("a+"), 0), prompt=system_prompt + "1")
+    stuck = rig.add(hot(regex("a+"), 0), prompt=system_prompt + "2")
+    stuck.matcher = NothingLeft()
+    run_to_end(rig)
+    after = rig.run(hot(regex("a+"), 0), prompt=system_prompt + "3")
+    assert error_of(stuck) == "response_format: the grammar allows no token here"
+    assert first.usage.cached_tokens == 0
+    assert after.usage.cached_tokens == stuck.generation.usage.cached_tokens > 20
+
+
 def test_a_grammar_that_allows_nothing_fails_its_sequence_only() -> None:
     rig = batched()
     stuck = rig.add(hot(regex("a+"), 0))
     stuck.matcher = NothingLeft()
     others = [rig.add(hot(regex("[ab]{9}"), 1)), rig.add(hot(None, 2, max_tokens=9))]
     run_to_end(rig)
-    assert ending(stuck.generation) == "no_token_allowed"
+    assert error_of(stuck) == "response_format: the grammar allows no token here"
     assert [len(other.generation.tokens) for other in others] == [9, 9]
     assert ending(rig.run(hot(regex("ab"), 0))) == "stop"
 
@@ -299,7 +320,7 @@ def test_generate_fails_a_grammar_that_allows_nothing_and_goes_on(generate: Engi
     stuck = generate.add(hot(regex("a+"), 0))
     stuck.matcher = NothingLeft()
     run_to_end(generate)
-    assert ending(stuck.generation) == "no_token_allowed"
+    assert error_of(stuck) == "response_format: the grammar allows no token here"
     assert ending(generate.run(hot(regex("ab"), 0))) == "stop"
 
 
