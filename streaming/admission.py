@@ -12,6 +12,7 @@ from typing import assert_never
 from streaming.backend import Backend, EncodedPrompt
 from streaming.chat import MAX_PARALLEL_CALLS, ToolMode, check_tools
 from streaming.chat_format import may_call_tools
+from streaming.detokenizer import texts_of
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from streaming.generation import Generation
 from streaming.grammar import AnswerGrammar, GrammarMatcher, Language
@@ -28,12 +29,14 @@ class PreparedRequest:
     Attributes:
         output_format: what an `OutputParser` is to look for in the answer.
         matcher: holds the answer to the request's grammar, if there is one; its own.
+        prompt_texts: of each token, where the prompt's log probabilities are wanted.
     """
 
     request: GenerationRequest
     prompt_ids: list[int]
     output_format: OutputFormat
     matcher: GrammarMatcher | None
+    prompt_texts: tuple[str, ...]
 
 
 class Admission:
@@ -81,6 +84,9 @@ class Admission:
             _check_unicode("response_format", (params.grammar.source,))
         self.check_token_ids("logit_bias", params.logit_bias)
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
+        # A grammar goes before `min_tokens`.
+        if params.min_tokens and params.grammar is None:
+            self._check_barred(params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
             self._check_length(prompt, prompt.token_ids)
             self.check_token_ids(prompt.param, prompt.token_ids)
@@ -100,10 +106,14 @@ class Admission:
             InvalidRequest: a prompt or a grammar cannot be served, and why.
         """
         encoded: dict[Prompt, EncodedPrompt] = {}
+        texts: dict[Prompt, tuple[str, ...]] = {}
         for request in requests:
             checkpoint()
-            if request.prompt not in encoded:
-                encoded[request.prompt] = self.encode(request.prompt)
+            prompt = request.prompt
+            if prompt not in encoded:
+                encoded[prompt] = self.encode(prompt)
+            if request.params.prompt_logprobs is not None and prompt not in texts:
+                texts[prompt] = texts_of(encoded[prompt].token_ids, decode=self._tokenizer.decode)
         languages = [self.language(request, encoded[request.prompt]) for request in requests]
         matchers = {
             language: iter(self.compile(language, count=count))
@@ -116,6 +126,7 @@ class Admission:
                 encoded[request.prompt].token_ids,
                 _output_format(language, encoded[request.prompt]),
                 None if language is None else next(matchers[language]),
+                () if request.params.prompt_logprobs is None else texts[request.prompt],
             )
             for request, language in zip(requests, languages, strict=True)
         ]
@@ -227,6 +238,7 @@ class Admission:
             deadline_at=now + timeout_s,
             priority=request.priority,
             matcher=prepared.matcher,
+            prompt_texts=prepared.prompt_texts,
         )
 
     def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
@@ -278,6 +290,12 @@ class Admission:
             raise InvalidRequest(
                 param="continue_final_message",
                 reason="the final message must be a text of the assistant's",
+            )
+
+    def _check_barred(self, stop_token_ids: frozenset[int]) -> None:
+        if len(stop_token_ids | self._info.eos_token_ids) >= self._info.vocab_size:
+            raise InvalidRequest(
+                param="stop_token_ids", reason="together with min_tokens, they leave no token"
             )
 
     def _check_length(self, prompt: Prompt, prompt_ids: Sequence[int]) -> None:

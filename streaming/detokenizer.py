@@ -83,3 +83,20 @@ class Detokenizer:
         # Byte fallback decodes a run of bytes as one, so a broken byte unmakes the whole characters
         # before it, which have been read and stay as they are.
         return self._decode(self._window[self._num_read :])
+
+
+def texts_of(
+    token_ids: Sequence[int], *, decode: Callable[[Sequence[int]], str]
+) -> tuple[str, ...]:
+    """Return the text that each token sets free, one after the other.
+
+    A character that the last token leaves incomplete is dropped.
+
+    Args:
+        token_ids: at least one.
+        decode: turns token ids into text; called once or twice for each token.
+    """
+    detokenizer = Detokenizer(decode)
+    texts = [detokenizer.feed(token_id) for token_id in token_ids]
+    texts[-1] += detokenizer.flush()
+    return tuple(texts)

@@ -56,6 +56,8 @@ class Sequence:
         deadline_at: monotonic seconds.
         priority: higher ones are served first.
         matcher: follows the text through its grammar, where it has one.
+        prompt_texts: `texts_of` the prompt, where its log probabilities are wanted. It takes too
+            long to be made in a step.
     """
 
     def __init__(
@@ -69,9 +71,11 @@ class Sequence:
         deadline_at: float,
         priority: int = 0,
         matcher: GrammarMatcher | None = None,
+        prompt_texts: SequenceOf[str] = (),
     ) -> None:
         assert prompt_ids
         assert params.max_tokens is not None
+        assert len(prompt_texts) == (0 if params.prompt_logprobs is None else len(prompt_ids))
         self.generation = generation
         self.prompt_ids = tuple(prompt_ids)
         self.params = params
@@ -93,7 +97,7 @@ class Sequence:
             # A grammar lets them come where the text is complete, and then it is.
             frozenset() if params.ignore_eos and matcher is None else eos_token_ids
         )
-        self._decode = decode
+        self._prompt_texts = prompt_texts
         self._detokenizer = Detokenizer(decode, self.prompt_ids)
         self._stop_checker = StopChecker(params.stop, keeps_stop=params.include_stop_str_in_output)
 
@@ -154,10 +158,7 @@ class Sequence:
         A token's text is what it sets free, as in the answer.
         """
         assert self.wants_prompt_logprobs
-        assert len(logprobs) == self.num_prompt_tokens - 1
-        detokenizer = Detokenizer(self._decode)
-        texts = [detokenizer.feed(token_id) for token_id in self.prompt_ids]
-        texts[-1] += detokenizer.flush()
+        texts, self._prompt_texts = self._prompt_texts, ()
         self.generation.score_prompt(
             Token(token_id, text, at, token_logprobs)
             for token_id, text, token_logprobs in zip(

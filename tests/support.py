@@ -26,6 +26,7 @@ from streaming import (
     TextPrompt,
 )
 from streaming.backends.scripted import EOS, ByteTokenizer
+from streaming.detokenizer import texts_of
 from streaming.errors import InvalidRequest
 from streaming.generation import Token
 from streaming.grammar import Grammar, GrammarMatcher, Language
@@ -118,16 +119,25 @@ def make_sequence(
     prompt_ids = ByteTokenizer().encode(prompt)
     generation = make_generation(generation_id, owner=owner, prompt_tokens=len(prompt_ids))
     generation.submitted_at = submitted_at
+    params = params or SamplingParams(max_tokens=max_tokens)
     return EngineSequence(
         generation=generation,
         prompt_ids=prompt_ids,
-        params=params or SamplingParams(max_tokens=max_tokens),
+        params=params,
         eos_token_ids=frozenset({EOS}),
         decode=decode or ByteTokenizer().decode,
         deadline_at=deadline_at,
         priority=priority,
         matcher=matcher,
+        prompt_texts=prompt_texts_of(prompt_ids, params=params, decode=ByteTokenizer().decode),
     )
+
+
+def prompt_texts_of(
+    prompt_ids: Sequence[int], *, params: SamplingParams, decode: Callable[[Sequence[int]], str]
+) -> tuple[str, ...]:
+    """Return what admission makes of a prompt for a sequence with these parameters."""
+    return () if params.prompt_logprobs is None else texts_of(prompt_ids, decode=decode)
 
 
 class WordMatcher:

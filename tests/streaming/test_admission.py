@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -111,6 +112,32 @@ def test_a_prompt_that_cannot_be_served_is_refused_by_name(
 )
 def test_a_parameter_that_does_not_fit_the_model_is_refused_by_name(param: str, value: object):
     assert refused(TextPrompt("a"), **{param: value}) == ("InvalidRequest", param)
+
+
+def test_stop_tokens_that_leave_none_before_min_tokens_are_refused_by_name():
+    every_byte = frozenset(range(EOS))
+    assert refused(TextPrompt("a"), min_tokens=1, stop_token_ids=every_byte) == (
+        "InvalidRequest",
+        "stop_token_ids",
+    )
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"stop_token_ids": frozenset(range(EOS))},
+        {"stop_token_ids": frozenset(range(EOS - 1)), "min_tokens": 1},
+        {
+            "stop_token_ids": frozenset(range(EOS)),
+            "min_tokens": 1,
+            "grammar": Grammar(GrammarKind.REGEX, "a"),
+        },
+    ],
+)
+def test_stop_tokens_that_leave_some_pass(params: dict[str, Any]):
+    """With a grammar, too: a text that is complete ends."""
+    request = GenerationRequest(prompt=TextPrompt("a"), params=SamplingParams(**params))
+    make_admission().check(request)
 
 
 def test_token_ids_of_the_models_own_range_pass():
@@ -395,6 +422,31 @@ def test_an_answer_is_read_as_it_is_held():
     prepared = admission.prepare(requests, checkpoint=lambda: None)
     only_at_start = OutputFormat(dataclasses.replace(HERMES, is_only_at_start=True))
     assert [each.output_format for each in prepared] == [OutputFormat(HERMES), only_at_start, PLAIN]
+
+
+class CountingDecodes(ByteTokenizer):
+    """Counts how many tokens are decoded."""
+
+    num_decoded = 0
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self.num_decoded += len(token_ids)
+        return super().decode(token_ids)
+
+
+def test_texts_of_a_prompt_that_is_to_be_scored_are_made_once_and_only_then():
+    tokenizer = CountingDecodes()
+    admission = Admission(dataclasses.replace(scripted_backend(), tokenizer=tokenizer))
+    plain = GenerationRequest(prompt=TextPrompt("aé!"))
+    scored = dataclasses.replace(plain, params=SamplingParams(prompt_logprobs=0))
+    [unscored] = admission.prepare([plain], checkpoint=lambda: None)
+    assert (unscored.prompt_texts, tokenizer.num_decoded) == ((), 0)
+    [first] = admission.prepare([scored], checkpoint=lambda: None)
+    num_decoded = tokenizer.num_decoded
+    prepared = admission.prepare([plain, scored, scored, scored], checkpoint=lambda: None)
+    assert first.prompt_texts == ("a", "", "é", "!")
+    assert [each.prompt_texts for each in prepared] == [(), *[first.prompt_texts] * 3]
+    assert tokenizer.num_decoded == 2 * num_decoded
 
 
 # Sequences.

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.backends.scripted import EOS, ByteTokenizer
-from streaming.detokenizer import REPLACEMENT, Detokenizer
+from streaming.detokenizer import REPLACEMENT, Detokenizer, texts_of
 from tests.support import property_test
 
 TEXTS = [
@@ -274,3 +274,19 @@ def test_random_bytes_with_a_letter_after_them(token_ids: list[int]):
     assert text.endswith("the end")
     ascii_only = [chr(token_id) for token_id in token_ids if token_id < 128]
     assert [char for char in text.removesuffix("the end") if char.isascii()] == ascii_only
+
+
+# Texts of a whole prompt.
+
+
+@property_test
+@given(st.text(max_size=30), st.integers(0, 3))
+def test_texts_of_tokens_are_those_that_a_detokenizer_sets_free(text: str, num_cut: int):
+    """One for each token; the last character may lack some of its bytes."""
+    token_ids = [*text.encode(), ord("!"), *"😀".encode()[:num_cut]]
+    pieces = texts_of(token_ids, decode=ByteTokenizer().decode)
+    assert len(pieces) == len(token_ids)
+    assert "".join(pieces) == text + "!"
+    detokenizer = Detokenizer(ByteTokenizer().decode)
+    fed = [detokenizer.feed(token_id) for token_id in token_ids]
+    assert (list(pieces[:-1]), pieces[-1]) == (fed[:-1], fed[-1] + detokenizer.flush())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.backends.scripted import EOS
+from streaming.backends.scripted import EOS, ByteTokenizer
 from streaming.errors import EngineFailure
 from streaming.generation import (
     Failed,
@@ -23,7 +24,13 @@ from streaming.grammar import Grammar, GrammarKind
 from streaming.output_parser import OutputFormat, ToolSyntax
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import _NEXT_STATES, InvalidTransition, Sequence, SequenceState
-from tests.support import WordMatcher, finish_reason, make_sequence, property_test
+from tests.support import (
+    WordMatcher,
+    finish_reason,
+    make_generation,
+    make_sequence,
+    property_test,
+)
 
 EDGES = {
     ("waiting", "running"),
@@ -483,13 +490,39 @@ def test_the_prompt_is_scored_once_and_its_texts_join_to_it():
     assert not sequence.wants_prompt_logprobs, "a preempted sequence does not report it twice"
 
 
-def test_a_prompt_that_ends_inside_a_character_shows_no_half():
-    params = SamplingParams(max_tokens=5, prompt_logprobs=0)
-    sequence = make_sequence(prompt="aé", params=params)
-    sequence.prompt_ids = sequence.prompt_ids[:-1]
-    sequence.score_prompt([TokenLogprobs(Logprob(0, -1.0))], at=0.0)
-    assert sequence.generation.scored_prompt is not None
-    assert [token.text for token in sequence.generation.scored_prompt] == ["a", ""]
+def test_a_long_prompt_is_scored_without_being_decoded():
+    """That takes a tenth of a second for 8,000 tokens, in which all other streams would wait."""
+    sizes: list[int] = []
+
+    def decode(token_ids: SequenceOf[int]) -> str:
+        sizes.append(len(token_ids))
+        return "x" * len(token_ids)
+
+    sequence = Sequence(
+        generation=make_generation(prompt_tokens=8000),
+        prompt_ids=[1] * 8000,
+        params=SamplingParams(max_tokens=5, prompt_logprobs=0),
+        eos_token_ids=frozenset(),
+        decode=decode,
+        deadline_at=1e9,
+        prompt_texts=["x"] * 8000,
+    )
+    sequence.score_prompt([TokenLogprobs(Logprob(1, -1.0))] * 7999, at=0.0)
+    assert sum(sizes) <= 5, "but for the few tokens that the answer's first one follows"
+
+
+def test_a_prompt_that_is_to_be_scored_has_a_text_for_each_token():
+    sequence = make_sequence(prompt="ab", params=SamplingParams(max_tokens=5, prompt_logprobs=0))
+    with pytest.raises(AssertionError):
+        Sequence(
+            generation=sequence.generation,
+            prompt_ids=sequence.prompt_ids,
+            params=sequence.params,
+            eos_token_ids=frozenset(),
+            decode=ByteTokenizer().decode,
+            deadline_at=1e9,
+            prompt_texts=["a"],
+        )
 
 
 def test_a_prompt_that_nobody_asked_about_is_not_scored():

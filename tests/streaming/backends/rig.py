@@ -9,7 +9,7 @@ from streaming import Finished, Generation, SamplingParams
 from streaming.backend import Backend
 from streaming.engine import Engine
 from streaming.sequence import Sequence
-from tests.support import make_generation
+from tests.support import make_generation, prompt_texts_of
 
 
 class EngineRig:
@@ -40,6 +40,9 @@ class EngineRig:
             decode=self.backend.tokenizer.decode,
             deadline_at=float("inf"),
             matcher=matcher,
+            prompt_texts=prompt_texts_of(
+                prompt_ids, params=params, decode=self.backend.tokenizer.decode
+            ),
         )
         self.engine.add(sequence)
         return sequence
