@@ -9,10 +9,14 @@ milliseconds.
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import threading
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +28,11 @@ from streaming.backends.token_bytes import to_bytes
 from streaming.backends.token_width import LOOSE_MAX_CHARS_PER_TOKEN, max_chars_per_token
 from streaming.errors import InvalidRequest
 from streaming.request import ChatPrompt
+
+logger = logging.getLogger(__name__)
+
+_NUM_READY_COPIES = 3
+"""Of a tokenizer in Python: for a tokenizer thread, the engine, and the event loop."""
 
 
 def wrap_tokenizer(tokenizer: Any, *, vocab_size: int) -> Tokenizer:
@@ -126,27 +135,37 @@ class FastTokenizer:
 
 
 class SlowTokenizer:
-    """A tokenizer in Python, one call at a time. Special tokens in messages count as such."""
+    """A tokenizer in Python. Special tokens in messages count as such. Thread-safe.
+
+    Two threads cannot use one at once, so each call has a copy to itself: while one thread encodes
+    a long prompt, the engine and the event loop decode. There are at most as many copies as threads
+    have been in calls at once, but for those made ready. A tokenizer that cannot be copied serves
+    one call after the other.
+
+    Args:
+        tokenizer: in Python, without a Rust core; owned from here on.
+        vocab_size: ids that the model knows are below it.
+    """
 
     max_chars_per_token = LOOSE_MAX_CHARS_PER_TOKEN
 
     def __init__(self, tokenizer: Any, *, vocab_size: int) -> None:
-        self._hf = tokenizer
+        self._copies = _copies_of(tokenizer)
         self._template = ChatTemplate(tokenizer)
         self._vocab_size = vocab_size
-        self._lock = threading.Lock()
 
     def encode(self, text: str) -> list[int]:
-        with self._lock:
-            return _checked("prompt", self._hf.encode(text), self._vocab_size)
+        with self._copies.lend() as hf:
+            token_ids = hf.encode(text)
+        return _checked("prompt", token_ids, self._vocab_size)
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
         return self.prepare_chat(prompt).token_ids
 
     def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
         text, output_format = self._template.render(prompt)
-        with self._lock:
-            token_ids = self._hf.encode(text, add_special_tokens=False)
+        with self._copies.lend() as hf:
+            token_ids = hf.encode(text, add_special_tokens=False)
         return EncodedPrompt(_checked("messages", token_ids, self._vocab_size), output_format)
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
@@ -156,18 +175,71 @@ class SlowTokenizer:
         return self._decode([token_id], skip_special_tokens=False)
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        with self._lock:
-            name = self._hf.convert_ids_to_tokens(token_id)
+        with self._copies.lend() as hf:
+            name = hf.convert_ids_to_tokens(token_id)
         return to_bytes(self.token_text(token_id), name=name)
 
     def _decode(self, token_ids: SequenceOf[int], *, skip_special_tokens: bool) -> str:
-        with self._lock:
-            text: str = self._hf.decode(
+        with self._copies.lend() as hf:
+            text: str = hf.decode(
                 list(token_ids),
                 skip_special_tokens=skip_special_tokens,
                 clean_up_tokenization_spaces=False,
             )
         return text
+
+
+class _Copies:
+    """Lends copies of an object, each to one borrower at a time.
+
+    A borrower that finds none has one made, which takes a while; so some are made beforehand.
+    """
+
+    def __init__(self, original: Any, *, num_ready: int) -> None:
+        self._original = original
+        self._copying = threading.Lock()
+        self._free = [self._copy() for _ in range(num_ready)]
+
+    @contextmanager
+    def lend(self) -> Iterator[Any]:
+        try:
+            copy = self._free.pop()  # atomic, as is `append`
+        except IndexError:
+            copy = self._copy()
+        try:
+            yield copy
+        finally:
+            self._free.append(copy)
+
+    def _copy(self) -> Any:
+        with self._copying:
+            return deepcopy(self._original)
+
+
+class _OnlyOne:
+    """Lends the one object there is."""
+
+    def __init__(self, original: Any) -> None:
+        self._original = original
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lend(self) -> Iterator[Any]:
+        with self._lock:
+            yield self._original
+
+
+def _copies_of(tokenizer: Any) -> _Copies | _OnlyOne:
+    try:
+        return _Copies(tokenizer, num_ready=_NUM_READY_COPIES)
+    except Exception as error:  # noqa: BLE001 - a tokenizer's own code may raise anything
+        logger.warning(
+            "the tokenizer cannot be copied (%s: %s), so text is tokenised one call at a time: "
+            "streams wait while a long prompt is read",
+            type(error).__name__,
+            error,
+        )
+        return _OnlyOne(tokenizer)
 
 
 class _HiddenSpecials:

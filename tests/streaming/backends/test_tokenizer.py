@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from streaming.backend import Tokenizer
 from streaming.backends.loading import LoadedModel
@@ -20,6 +23,7 @@ from streaming.chat import ChatMessage
 from streaming.errors import InvalidRequest
 from streaming.request import ChatPrompt
 from tests.streaming.backends import tiny_models
+from tests.support import TIMEOUT_S
 
 VOCAB_SIZE = 1000
 USER = ChatMessage("user", "hello")
@@ -218,6 +222,114 @@ def test_tokenizer_without_rust_core() -> None:
     assert tokenizer.decode(tokenizer.encode_chat(ChatPrompt((USER,)))) == "user:hello\n"
     with pytest.raises(InvalidRequest, match="no token 128578"):
         tokenizer.encode("🙂")
+
+
+class HeldTokenizer(PythonTokenizer):
+    """Holds each `encode` until the gate is opened, and knows how many copies there are of it."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.copies: list[HeldTokenizer] = []
+
+    def __deepcopy__(self, memo: object) -> HeldTokenizer:
+        made = copy(self)  # with the same gate
+        self.copies.append(made)
+        return made
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.entered.release()
+        assert self.gate.wait(TIMEOUT_S)
+        return super().encode(text, add_special_tokens)
+
+    def convert_ids_to_tokens(self, token_id: int) -> str:
+        return chr(token_id)
+
+
+@contextmanager
+def encoding(held: HeldTokenizer, tokenizer: Tokenizer, num_threads: int) -> Iterator[Executor]:
+    """Keep so many threads inside `encode` meanwhile; others are there for the test's own calls."""
+    with ThreadPoolExecutor(num_threads + 1) as pool:
+        try:
+            jobs = [pool.submit(tokenizer.encode, "a long prompt") for _ in range(num_threads)]
+            for _ in jobs:
+                assert held.entered.acquire(timeout=TIMEOUT_S)
+            yield pool
+        finally:
+            held.gate.set()
+        assert {tuple(job.result()) for job in jobs} == {(*b"a long prompt", 3)}
+
+
+def test_a_slow_tokenizer_that_encodes_keeps_no_other_thread_waiting() -> None:
+    """Neither the engine's, which decodes, nor the event loop's, which lists single tokens."""
+    held = HeldTokenizer()
+    tokenizer = wrap_tokenizer(held, vocab_size=VOCAB_SIZE)
+    with encoding(held, tokenizer, 2) as pool:
+        calls: list[Future[Any]] = [
+            pool.submit(tokenizer.decode, [104, 105, 3]),
+            pool.submit(tokenizer.token_text, 3),
+            pool.submit(tokenizer.token_bytes, 104),
+        ]
+        assert [call.result(TIMEOUT_S) for call in calls] == ["hi", "<end>", b"h"]
+
+
+@pytest.mark.parametrize(("num_threads", "num_copies"), [(1, 3), (3, 3), (5, 5)])
+def test_a_slow_tokenizer_is_copied_for_as_many_threads_as_use_it_at_once(
+    num_threads: int, num_copies: int
+) -> None:
+    held = HeldTokenizer()
+    tokenizer = wrap_tokenizer(held, vocab_size=VOCAB_SIZE)
+    with encoding(held, tokenizer, num_threads):
+        pass
+    for number in range(100):
+        assert tokenizer.decode([number + 100]) == chr(number + 100)
+    assert len(held.copies) == num_copies
+
+
+def test_a_slow_tokenizer_that_raises_goes_on() -> None:
+    """No copy is lost."""
+    held = HeldTokenizer()
+    tokenizer = wrap_tokenizer(held, vocab_size=VOCAB_SIZE)
+    for _ in range(9):
+        with pytest.raises(ValueError, match="chr"):
+            tokenizer.decode([-1])
+    assert tokenizer.decode([104]) == "h"
+    assert len(held.copies) == 3
+
+
+class OneOfAKind(PythonTokenizer):
+    """Cannot be copied, and notices a second thread."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def decode(
+        self, ids: list[int], skip_special_tokens: bool, clean_up_tokenization_spaces: bool
+    ) -> str:
+        assert self.lock.acquire(blocking=False), "two threads at once"
+        try:
+            return super().decode(ids, skip_special_tokens, clean_up_tokenization_spaces)
+        finally:
+            self.lock.release()
+
+
+def test_a_slow_tokenizer_that_cannot_be_copied_serves_one_call_at_a_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = wrap_tokenizer(OneOfAKind(), vocab_size=VOCAB_SIZE)
+    assert "the tokenizer cannot be copied (TypeError: cannot pickle" in caplog.text
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(tokenizer.decode, [[104, 105, 3]] * 200))
+    assert set(texts) == {"hi"}
+    assert tokenizer.encode("hi") == [104, 105, 3]
+
+
+def test_copies_of_a_tokenizer_of_transformers_are_like_it() -> None:
+    tokenizer = wrap_tokenizer(ByT5Tokenizer(), vocab_size=384)
+    assert isinstance(tokenizer, SlowTokenizer)
+    expected = ByT5Tokenizer().encode("naïve 🙂")
+    assert tokenizer.encode("naïve 🙂") == expected
+    assert tokenizer.decode(expected) == "naïve 🙂"
 
 
 def test_normalizer_that_drops_text_has_a_loose_bound() -> None:
