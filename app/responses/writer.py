@@ -39,7 +39,11 @@ EventFields = dict[str, Any]
 
 _HEAD_BYTES = 4000
 """Cost of a response without its texts."""
-_ERROR_CODES = {"overloaded": "rate_limit_exceeded", "rate_limited": "rate_limit_exceeded"}
+_ERROR_CODES = {
+    "overloaded": "rate_limit_exceeded",
+    "rate_limited": "rate_limit_exceeded",
+    "no_token_allowed": "invalid_prompt",
+}
 """The dialect has few codes for a response that fails; all others are `server_error`."""
 
 

@@ -21,7 +21,7 @@ from streaming.backend import (
 )
 from streaming.chat import ChatMessage
 from streaming.chat_format import HERMES, THINK, ChatFormat, may_call_tools
-from streaming.errors import InvalidRequest
+from streaming.errors import InvalidRequest, RequestError
 from streaming.generation import Logprob, TokenLogprobs
 from streaming.grammar import Grammar, GrammarMatcher, Language
 from streaming.request import ChatPrompt
@@ -31,7 +31,8 @@ EOS = 256
 _VOCAB_SIZE = 257
 
 Script = Callable[[Sequence], Iterable[int | BaseException]]
-"""The tokens of one sequence; an exception among them fails the step that would yield it."""
+"""The tokens of one sequence; an exception among them fails the step that would yield it, but for a
+`RequestError`, which fails this sequence alone."""
 
 
 class ByteTokenizer:
@@ -178,11 +179,13 @@ class ScriptedRunner:
     def close(self) -> None:
         self.is_closed = True
 
-    def _next(self, sequence: Sequence) -> SampledToken:
+    def _next(self, sequence: Sequence) -> SampledToken | FailedRow:
         line = self._lines.get(sequence.generation_id)
         if line is None:
             line = self._lines[sequence.generation_id] = iter(self._script(sequence))
         token_id = next(line, EOS)
+        if isinstance(token_id, RequestError):
+            return FailedRow(str(token_id), token_id)
         if isinstance(token_id, BaseException):
             raise token_id
         prompt_logprobs = None

@@ -18,7 +18,13 @@ from streaming import (
     Token,
     TokenLogprobs,
 )
-from streaming.errors import DeadlineExceeded, EngineFailure, Overloaded, StreamingError
+from streaming.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    NoTokenAllowed,
+    Overloaded,
+    StreamingError,
+)
 from tests.app.response_events import check_events
 from tests.app.responses.logs import (
     KEY,
@@ -255,6 +261,7 @@ def test_completion_time_is_on_the_clock_of_the_creation():
     [
         (EngineFailure(), "server_error"),
         (DeadlineExceeded(timeout_s=5), "server_error"),
+        (NoTokenAllowed(param="response_format", reason="no"), "invalid_prompt"),
         (Overloaded(num_waiting=1, max_waiting=1, retry_after_s=1), "rate_limit_exceeded"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 
 from app.routes.completions import EXAMPLES
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
+from streaming.errors import NoTokenAllowed
 from streaming.sequence import Sequence
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
 from tests.support import WordCompiler, ended_logs, entered
@@ -453,6 +454,27 @@ async def test_failure_in_a_stream_is_told_and_ends_it():
         "code": "engine_error",
     }
     assert "secret" not in response.text
+
+
+async def test_a_dead_end_of_its_own_rules_is_a_request_error_by_field():
+    """Not the server's failure: to send the same again is no use."""
+
+    def script(_):
+        yield ord("a")
+        yield NoTokenAllowed(param="response_format", reason="the grammar allows no token here")
+
+    expected = {
+        "message": "response_format: the grammar allows no token here",
+        "type": "invalid_request_error",
+        "param": "response_format",
+        "code": "no_token_allowed",
+    }
+    async with client_of(scripted_backend(script)) as calling:
+        whole = await calling.post(PATH, json={"prompt": "x"})
+        stream = await calling.post(PATH, json={"prompt": "x", "stream": True})
+    assert (whole.status_code, whole.json()) == (422, {"error": expected})
+    *_, error, done = sse(stream.text)
+    assert (json.loads(error)["error"], done) == (expected, "[DONE]")
 
 
 async def test_a_silent_stream_is_kept_alive():

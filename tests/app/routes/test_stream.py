@@ -25,6 +25,7 @@ from streaming.backends.scripted import (
     say,
     scripted_backend,
 )
+from streaming.errors import NoTokenAllowed
 from tests.app.conversation import assert_conversation, text_of
 from tests.app.serving import until
 from tests.app.sockets import (
@@ -413,6 +414,25 @@ async def test_a_step_that_fails_ends_its_streams_and_no_other() -> None:
             assert frames[-1]["error"]["code"] == "engine_error"
             assert "broken" not in frames[-1]["error"]["message"]
             assert_conversation(frames)
+
+
+async def test_a_dead_end_of_its_own_rules_ends_its_stream_and_no_other() -> None:
+    dead_end = NoTokenAllowed(param="tools", reason="the grammar allows no token here")
+    backend = scripted_backend(
+        lambda sequence: [*b"ab", dead_end] if sequence.prompt_ids[0] == ord("!") else [*b"abcd"]
+    )
+    async with stream_server(backend) as server, server.connect() as client:
+        await ask(client, "stuck", prompt="!")
+        await ask(client, "fine", prompt="?")
+        *_, error = await receive_until(client, "error")
+        *_, done = await receive_until(client, "done")
+    assert (error["id"], done["id"]) == ("stuck", "fine")
+    assert error["error"] == {
+        "code": "no_token_allowed",
+        "message": "tools: the grammar allows no token here",
+        "retryable": False,
+        "param": "tools",
+    }
 
 
 @pytest.mark.pain(16)
