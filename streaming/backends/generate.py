@@ -202,9 +202,7 @@ class GenerateRunner:
             self._prompts.take(job.prompt, logits[:num_wanted, : self._num_readable_ids])
         processors = [job.raw]
         if Penalties.are_wanted(sequence.params):
-            processors.append(
-                Penalized(sequence, vocab_size=self._num_readable_ids, device=self._device)
-            )
+            processors.append(Penalized(sequence, self._device))
         if sequence.params.logit_bias:
             processors.append(LogitBias(sequence, self._device))
         if sequence.matcher is not None:

@@ -53,8 +53,8 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
 class Penalized(LogitsProcessor):  # type: ignore[misc]
     """Applies the penalties of one sequence."""
 
-    def __init__(self, sequence: Sequence, *, vocab_size: int, device: torch.device) -> None:
-        self._penalties = Penalties(sequence, vocab_size=vocab_size, device=device)
+    def __init__(self, sequence: Sequence, device: torch.device) -> None:
+        self._penalties = Penalties(sequence, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()

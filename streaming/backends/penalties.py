@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
 import torch
+from torch.nn.functional import pad
 
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
+
+_MIN_CAPACITY = 64
 
 
 class Penalties:
     """The penalties of one sequence: repetition over prompt and output, the others over the output.
 
-    What each token costs is kept in tensors of the vocabulary's size, at most 9 bytes a token, and
-    updated with what is new. So a step costs the same however long the text is. A sequence that is
-    preempted keeps its tokens, and its penalties stay right.
+    Each different token has a slot with its id and with what its count costs. A step updates the
+    slots of the tokens that are new to it and does not walk through the text. Memory is bounded by
+    the number of different tokens: 12 bytes of tensors and an entry in a dict and in a list for
+    each. A sequence that is preempted keeps its tokens, and its penalties stay right.
 
     Args:
-        vocab_size: width of the logits.
-        device: where they are.
+        device: where the logits are.
     """
 
-    def __init__(self, sequence: Sequence, *, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, sequence: Sequence, *, device: torch.device) -> None:
         params = sequence.params
         self._sequence = sequence
         self._device = device
-        self._is_seen: torch.Tensor | None = None  # (vocab_size,) bool
-        self._counts: torch.Tensor | None = None  # (vocab_size,) float32: times in the output
-        self._costs = torch.empty(0)  # (vocab_size,) float32: what that takes off the logit
-        self._num_taken = sequence.num_prompt_tokens
-        if params.repetition_penalty != 1.0:
-            self._is_seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self._num_taken = 0
-        if params.presence_penalty or params.frequency_penalty:
-            self._counts = torch.zeros(vocab_size, device=device)
-            self._costs = torch.zeros(vocab_size, device=device)
+        # Without a repetition penalty, the prompt does not count.
+        self._num_taken = sequence.num_prompt_tokens if params.repetition_penalty == 1.0 else 0
+        self._slots: dict[int, int] = {}  # of each different token
+        self._counts: list[int] = []  # of each slot: how often its token is in the output
+        # Both with room to spare, so that they seldom grow.
+        self._ids = torch.zeros(_MIN_CAPACITY, dtype=torch.long, device=device)
+        self._costs = torch.zeros(_MIN_CAPACITY, dtype=torch.float32, device=device)
 
     @staticmethod
     def are_wanted(params: SamplingParams) -> bool:
@@ -43,27 +45,43 @@ class Penalties:
 
     def apply(self, logits: torch.Tensor) -> None:
         """Change the logits of the sequence's next token, (vocab_size,) float32, in place."""
-        self._take_new()
-        if self._is_seen is not None:
-            penalty = self._sequence.params.repetition_penalty
-            penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits.copy_(torch.where(self._is_seen, penalized, logits))
-        if self._counts is not None:
-            logits -= self._costs
+        self._take(self._sequence.token_ids[self._num_taken :])
+        num_slots, penalty = len(self._slots), self._sequence.params.repetition_penalty
+        ids = self._ids[:num_slots]
+        values = logits[ids]
+        if penalty != 1.0:
+            values = torch.where(values > 0, values / penalty, values * penalty)
+        logits[ids] = values - self._costs[:num_slots]
 
-    def _take_new(self) -> None:
-        new_ids = self._sequence.token_ids[self._num_taken :]
-        if self._is_seen is not None and new_ids:
-            self._is_seen[self._indices(new_ids)] = True
-        # Of the prompt, nothing counts as generated.
-        generated = new_ids[max(0, self._sequence.num_prompt_tokens - self._num_taken) :]
-        if self._counts is not None and generated:
-            params, indices = self._sequence.params, self._indices(generated)
-            self._counts.index_add_(0, indices, torch.ones(len(generated), device=self._device))
-            self._costs[indices] = (
-                params.presence_penalty + params.frequency_penalty * self._counts[indices]
-            )
-        self._num_taken += len(new_ids)
+    def _take(self, token_ids: SequenceOf[int]) -> None:
+        """Give each new token a slot, and count those of the output."""
+        params, num_slots = self._sequence.params, len(self._slots)
+        new_ids: list[int] = []
+        counted: set[int] = set()
+        for position, token_id in enumerate(token_ids, start=self._num_taken):
+            if (slot := self._slots.get(token_id)) is None:
+                slot = self._slots[token_id] = len(self._slots)
+                self._counts.append(0)
+                new_ids.append(token_id)
+            if position >= self._sequence.num_prompt_tokens:
+                self._counts[slot] += 1
+                counted.add(slot)
+        self._num_taken += len(token_ids)
+        if new_ids:
+            self._grow()
+            self._ids[num_slots : len(self._slots)] = self._tensor(new_ids, torch.long)
+        if counted and (params.presence_penalty or params.frequency_penalty):
+            slots = list(counted)
+            counts = self._tensor([self._counts[slot] for slot in slots], torch.float32)
+            costs = params.presence_penalty + params.frequency_penalty * counts
+            self._costs[self._tensor(slots, torch.long)] = costs
 
-    def _indices(self, token_ids: list[int]) -> torch.Tensor:
-        return torch.tensor(token_ids, dtype=torch.long, device=self._device)
+    def _grow(self) -> None:
+        """Make room for all slots; doubling it, so that a token costs the same on the average."""
+        num_missing = len(self._slots) - len(self._ids)
+        if num_missing > 0:
+            room = (0, max(num_missing, len(self._ids)))
+            self._ids, self._costs = pad(self._ids, room), pad(self._costs, room)
+
+    def _tensor(self, numbers: list[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=dtype, device=self._device)

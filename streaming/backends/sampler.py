@@ -105,7 +105,7 @@ class Sampler:
         if not Penalties.are_wanted(sequence.params):
             return
         if (penalties := self._penalties.get(sequence)) is None:
-            penalties = Penalties(sequence, vocab_size=len(logits), device=logits.device)
+            penalties = Penalties(sequence, device=logits.device)
             self._penalties[sequence] = penalties
         self._penalties.move_to_end(sequence)
         if len(self._penalties) > self._max_penalized_seqs:

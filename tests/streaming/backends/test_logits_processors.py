@@ -67,7 +67,7 @@ def test_rows_that_pad_the_head_are_cut_off() -> None:
 
 
 def test_penalties_leave_the_models_own_scores_alone() -> None:
-    penalized = Penalized(sequence_with(repetition_penalty=2.0), vocab_size=4, device=CPU)
+    penalized = Penalized(sequence_with(repetition_penalty=2.0), CPU)
     scores = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
     assert penalized(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
     assert scores.tolist() == [[4, -4, 4, -4]]

@@ -31,8 +31,8 @@ def take(sequence: Sequence, *token_ids: int) -> None:
     sequence.token_ids += token_ids
 
 
-def penalties_of(sequence: Sequence, *, vocab_size: int = VOCAB_SIZE) -> Penalties:
-    return Penalties(sequence, vocab_size=vocab_size, device=CPU)
+def penalties_of(sequence: Sequence) -> Penalties:
+    return Penalties(sequence, device=CPU)
 
 
 def penalized(penalties: Penalties, logits: list[float]) -> list[float]:
@@ -72,7 +72,7 @@ def test_penalties_are_left_out_unless_wanted(params: dict[str, Any], are_wanted
 
 def test_presence_and_frequency_count_the_output_only() -> None:
     sequence = sequence_with(presence_penalty=1.0, frequency_penalty=0.25)
-    penalties = penalties_of(sequence, vocab_size=4)
+    penalties = penalties_of(sequence)
     assert penalized(penalties, [0, 0, 0, 0]) == [0, 0, 0, 0]
     take(sequence, 3)
     assert penalized(penalties, [0, 0, 0, 0]) == [0, 0, 0, -1.25]
@@ -82,7 +82,7 @@ def test_presence_and_frequency_count_the_output_only() -> None:
 
 def test_repetition_penalty_covers_prompt_and_output() -> None:
     sequence = sequence_with(repetition_penalty=2.0)
-    penalties = penalties_of(sequence, vocab_size=4)
+    penalties = penalties_of(sequence)
     assert penalized(penalties, [4, -4, 4, -4]) == [2, -8, 4, -4]
     take(sequence, 3)
     assert penalized(penalties, [4, -4, 4, -4]) == [2, -8, 4, -8]
@@ -101,7 +101,7 @@ params = st.fixed_dictionaries(
 @given(
     params,
     st.text(st.characters(max_codepoint=40), min_size=1, max_size=9),
-    st.lists(st.lists(st.integers(0, 40), max_size=4), max_size=9),
+    st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=100), max_size=6),
     st.integers(0, 99),
 )
 def test_penalties_kept_up_are_bit_for_bit_those_of_a_walk_through_the_text(
