@@ -1,4 +1,4 @@
-"""Every error that the engine can end a log with, or refuse a request by, has a form on the wire."""
+"""Every error of the engine has a form on the wire."""
 
 from __future__ import annotations
 

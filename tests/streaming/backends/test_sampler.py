@@ -261,6 +261,16 @@ def test_extreme_values_still_give_a_token(params: dict[str, Any]) -> None:
         assert 0 <= token_id < 303
 
 
+def test_a_bias_against_every_token_changes_nothing() -> None:
+    """It is added to the logits, and so is no dead end."""
+    logits = random_logits()
+    against_all = dict.fromkeys(range(VOCAB_SIZE), -100.0)
+    assert drawn(logits, 20, logit_bias=against_all, temperature=0.0) == drawn(
+        logits, 20, temperature=0.0
+    )
+    assert len(drawn(logits, 20, logit_bias=against_all)) == 20
+
+
 # Each row by itself.
 
 
