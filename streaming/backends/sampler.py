@@ -72,12 +72,11 @@ class Sampler:
         }
         for row, sequence in enumerate(sequences):
             self._penalize(logits[row], sequence)
-            _add_bias(logits[row], sequence)
+            _bias_and_bar(logits[row], sequence)
         for row, mask in masks.items():
             logits[row].masked_fill_(~mask.to(logits.device), -torch.inf)
         best, best_ids = logits.max(dim=-1)
-        # A bad row must not be drawn from: what comes out is no token, and would fail the next
-        # step.
+        # A bad row must not be drawn from: it would yield an id that fails the next step.
         for row, (was_finite, likeliest) in enumerate(zip(is_finite, best.tolist(), strict=True)):
             if not was_finite:
                 failed[row] = NOT_FINITE
@@ -152,7 +151,7 @@ def _masks(
     return masks, failed
 
 
-def _add_bias(logits: torch.Tensor, sequence: Sequence) -> None:
+def _bias_and_bar(logits: torch.Tensor, sequence: Sequence) -> None:
     """Apply the bias and the bars of one row, (vocab_size,), in place."""
     params = sequence.params
     if params.logit_bias:
