@@ -13,7 +13,7 @@ from streaming.errors import EngineFailure, NoTokenAllowed
 from streaming.grammar import Grammar, GrammarKind
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
-from tests.support import WordMatcher, make_sequence
+from tests.support import Panic, WordMatcher, make_sequence
 
 A, B, X = b"abx"
 VOCAB_SIZE = 257
@@ -35,10 +35,6 @@ class AnyOf:
 
     def accept(self, token_id: int) -> None:
         """Nothing changes."""
-
-
-class Panic(BaseException):
-    """What a panic in Rust is in Python: no Exception."""
 
 
 class Panicking(AnyOf):
