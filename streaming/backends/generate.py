@@ -1,17 +1,20 @@
 """The reference backend: `model.generate()` itself, for any causal language model.
 
-One sequence runs at a time. `generate` lives on a worker thread and goes in lock-step with the
-engine: `run` lets it make one token, takes that token, and leaves it waiting. The engine alone
-decides when a text ends, so `generate` knows of no end token; it is stopped by `release`.
+One sequence runs at a time. `generate` lives in a greenlet and goes in lock-step with the engine:
+`run` lets it make one token, takes that token, and leaves it waiting. The engine alone decides when
+a text ends, so `generate` knows of no end token; it is stopped by `release`.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from greenlet import error as GreenletError
 from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStreamer
 
 from streaming.backend import Backend, Batch, Chunk, FailedRow, SampledToken
@@ -34,6 +37,8 @@ from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
 from streaming.sequence import Sequence
 
+logger = logging.getLogger(__name__)
+
 _MIN_TEMPERATURE = 1e-4
 """Lower ones choose the same tokens and overflow float32."""
 
@@ -42,76 +47,76 @@ class GenerateFailed(RuntimeError):
     """`model.generate()` raised, or ended before it was told to; the cause is chained."""
 
 
-class GenerationStopped(Exception):
-    """Unwinds `model.generate()` once nobody wants its tokens any more."""
-
-
 class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
     """Hands over each token as it comes, not words, and holds `generate` until it may go on.
 
     It also is what stops `generate`. A StoppingCriteria is asked before the streamer gets the
     token, so a stop that the token itself causes (a stop string, an end token) would be heard only
     after one more forward pass.
+
+    Args:
+        raw: knows the log probabilities of the newest token.
+        engine: takes the tokens.
     """
 
-    def __init__(self, raw: RawDistribution) -> None:
+    def __init__(self, raw: RawDistribution, engine: greenlet) -> None:
         super().__init__(tokenizer=None)
         self._is_prompt_next = True
         self._raw = raw
-        self._outcomes: queue.SimpleQueue[SampledToken | BaseException] = queue.SimpleQueue()
-        self._turns = threading.Semaphore(0)
-        self._is_stopped = False
-
-    # On the worker's thread.
+        self._engine = engine
 
     def put(self, value: torch.Tensor) -> None:
         if self._is_prompt_next:
             self._is_prompt_next = False
             return
         token_id = int(value)
-        self._outcomes.put(SampledToken(token_id, self._raw.logprobs_of(token_id)))
-        self._turns.acquire()
-        if self._is_stopped:
-            raise GenerationStopped
+        self._engine.switch(SampledToken(token_id, self._raw.logprobs_of(token_id)))
 
     def end(self) -> None:
-        self.fail(GenerateFailed("generate ended by itself"))
+        """Do nothing: `generate` returns, and the engine learns of that."""
 
-    def fail(self, error: BaseException) -> None:
-        self._outcomes.put(error)
 
-    # On the engine's thread.
+class _Job:
+    """One call of `generate`, which waits in its streamer between two tokens.
+
+    A greenlet has a stack of its own on the thread that it is made on, so the model computes on the
+    engine's thread. See `streaming.engine_thread` on why that matters.
+
+    Args:
+        prompt: of the sequence.
+        generate: makes the call.
+    """
+
+    def __init__(self, prompt: Chunk, generate: Callable[[_Job], None], *, vocab_size: int) -> None:
+        self.prompt = prompt
+        self.sequence = prompt.sequence
+        self.raw = RawDistribution(self.sequence.params.logprobs, vocab_size=vocab_size)
+        self.streamer = TokenStreamer(self.raw, getcurrent())
+        self._greenlet = greenlet(partial(generate, self))
 
     def next_token(self) -> SampledToken | FailedRow:
-        """Wait for a token, or for the reason why the sequence gets none.
+        """Let `generate` make a token, or return the reason why the sequence gets none.
 
         Raises:
             GenerateFailed: `generate` failed.
         """
-        outcome = self._outcomes.get()
-        if isinstance(outcome, RowFailed):
-            return outcome.row
-        if isinstance(outcome, BaseException):
-            raise GenerateFailed(f"{type(outcome).__name__}: {outcome}") from outcome
+        try:
+            outcome = self._greenlet.switch()
+        except RowFailed as failed:
+            return failed.row
+        except BaseException as error:
+            raise GenerateFailed(f"{type(error).__name__}: {error}") from error
+        if not isinstance(outcome, SampledToken):
+            raise GenerateFailed("generate ended by itself")
         return outcome
 
-    def go_on(self) -> None:
-        self._turns.release()
-
     def stop(self) -> None:
-        self._is_stopped = True
-        self._turns.release()
-
-
-class _Job:
-    """One call of `generate`."""
-
-    def __init__(self, prompt: Chunk, *, vocab_size: int) -> None:
-        self.prompt = prompt
-        self.sequence = prompt.sequence
-        self.raw = RawDistribution(self.sequence.params.logprobs, vocab_size=vocab_size)
-        self.streamer = TokenStreamer(self.raw)
-        self.is_over = threading.Event()
+        """Unwind `generate`, if it waits."""
+        try:
+            while self._greenlet:  # begun, and not ended
+                self._greenlet.throw(GreenletExit)
+        except GreenletError:
+            logger.debug("the thread of a call of generate has ended before it")
 
 
 class GenerateRunner:
@@ -132,22 +137,16 @@ class GenerateRunner:
         self._num_readable_ids: int = model.get_input_embeddings().weight.shape[0]
         self._prompts = PromptScorer()
         self._job: _Job | None = None
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        # One thread for all: torch keeps a pool of compute threads for each thread that calls it.
-        self._thread: threading.Thread | None = None
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         (chunk,) = batch.chunks
         if self._job is None:
-            self._job = _Job(chunk, vocab_size=self._num_readable_ids)
-            self._start_job(self._job)
-        else:
-            assert self._job.sequence is chunk.sequence, "one sequence runs until it is released"
-            self._job.streamer.go_on()
-        return [self._prompts.add_to(chunk, self._job.streamer.next_token())]
+            self._job = _Job(chunk, self._generate, vocab_size=self._num_readable_ids)
+        assert self._job.sequence is chunk.sequence, "one sequence runs until it is released"
+        return [self._prompts.add_to(chunk, self._job.next_token())]
 
     def release(self, sequence: Sequence) -> None:
-        """Stop computing for the sequence; it has stopped when this returns."""
+        """Stop computing for the sequence."""
         if self._job is not None and self._job.sequence is sequence:
             self._end_job(self._job)
         self._prompts.forget(sequence.generation_id)
@@ -155,38 +154,11 @@ class GenerateRunner:
     def close(self) -> None:
         if self._job is not None:
             self._end_job(self._job)
-        if self._thread is not None:
-            self._jobs.put(None)
-            self._thread.join()
-            self._thread = None
         self._model = None
 
-    def _start_job(self, job: _Job) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._work, name="tokenwire-generate", daemon=True
-            )
-            self._thread.start()
-        self._jobs.put(job)
-
     def _end_job(self, job: _Job) -> None:
-        job.streamer.stop()
-        job.is_over.wait()
         self._job = None
-
-    # On the worker's thread.
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._generate(job)
-            except GenerationStopped:
-                pass
-            except BaseException as error:  # noqa: BLE001 - `run` raises it where it is handled
-                job.streamer.fail(error)
-            finally:
-                job.is_over.set()
-                del job  # or the log would live until the next request
+        job.stop()
 
     @torch.inference_mode()
     def _generate(self, job: _Job) -> None:
