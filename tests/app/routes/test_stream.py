@@ -27,7 +27,7 @@ from streaming.backends.scripted import (
 )
 from streaming.errors import NoTokenAllowed
 from tests.app.conversation import assert_conversation, text_of
-from tests.app.serving import until
+from tests.app.serving import serving, until
 from tests.app.sockets import (
     StreamServer,
     receive,
@@ -590,10 +590,32 @@ async def test_refused_while_the_server_goes_away(parrot: StreamServer) -> None:
     assert (status, code, headers["retry-after"]) == (503, "shutting_down", "1")
 
 
-async def test_refused_while_the_engine_is_dead(parrot: StreamServer) -> None:
-    parrot.engine.has_failed = True
-    status, code, headers = await refusal_of(parrot)
-    assert (status, code, headers["retry-after"]) == (503, "overloaded", "1")
+async def test_refused_while_the_engine_is_dead() -> None:
+    """By hand: a server that notices that its engine is dead goes away."""
+    received = iter([{"type": "websocket.connect"}])
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(received)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "websocket",
+        "path": "/v1/stream",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+        "subprotocols": [],
+        "extensions": {"websocket.http.response": {}},
+    }
+    async with serving(scripted_backend()) as (app, engine):
+        engine.has_failed = True
+        await app(scope, receive, send)
+    start, body = sent
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 503)
+    assert dict(start["headers"])[b"retry-after"] == b"1"
+    assert json.loads(body["body"])["error"]["code"] == "overloaded"
 
 
 async def test_plain_http_is_told_to_upgrade(parrot: StreamServer) -> None:
