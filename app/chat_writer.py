@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
 from app.call_id import call_id
-from app.choice_writer import ChoiceWriter, outcome_of, text_of, tokens_of
+from app.choice_writer import NO_TOKENS, ChoiceWriter, outcome_of, text_of, tokens_of
 from app.schemas.chat import (
     CalledFunction,
     ChatChoice,
@@ -36,7 +36,7 @@ from streaming import (
     OutputParser,
     Piece,
     ReasoningText,
-    Token,
+    Tokens,
     ToolArguments,
     ToolCallEnded,
     ToolCallStarted,
@@ -82,7 +82,7 @@ class ChatWriter(ChoiceWriter):
                 finish_reason=finish_reason,
             )
             if self._return_token_ids:
-                choice.token_ids = [token.token_id for token in generation.tokens]
+                choice.token_ids = generation.tokens.ids
             choices.append(choice)
         return ChatCompletion(
             id=self._id,
@@ -113,7 +113,7 @@ class ChatWriter(ChoiceWriter):
             deltas = [ChatDelta()]
         for delta in deltas:
             yield self._chunk(index, delta, tokens=tokens)
-            tokens = []  # they are told once, with the first of their pieces
+            tokens = NO_TOKENS  # they are told once, with the first of their pieces
         if (finish_reason := _finish_reason(outcome)) is not None:
             yield self._chunk(index, ChatDelta(), finish_reason=finish_reason)
 
@@ -145,7 +145,7 @@ class ChatWriter(ChoiceWriter):
         index: int,
         delta: ChatDelta,
         *,
-        tokens: Sequence[Token] = (),
+        tokens: Tokens = NO_TOKENS,
         finish_reason: ChatFinishReason | None = None,
     ) -> str:
         choice = ChunkChoice(
@@ -155,7 +155,7 @@ class ChatWriter(ChoiceWriter):
             finish_reason=finish_reason,
         )
         if self._return_token_ids:
-            choice.token_ids = [token.token_id for token in tokens]
+            choice.token_ids = tokens.ids
         chunk = self._completion_chunk([choice])
         if self._include_usage:
             chunk.usage = None  # all chunks have the field, and all but the last have it null
@@ -175,7 +175,7 @@ class ChatWriter(ChoiceWriter):
             choices=choices,
         )
 
-    def _logprobs(self, tokens: Sequence[Token]) -> ChatLogprobs | None:
+    def _logprobs(self, tokens: Tokens) -> ChatLogprobs | None:
         if not self.wants_logprobs:
             return None
         return ChatLogprobs.of(tokens, token_text=self._token_text, token_bytes=self._token_bytes)

@@ -9,11 +9,12 @@ from functools import cache
 
 from app.schemas.choices import ChoiceFields
 from app.schemas.usage import TokenCounts, Usage
-from streaming import AsyncEngine, Delta, Ended, Event, Failed, Finished, Generation, Token
+from streaming import AsyncEngine, Delta, Ended, Event, Failed, Finished, Generation, Tokens
 
 MAX_CHUNK_TOKENS = 256
 """What piled up for a slow client is cut into chunks: with log probabilities, to write it all at
 once would hold up everyone else."""
+NO_TOKENS = Tokens.of(())
 
 
 class ChoiceWriter(ABC):
@@ -95,8 +96,10 @@ def cut(events: Iterable[Event]) -> Iterator[list[Event]]:
     yield part
 
 
-def tokens_of(events: Iterable[Event]) -> list[Token]:
-    return [token for event in events if isinstance(event, Delta) for token in event.tokens]
+def tokens_of(events: Iterable[Event]) -> Tokens:
+    """Return the tokens of events that were read at once: there is one delta at most."""
+    [tokens] = [event.tokens for event in events if isinstance(event, Delta)] or [NO_TOKENS]
+    return tokens
 
 
 def text_of(events: Iterable[Event]) -> str:

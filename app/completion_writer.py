@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Literal
 
-from app.choice_writer import MAX_CHUNK_TOKENS, ChoiceWriter, outcome_of, text_of, tokens_of
+from app.choice_writer import (
+    MAX_CHUNK_TOKENS,
+    NO_TOKENS,
+    ChoiceWriter,
+    outcome_of,
+    text_of,
+    tokens_of,
+)
 from app.schemas.completions import (
     Completion,
     CompletionChoice,
@@ -25,6 +33,7 @@ from streaming import (
     TextPrompt,
     Token,
     TokenLogprobs,
+    Tokens,
 )
 
 _FINISH_REASONS: dict[FinishReason, Literal["stop", "length"]] = {
@@ -62,7 +71,7 @@ class CompletionWriter(ChoiceWriter):
                     index,
                     text=self._echo(index) + text,
                     tokens=tokens,
-                    scored=(*prompt, *tokens),
+                    scored=(prompt, tokens),
                     finish_reason=self._finish_reason(generation.outcome),
                 )
             )
@@ -87,7 +96,7 @@ class CompletionWriter(ChoiceWriter):
         if text or (tokens and self.every_token) or finish_reason is not None:
             yield self._chunk(
                 self._choice(
-                    index, text=text, tokens=tokens, scored=tokens, finish_reason=finish_reason
+                    index, text=text, tokens=tokens, scored=(tokens,), finish_reason=finish_reason
                 )
             )
 
@@ -98,26 +107,25 @@ class CompletionWriter(ChoiceWriter):
         self._has_echoed[index] = True
         for start in range(0, len(prompt), MAX_CHUNK_TOKENS):
             part = prompt[start : start + MAX_CHUNK_TOKENS]
-            text = "".join(token.text for token in part)
-            yield self._chunk(self._choice(index, text=text, scored=part))
+            yield self._chunk(self._choice(index, text=part.text, scored=(part,)))
 
     def _choice(
         self,
         index: int,
         *,
         text: str,
-        tokens: Sequence[Token] = (),
-        scored: Sequence[Token] = (),
+        tokens: Tokens = NO_TOKENS,
+        scored: Sequence[Tokens] = (),
         finish_reason: Literal["stop", "length"] | None = None,
     ) -> CompletionChoice:
         choice = CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._logprobs(index, scored) if scored else None,
+            logprobs=self._logprobs(index, chain(*scored)) if any(scored) else None,
             finish_reason=finish_reason,
         )
         if self._return_token_ids:
-            choice.token_ids = [token.token_id for token in tokens]
+            choice.token_ids = tokens.ids
         return choice
 
     def _chunk(self, choice: CompletionChoice) -> str:
@@ -145,17 +153,17 @@ class CompletionWriter(ChoiceWriter):
         if not self._body.echo:
             return ""
         if prompt := self._scored_prompt(index):
-            return "".join(token.text for token in prompt)  # what the text offsets count
+            return prompt.text  # what the text offsets count
         prompt_of_choice = self._body.prompts[index // self._num_choices_per_prompt]
         if isinstance(prompt_of_choice, TextPrompt):
             return prompt_of_choice.text
         return self._engine.tokenizer.decode(prompt_of_choice.token_ids)
 
-    def _scored_prompt(self, index: int) -> tuple[Token, ...]:
-        return self._generations[index].scored_prompt or ()
+    def _scored_prompt(self, index: int) -> Tokens:
+        return self._generations[index].scored_prompt or NO_TOKENS
 
-    def _shown_tokens(self, tokens: Sequence[Token]) -> Sequence[Token]:
-        return () if self._body.hides_answer else tokens
+    def _shown_tokens(self, tokens: Tokens) -> Tokens:
+        return NO_TOKENS if self._body.hides_answer else tokens
 
     def _finish_reason(self, outcome: Finished | Failed | None) -> Literal["stop", "length"] | None:
         if not isinstance(outcome, Finished):

@@ -15,6 +15,7 @@ from streaming.generation import (
     Started,
     Token,
     TokenLogprobs,
+    Tokens,
 )
 from streaming.grammar import Grammar, GrammarKind
 from streaming.output_parser import (
@@ -79,6 +80,7 @@ __all__ = [
     "Token",
     "TokenLogprobs",
     "TokenPrompt",
+    "Tokens",
     "Tool",
     "ToolArguments",
     "ToolCall",

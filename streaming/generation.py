@@ -7,27 +7,44 @@ Rules of the log:
 
 * A record's sequence number is its index. It never changes and is never used twice.
 * The log ends exactly once, with `Finished` or `Failed`. Nothing follows it.
-* The engine's thread appends; the event loop's thread reads. Appending to a list and reading its
-  length are atomic, and `wake` is called on the readers' thread, so no lock is needed.
+* The engine's thread appends; the event loop's thread reads. A record counts once it is whole, and
+  `wake` is called on the readers' thread, so no lock is needed.
+* Nothing is kept for each record that the garbage collector would visit: see `records.py`.
 * Either thread may end the log: the loop does where the engine is stuck. The first one wins. What
   the engine appends after that is ignored: it learns of the end when it looks next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from streaming.errors import StreamingError
 from streaming.output_parser import PLAIN, OutputFormat
+from streaming.records import Logprob, RecordColumns, Tail, Token, TokenLogprobs, Tokens
 
-_LOG_BYTES = 900
-"""Cost of a log without its records and labels: itself, its id, its list and its marks."""
-_RECORD_BYTES = 200
-"""Cost of a record without its text: the object, its time stamp, an empty string, a list slot."""
-_LOGPROB_BYTES = 250
-"""Cost of one reported alternative."""
+__all__ = [
+    "Failed",
+    "FinishReason",
+    "Finished",
+    "Generation",
+    "Logprob",
+    "Queued",
+    "Record",
+    "Started",
+    "Tail",
+    "Timings",
+    "Token",
+    "TokenLogprobs",
+    "Tokens",
+    "Usage",
+]
+
+_LOG_BYTES = 1000
+"""Memory that a log takes without its columns and labels: itself, its id, its marks, its end."""
+_LABEL_BYTES = 200
+"""Memory that a label takes beyond its UTF-8: two strings and a place in a dictionary."""
 
 
 class FinishReason(StrEnum):
@@ -35,43 +52,6 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"
     CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """A token and its natural-log probability under the model's own distribution."""
-
-    token_id: int
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """Log probability of the chosen token, and the likeliest alternatives, best first."""
-
-    chosen: Logprob
-    top: tuple[Logprob, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token and the text that it set free, which may be none.
-
-    `at` is in monotonic seconds, here and in all records.
-    """
-
-    token_id: int
-    text: str
-    at: float
-    logprobs: TokenLogprobs | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """Text that was held back as a possible stop string and is let go without a further token."""
-
-    text: str
-    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +139,6 @@ class Generation:
         output_format: what an `OutputParser` is to look for in the text.
         scored_prompt: the prompt's tokens, where their log probabilities are wanted; the first has
             none. It is there before the first token is.
-        num_bytes: about what the log takes in memory, rather too much than too little.
     """
 
     generation_id: str
@@ -172,15 +151,10 @@ class Generation:
     metadata: Mapping[str, str] = field(default_factory=dict)
     queued: Queued | None = None
     started: Started | None = None
-    scored_prompt: tuple[Token, ...] | None = None
-    num_bytes: int = _LOG_BYTES
-    _records: list[Token | Tail] = field(default_factory=list)
+    scored_prompt: Tokens | None = None
+    _records: RecordColumns = field(default_factory=RecordColumns)
     _endings: list[_Ending] = field(default_factory=list)
     _subscribers: set[Callable[[], None]] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        for key, value in self.metadata.items():
-            self.num_bytes += _RECORD_BYTES + _num_bytes(key) + _num_bytes(value)
 
     # The engine's side.
 
@@ -194,14 +168,12 @@ class Generation:
         """Add text to the log, unless it has been ended meanwhile. The engine's thread only."""
         if self._endings:
             return
-        self.num_bytes += _record_bytes(record)
         self._records.append(record)
 
     def score_prompt(self, tokens: Iterable[Token]) -> None:
         """Take the prompt's tokens with their log probabilities, before the first record."""
-        assert not self._records, "readers that have seen a token have seen the prompt"
-        self.scored_prompt = tuple(tokens)
-        self.num_bytes += sum(map(_record_bytes, self.scored_prompt))
+        assert not len(self._records), "readers that have seen a token have seen the prompt"
+        self.scored_prompt = Tokens.of(tokens)
 
     def end(self, record: Finished | Failed) -> bool:
         """Close the log; return False where it had been closed already. On any thread."""
@@ -212,16 +184,40 @@ class Generation:
         self._endings.append(ending)
         if self._endings[0] is not ending:
             return False
-        self.num_bytes += _RECORD_BYTES
         self.queued = None
         return True
 
     # The readers' side.
 
     @property
+    def num_bytes(self) -> int:
+        """About what the log takes in memory, rather too much than too little."""
+        num_bytes = _LOG_BYTES + self._records.num_bytes
+        if self.scored_prompt is not None:
+            num_bytes += self.scored_prompt.num_bytes
+        for label in self.metadata.items():
+            num_bytes += _LABEL_BYTES + sum(
+                len(part.encode("utf-8", "surrogatepass")) for part in label
+            )
+        return num_bytes
+
+    @property
+    def extent(self) -> tuple[int, Finished | Failed | None]:
+        """How many tokens and tails there are, and the terminal record, if it follows them.
+
+        Both are of one moment.
+        """
+        # The ending is looked for first: what is counted after that may be more, but not less.
+        if self._endings:
+            ending = self._endings[0]
+            return ending.seq, ending.record
+        return len(self._records), None
+
+    @property
     def last_seq(self) -> int:
         """Sequence number of the newest record; -1 when there is none."""
-        return self._endings[0].seq if self._endings else len(self._records) - 1
+        num_records, outcome = self.extent
+        return num_records - (outcome is None)
 
     @property
     def outcome(self) -> Finished | Failed | None:
@@ -235,27 +231,24 @@ class Generation:
     @property
     def text(self) -> str:
         """All text so far."""
-        return join_text(self.read_after(-1))
+        return self.text_between(0, self.extent[0])
 
     @property
-    def tokens(self) -> tuple[Token, ...]:
+    def tokens(self) -> Tokens:
         """All tokens so far."""
-        return tuple(record for record in self.read_after(-1) if isinstance(record, Token))
+        return self.tokens_between(0, self.extent[0])
 
     @property
     def usage(self) -> Usage:
         cached = 0 if self.started is None else self.started.cached_tokens
-        num_records = self._endings[0].seq if self._endings else len(self._records)
-        has_tail = num_records > 0 and isinstance(self._records[num_records - 1], Tail)
-        return Usage(self.prompt_tokens, cached, num_records - has_tail)
+        return Usage(self.prompt_tokens, cached, len(self.tokens))
 
     @property
     def timings(self) -> Timings:
-        tokens = self.tokens
+        tokens, outcome = self.tokens, self.outcome
         started_at = self.started.at if self.started else None
-        first_at = tokens[0].at if tokens else None
-        outcome = self.outcome
-        decode_s = tokens[-1].at - tokens[0].at if len(tokens) > 1 else 0.0
+        first_at = tokens.time_of(0) if tokens else None
+        decode_s = tokens.time_of(-1) - tokens.time_of(0) if tokens else 0.0
         return Timings(
             queue_s=_since(self.submitted_at, started_at),
             prefill_s=_since(started_at, first_at),
@@ -265,12 +258,34 @@ class Generation:
         )
 
     def read_after(self, cursor: int) -> list[Record]:
-        """Return all records after `cursor`; an empty list when there is nothing new."""
-        if not self._endings:
-            return [*self._records[cursor + 1 :]]
-        ending = self._endings[0]
-        records: list[Record] = [*self._records[cursor + 1 : ending.seq]]
-        return [*records, ending.record] if cursor < ending.seq else records
+        """Return all records after `cursor`; an empty list when there is nothing new.
+
+        Makes an object for each. A reader takes what it wants of a range instead, as follows.
+        """
+        num_records, outcome = self.extent
+        start = min(cursor + 1, num_records)
+        records: list[Record] = [*self.records_between(start, num_records)]
+        if outcome is not None and cursor < num_records:
+            records.append(outcome)
+        return records
+
+    # Ranges of tokens and tails are half-open and end at `extent` or before.
+
+    def has_text_between(self, start: int, stop: int) -> bool:
+        """Return whether the records set any text free."""
+        return self._records.has_text(start, stop)
+
+    def text_between(self, start: int, stop: int) -> str:
+        """Return the text of the records, in one piece."""
+        return self._records.text(start, stop)
+
+    def tokens_between(self, start: int, stop: int) -> Tokens:
+        """Return the tokens among the records: a view."""
+        return Tokens(self._records, self._records.token_numbers(start, stop))
+
+    def records_between(self, start: int, stop: int) -> Iterator[Token | Tail]:
+        """Yield the records, each made when it is asked for."""
+        return self._records.records(start, stop)
 
     def subscribe(self, on_wake: Callable[[], None]) -> None:
         self._subscribers.add(on_wake)
@@ -286,22 +301,6 @@ class Generation:
         """Tell all readers to look again. Called on the readers' thread only."""
         for on_wake in tuple(self._subscribers):
             on_wake()
-
-
-def join_text(records: Iterable[Record]) -> str:
-    """Return the text of records, of whatever kind."""
-    return "".join(record.text for record in records if isinstance(record, Token | Tail))
-
-
-def _record_bytes(record: Token | Tail) -> int:
-    num_bytes = _RECORD_BYTES + _num_bytes(record.text)
-    if isinstance(record, Token) and record.logprobs is not None:
-        num_bytes += _LOGPROB_BYTES * (1 + len(record.logprobs.top))
-    return num_bytes
-
-
-def _num_bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _since(start: float | None, end: float | None) -> float | None:

@@ -18,8 +18,7 @@ from streaming.generation import (
     Generation,
     Queued,
     Started,
-    Token,
-    join_text,
+    Tokens,
 )
 
 
@@ -29,7 +28,7 @@ class Delta:
 
     seq: int
     text: str
-    tokens: tuple[Token, ...]
+    tokens: Tokens
 
     def cut(self, *, max_tokens: int) -> Iterator[Delta]:
         """Yield the same as deltas of so many tokens each."""
@@ -38,13 +37,13 @@ class Delta:
             yield self
             return
         # A record is a token, except that text let go at the end may be one more behind them.
-        has_tail = len(self.text) > sum(len(token.text) for token in tokens)
+        has_tail = len(self.text) > len(tokens.text)
         last_token_seq = self.seq - has_tail
         before = last_token_seq - len(tokens)
         num_text_chars = 0
         for start in range(0, len(tokens), max_tokens):
             part = tokens[start : start + max_tokens]
-            text = "".join(token.text for token in part)
+            text = part.text
             num_text_chars += len(text)
             seq = before + start + len(part)
             if seq == last_token_seq and has_tail:
@@ -93,9 +92,6 @@ class Reader:
         # Who already has the terminal record gets it once more, so that each reader has an ending.
         starts_at_end = generation.is_ended and after == generation.last_seq
         self.cursor = after - 1 if starts_at_end else after
-        # The cursor waits before records without text until text follows; so that a wake does not
-        # go through them again, it looks at what is after this one.
-        self._last_read_seq = self.cursor
         self.is_done = False
         self._every_token = every_token
         self._last_queued: Queued | None = None
@@ -112,9 +108,9 @@ class Reader:
         if self.is_done:
             return []
         generation = self.generation
-        # The records are read before the start mark: it is set before the first record, so this
-        # order can show a start without a token, but never a token without its start.
-        records = generation.read_after(self._last_read_seq)
+        # The records are counted before the start mark is read: it is set before the first record,
+        # so this order can show a start without a token, but never a token without its start.
+        num_records, outcome = generation.extent
         events: list[Event] = []
         started, queued = generation.started, generation.queued
         if started is not None:
@@ -125,21 +121,19 @@ class Reader:
             self._last_queued = queued
             events.append(queued)
 
-        last = records[-1] if records else None
-        outcome = last if isinstance(last, Finished | Failed) else None
-        if outcome is not None:
-            records.pop()
-        end = self._last_read_seq = self._last_read_seq + len(records)
-        text = join_text(records)
-        if text or (records and self._every_token):
-            passed = generation.read_after(self.cursor)[: end - self.cursor]
-            self.cursor = end
-            tokens = tuple(record for record in passed if isinstance(record, Token))
-            events.append(Delta(end, text, tokens))
+        # The cursor waits before tokens without text until text follows.
+        start = self.cursor + 1
+        if start < num_records and (
+            self._every_token or generation.has_text_between(start, num_records)
+        ):
+            self.cursor = num_records - 1
+            text = generation.text_between(start, num_records)
+            tokens = generation.tokens_between(start, num_records)
+            events.append(Delta(self.cursor, text, tokens))
         if outcome is not None:
             self.is_done = True
-            self.cursor = end + 1
-            events.append(Ended(self.cursor, outcome))
+            self.cursor = num_records
+            events.append(Ended(num_records, outcome))
         return events
 
     async def __aiter__(self) -> AsyncIterator[Event]:

@@ -24,7 +24,7 @@ FILES = sorted(path for package in ("app", "streaming") for path in (ROOT / pack
 STREAMING_RANKS = (
     {
         *("errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_shape"),
-        *("output_parser", "store", "worker_pool"),
+        *("output_parser", "records", "store", "worker_pool"),
     },
     {"chat", "step_pacer"},
     {"grammar"},

@@ -156,14 +156,13 @@ def _sent() -> tuple[Message, ...]:
     generation = _generation()
     generation.start(cached_tokens=0, at=0.004)
     logprobs = TokenLogprobs(Logprob(7042, -0.21), (Logprob(7042, -0.21),))
-    token = Token(7042, " Paris", at=0.061, logprobs=logprobs)
-    generation.append(token)
+    generation.append(Token(7042, " Paris", at=0.061, logprobs=logprobs))
     finished = Finished(FinishReason.STOP, at=0.083)
     generation.end(finished)
     [plain], [detailed] = (
         delta_frames(
             "story",
-            Delta(0, token.text, (token,)),
+            Delta(0, generation.text, generation.tokens),
             return_token_ids=is_detailed,
             return_logprobs=is_detailed,
             token_text={7042: " Paris"}.__getitem__,

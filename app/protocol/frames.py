@@ -88,7 +88,7 @@ def delta_frames(
             continue  # tokens that show no text move the cursor with the next delta
         frame: DeltaFrame = {"type": "delta", "id": stream_id, "seq": part.seq, "text": part.text}
         if return_token_ids:
-            frame["token_ids"] = [token.token_id for token in part.tokens]
+            frame["token_ids"] = part.tokens.ids
         if return_logprobs:
             frame["logprobs"] = [
                 _token_logprobs(token.logprobs, token_text)

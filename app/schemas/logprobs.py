@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from pydantic import BaseModel, Field
@@ -40,7 +40,7 @@ class ChatLogprobs(BaseModel):
     @classmethod
     def of(
         cls,
-        tokens: Sequence[Token],
+        tokens: Iterable[Token],
         *,
         token_text: Callable[[int], str],
         token_bytes: Callable[[int], bytes | None],

@@ -49,9 +49,9 @@ def count_reasoning_tokens(generation: Generation) -> int:
         return 0
     parser = OutputParser(generation.output_format)
     num_reasoning = 0
-    for num_read, token in enumerate(generation.tokens, 1):
+    for num_read, text in enumerate(generation.tokens.texts(), 1):
         was_in_reasoning = parser.is_in_reasoning
-        parser.feed(token.text)
+        parser.feed(text)
         if was_in_reasoning or parser.is_in_reasoning:
             num_reasoning = num_read
         elif num_reasoning:

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from app.choice_writer import MAX_CHUNK_TOKENS, cut, outcome_of, text_of, tokens_of
-from streaming import Delta, Ended, Event, Finished, FinishReason, Started, Token
+from streaming import Delta, Ended, Event, Finished, FinishReason, Started, Token, Tokens
 
 STARTED = Started(prompt_tokens=1, cached_tokens=0, at=0.0)
 FINISHED = Finished(FinishReason.STOP, at=0.0)
 
 
 def delta(num_tokens: int) -> Delta:
-    tokens = tuple(Token(token_id, "x", at=0.0) for token_id in range(num_tokens))
+    tokens = Tokens.of(Token(token_id, "x", at=0.0) for token_id in range(num_tokens))
     return Delta(num_tokens - 1, "x" * num_tokens, tokens)
 
 

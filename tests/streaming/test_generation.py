@@ -37,7 +37,8 @@ FAILED = Failed(EngineFailure(), at=9.0)
 
 def test_a_new_log_is_empty_and_open():
     generation = make_generation()
-    assert (generation.last_seq, generation.text, generation.tokens) == (-1, "", ())
+    assert (generation.last_seq, generation.text) == (-1, "")
+    assert not generation.tokens
     assert generation.outcome is None
     assert not generation.is_ended
     assert generation.read_after(-1) == []
@@ -171,25 +172,9 @@ def test_tokens_that_all_came_at_once_have_no_rate():
 # Bytes.
 
 
-def test_bytes_grow_with_each_part_of_a_record():
-    def cost(token: Token) -> int:
-        generation = make_generation()
-        before = generation.num_bytes
-        generation.append(token)
-        return generation.num_bytes - before
-
-    logprob = Logprob(1, -0.5)
-    empty = cost(Token(1, "", at=0.0))
-    assert empty > 0
-    assert cost(Token(1, "日本", at=0.0)) == empty + 6
-    assert cost(Token(1, "\ud800", at=0.0)) == empty + 3
-    one = cost(Token(1, "", at=0.0, logprobs=TokenLogprobs(logprob))) - empty
-    three = cost(Token(1, "", at=0.0, logprobs=TokenLogprobs(logprob, (logprob,) * 2))) - empty
-    assert three == 3 * one > 0
-
-
 @pytest.mark.parametrize(
-    ("num_logs", "num_tokens", "num_top"), [(2000, 0, 0), (10, 1000, 0), (5, 200, 5)]
+    ("num_logs", "num_tokens", "num_top"),
+    [(2000, 0, 0), (2000, 1, 0), (500, 10, 5), (10, 1000, 0), (5, 200, 5)],
 )
 def test_bytes_cover_what_a_log_takes_in_memory(num_logs: int, num_tokens: int, num_top: int):
     tracemalloc.start()
@@ -216,7 +201,7 @@ def test_bytes_cover_what_a_log_takes_in_memory(num_logs: int, num_tokens: int, 
     finally:
         tracemalloc.stop()
     counted = sum(generation.num_bytes for generation in generations)
-    assert taken <= counted <= 3 * taken
+    assert taken <= counted <= 2 * taken
 
 
 def test_a_scored_prompt_is_there_before_the_first_token_and_counts_as_memory():
@@ -229,7 +214,7 @@ def test_a_scored_prompt_is_there_before_the_first_token_and_counts_as_memory():
     generation.score_prompt(prompt)
     assert generation.scored_prompt == prompt
     assert (generation.last_seq, generation.usage.completion_tokens) == (-1, 0)
-    assert generation.num_bytes > num_bytes + 900
+    assert generation.num_bytes > num_bytes
     words(generation, "x")
     with pytest.raises(AssertionError):
         generation.score_prompt(prompt)

@@ -31,6 +31,7 @@ from streaming import (
     Started,
     Token,
     TokenLogprobs,
+    Tokens,
 )
 from streaming.errors import Overloaded
 from streaming.generation import Tail
@@ -100,7 +101,7 @@ def test_queued_and_started() -> None:
 
 def test_delta_shows_tokens_only_when_asked_for() -> None:
     logprobs = TokenLogprobs(Logprob(7, -0.5), (Logprob(7, -0.5), Logprob(8, -1.0000001)))
-    delta = Delta(4, "hi", (Token(7, "hi", 0.0, logprobs), Token(9, "", 0.0)))
+    delta = Delta(4, "hi", Tokens.of([Token(7, "hi", 0.0, logprobs), Token(9, "", 0.0)]))
     plain = {"type": "delta", "id": "a", "seq": 4, "text": "hi"}
     assert to_frames(delta) == [plain]
     assert to_frames(delta, token_ids=True) == [{**plain, "token_ids": [7, 9]}]
@@ -112,13 +113,14 @@ def test_delta_shows_tokens_only_when_asked_for() -> None:
 
 @pytest.mark.parametrize("impossible", [-math.inf, math.nan])
 def test_impossible_tokens_have_a_logprob_that_json_can_say(impossible: float) -> None:
-    delta = Delta(0, "a", (Token(1, "a", 0.0, TokenLogprobs(Logprob(1, impossible))),))
+    token = Token(1, "a", 0.0, TokenLogprobs(Logprob(1, impossible)))
+    delta = Delta(0, "a", Tokens.of([token]))
     [frame] = to_frames(delta, logprobs=True)
     assert frame["logprobs"][0]["logprob"] == -9999.0
 
 
 def test_a_delta_without_text_shows_its_tokens_or_nothing() -> None:
-    delta = Delta(0, "", (Token(7, "", 0.0),))
+    delta = Delta(0, "", Tokens.of([Token(7, "", 0.0)]))
     assert to_frames(delta) == []
     assert [frame["token_ids"] for frame in to_frames(delta, token_ids=True)] == [[7]]
 

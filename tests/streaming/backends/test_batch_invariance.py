@@ -19,7 +19,6 @@ from streaming.backends.loading import load_model
 from streaming.backends.probe import probe, speed_up
 from streaming.config import ModelConfig
 from streaming.engine import Engine
-from streaming.generation import Token
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
@@ -79,7 +78,7 @@ def make_engine(
 
 def said(sequence: Sequence) -> list[Any]:
     """Return each token with its log probabilities."""
-    tokens: tuple[Token, ...] = sequence.generation.tokens
+    tokens = sequence.generation.tokens
     return [(token.token_id, token.logprobs) for token in tokens]
 
 

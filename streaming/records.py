@@ -1,0 +1,318 @@
+"""The tokens of a log, kept in columns.
+
+A log may hold many thousand tokens, each with several log probabilities. As objects they would take
+more than a kilobyte each, and Python's garbage collector would visit all of them in each full
+collection, while every thread waits. So `RecordColumns` keeps them in arrays, which the collector
+does not look into, and makes a `Token` when somebody reads it.
+
+The columns of `n` records, which are tokens and tails:
+
+* ids (n): the token's id; -1 for a tail.
+* times (n): monotonic seconds.
+* text: the UTF-8 of all records, one after the other. text_ends (n): where each one's ends.
+* scores: pairs of token id and log probability, for each record the chosen token's first, then the
+  alternatives. score_ends (n): where each one's end. Made with the first token that has any.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, repeat, starmap
+from typing import overload
+
+_TAIL_ID = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """A token and its natural-log probability under the model's own distribution."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probability of the chosen token, and the likeliest alternatives, best first."""
+
+    chosen: Logprob
+    top: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token and the text that it set free, which may be none.
+
+    `at` is in monotonic seconds, here and in all records.
+    """
+
+    token_id: int
+    text: str
+    at: float
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Text that was held back as a possible stop string and is let go without a further token."""
+
+    text: str
+    at: float
+
+
+class RecordColumns:
+    """Tokens and tails in the order in which they came. Ranges of records are half-open.
+
+    One thread appends; any thread reads, without a lock. `len` grows last, once a record is whole,
+    and a read takes a copy of a column's slice, which is one operation under the interpreter's
+    lock. It takes no `memoryview`: an array cannot grow while there is one.
+    """
+
+    __slots__ = ("_ids", "_num_records", "_scores", "_tails", "_text", "_text_ends", "_times")
+
+    def __init__(self) -> None:
+        self._ids = array("i")
+        self._times = array("d")
+        self._text = bytearray()
+        self._text_ends = array("I")
+        self._scores: _ScoreColumns | None = None
+        self._tails: list[int] = []  # record numbers; a log of the engine has one at most
+        self._num_records = 0
+
+    def __len__(self) -> int:
+        return self._num_records
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the columns take, the room that they have to grow included."""
+        columns = (self, self._ids, self._times, self._text, self._text_ends, self._tails)
+        scores = self._scores
+        return sum(map(sys.getsizeof, columns)) + (0 if scores is None else scores.num_bytes)
+
+    def append(self, record: Token | Tail) -> None:
+        """Add a record, whole or, where this raises, not at all."""
+        try:
+            self._append(record)
+        except BaseException:
+            self._truncate(self._num_records)
+            raise
+        self._num_records += 1
+
+    def _append(self, record: Token | Tail) -> None:
+        logprobs: TokenLogprobs | None = None
+        if isinstance(record, Token):
+            assert record.token_id >= 0
+            self._ids.append(record.token_id)
+            logprobs = record.logprobs
+        else:
+            self._ids.append(_TAIL_ID)
+            self._tails.append(self._num_records)
+        if logprobs is not None and self._scores is None:
+            self._scores = _ScoreColumns(num_records=self._num_records)
+        if self._scores is not None:
+            self._scores.append(logprobs)
+        self._times.append(record.at)
+        self._text += record.text.encode("utf-8", "surrogatepass")
+        self._text_ends.append(len(self._text))
+
+    def _truncate(self, num_records: int) -> None:
+        for column in (self._ids, self._times, self._text_ends):
+            del column[num_records:]
+        del self._text[self._text_start(num_records) :]
+        del self._tails[self._num_tails(num_records) :]
+        if self._scores is not None:
+            self._scores.truncate(num_records)
+
+    # Reading. `stop` is at most `len`.
+
+    def has_text(self, start: int, stop: int) -> bool:
+        return self._text_start(start) < self._text_start(stop)
+
+    def text(self, start: int, stop: int) -> str:
+        return _decode(self._text[self._text_start(start) : self._text_start(stop)])
+
+    def texts(self, start: int, stop: int) -> Iterator[str]:
+        """Yield the text of each record."""
+        first = begin = self._text_start(start)
+        utf8 = self._text[first : self._text_start(stop)]
+        text = _decode(utf8)
+        is_ascii = len(text) == len(utf8)  # then a place in one is the same in the other
+        for end in self._text_ends[start:stop]:
+            if is_ascii:
+                yield text[begin - first : end - first]
+            else:
+                yield _decode(utf8[begin - first : end - first])
+            begin = end
+
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """Return the ids of the tokens in the range."""
+        return [token_id for token_id in self._ids[start:stop] if token_id != _TAIL_ID]
+
+    def token_numbers(self, start: int, stop: int) -> Sequence[int]:
+        """Return the record numbers of the tokens in the range."""
+        tails = self._tails[self._num_tails(start) : self._num_tails(stop)]
+        if tails and tails[-1] == stop - 1:
+            del tails[-1]
+            stop -= 1
+        if tails:
+            return [number for number in range(start, stop) if number not in tails]
+        return range(start, stop)
+
+    def time(self, number: int) -> float:
+        return self._times[number]
+
+    def records(self, start: int, stop: int) -> Iterator[Token | Tail]:
+        """Yield the records, each made when it is asked for."""
+        scores: Iterator[TokenLogprobs | None] = repeat(None, stop - start)
+        if self._scores is not None:
+            scores = self._scores.rows(start, stop)
+        for token_id, text, at, logprobs in zip(
+            self._ids[start:stop],
+            self.texts(start, stop),
+            self._times[start:stop],
+            scores,
+            strict=True,
+        ):
+            yield Tail(text, at) if token_id == _TAIL_ID else Token(token_id, text, at, logprobs)
+
+    def _text_start(self, number: int) -> int:
+        return self._text_ends[number - 1] if number else 0
+
+    def _num_tails(self, stop: int) -> int:
+        """Return how many of the first `stop` records are tails."""
+        return bisect_left(self._tails, stop)
+
+
+class _ScoreColumns:
+    """The log probabilities of records; the first `num_records` of them have none."""
+
+    __slots__ = ("_ends", "_ids", "_logprobs")
+
+    def __init__(self, *, num_records: int) -> None:
+        self._ids = array("i")
+        self._logprobs = array("d")
+        self._ends = array("I", (0,)) * num_records
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(sys.getsizeof, (self, self._ids, self._logprobs, self._ends)))
+
+    def append(self, logprobs: TokenLogprobs | None) -> None:
+        if logprobs is not None:
+            for logprob in (logprobs.chosen, *logprobs.top):
+                self._ids.append(logprob.token_id)
+                self._logprobs.append(logprob.logprob)
+        self._ends.append(len(self._ids))
+
+    def truncate(self, num_records: int) -> None:
+        del self._ends[num_records:]
+        num_scores = self._ends[-1] if self._ends else 0
+        del self._ids[num_scores:]
+        del self._logprobs[num_scores:]
+
+    def rows(self, start: int, stop: int) -> Iterator[TokenLogprobs | None]:
+        """Yield what each record has."""
+        ends = self._ends[start:stop]
+        begin = self._ends[start - 1] if start else 0
+        last = ends[-1] if ends else begin
+        scores = map(Logprob, self._ids[begin:last], self._logprobs[begin:last])
+        for end in ends:
+            if begin == end:
+                yield None
+            else:
+                yield TokenLogprobs(next(scores), tuple(islice(scores, end - begin - 1)))
+            begin = end
+
+
+class Tokens(Sequence[Token]):
+    """The tokens of a part of a log: a view, whose size does not depend on their number.
+
+    It shows those that were there when it was made, and makes each when it is asked for. Slices are
+    views, too.
+
+    Args:
+        columns: holds the tokens.
+        numbers: their record numbers.
+    """
+
+    __slots__ = ("_columns", "_numbers")
+    __hash__ = None  # type: ignore[assignment]  # equals a tuple of the same tokens
+
+    def __init__(self, columns: RecordColumns, numbers: Sequence[int]) -> None:
+        self._columns = columns
+        self._numbers = numbers
+
+    @classmethod
+    def of(cls, tokens: Iterable[Token]) -> Tokens:
+        """Return these tokens, in columns of their own."""
+        columns = RecordColumns()
+        for token in tokens:
+            columns.append(token)
+        return cls(columns, range(len(columns)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the columns take, which others may share."""
+        return self._columns.num_bytes
+
+    @property
+    def ids(self) -> list[int]:
+        return list(chain.from_iterable(starmap(self._columns.token_ids, self._blocks)))
+
+    @property
+    def text(self) -> str:
+        """The text of these tokens, joined."""
+        return "".join(starmap(self._columns.text, self._blocks))
+
+    def texts(self) -> Iterator[str]:
+        """Yield the text of each token."""
+        return chain.from_iterable(starmap(self._columns.texts, self._blocks))
+
+    def time_of(self, index: int) -> float:
+        """Return when a token came, in monotonic seconds."""
+        return self._columns.time(self._numbers[index])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[Token]:
+        for block in self._blocks:
+            for record in self._columns.records(*block):
+                assert isinstance(record, Token)
+                yield record
+
+    @overload
+    def __getitem__(self, index: int) -> Token: ...
+    @overload
+    def __getitem__(self, index: slice) -> Tokens: ...
+    def __getitem__(self, index: int | slice) -> Token | Tokens:
+        if isinstance(index, slice):
+            return Tokens(self._columns, self._numbers[index])
+        number = self._numbers[index]
+        [token] = self._columns.records(number, number + 1)
+        assert isinstance(token, Token)
+        return token
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False
+        return all(token == each for token, each in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"Tokens.of({list(self)!r})"
+
+    @property
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Ranges of records, half-open, that make up this view: one, but for odd slices."""
+        numbers = self._numbers
+        if isinstance(numbers, range) and numbers.step == 1:
+            return [(numbers.start, numbers.stop)]
+        return [(number, number + 1) for number in numbers]
+
+
+def _decode(utf8: bytearray) -> str:
+    return utf8.decode("utf-8", "surrogatepass")
