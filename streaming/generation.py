@@ -16,9 +16,10 @@ Rules of the log:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import chain
 
 from streaming.errors import StreamingError
 from streaming.output_parser import PLAIN, OutputFormat
@@ -258,16 +259,19 @@ class Generation:
         )
 
     def read_after(self, cursor: int) -> list[Record]:
-        """Return all records after `cursor`; an empty list when there is nothing new.
+        """Return all records after `cursor`; an empty list when there is nothing new."""
+        return list(self.records_after(cursor))
 
-        Makes an object for each. A reader takes what it wants of a range instead, as follows.
-        """
+    def records_after(self, cursor: int) -> Iterator[Record]:
+        """Yield all records after `cursor` that are there now, each made when it is asked for."""
         num_records, outcome = self.extent
         start = min(cursor + 1, num_records)
-        records: list[Record] = [*self.records_between(start, num_records)]
-        if outcome is not None and cursor < num_records:
-            records.append(outcome)
-        return records
+        ending = () if outcome is None or cursor >= num_records else (outcome,)
+        return chain(self.records_between(start, num_records), ending)
+
+    def tokens_at(self, numbers: Sequence[int]) -> Tokens:
+        """Return the tokens that are these records, in rising order: a view."""
+        return Tokens(self._records, numbers)
 
     # Ranges of tokens and tails are half-open and end at `extent` or before.
 

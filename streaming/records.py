@@ -26,6 +26,9 @@ from typing import overload
 
 _TAIL_ID = -1
 
+Scores = tuple[tuple[int, float], ...]
+"""Token ids with their log probabilities: the chosen token, then the likeliest, best first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
@@ -167,17 +170,23 @@ class RecordColumns:
 
     def records(self, start: int, stop: int) -> Iterator[Token | Tail]:
         """Yield the records, each made when it is asked for."""
-        scores: Iterator[TokenLogprobs | None] = repeat(None, stop - start)
-        if self._scores is not None:
-            scores = self._scores.rows(start, stop)
-        for token_id, text, at, logprobs in zip(
+        for token_id, text, at, scores in zip(
             self._ids[start:stop],
             self.texts(start, stop),
             self._times[start:stop],
-            scores,
+            self.scores(start, stop),
             strict=True,
         ):
-            yield Tail(text, at) if token_id == _TAIL_ID else Token(token_id, text, at, logprobs)
+            if token_id == _TAIL_ID:
+                yield Tail(text, at)
+            else:
+                yield Token(token_id, text, at, _to_logprobs(scores) if scores else None)
+
+    def scores(self, start: int, stop: int) -> Iterator[Scores]:
+        """Yield the scores of each record, none where it has none."""
+        if self._scores is None:
+            return repeat((), stop - start)
+        return self._scores.rows(start, stop)
 
     def _text_start(self, number: int) -> int:
         return self._text_ends[number - 1] if number else 0
@@ -214,17 +223,14 @@ class _ScoreColumns:
         del self._ids[num_scores:]
         del self._logprobs[num_scores:]
 
-    def rows(self, start: int, stop: int) -> Iterator[TokenLogprobs | None]:
+    def rows(self, start: int, stop: int) -> Iterator[Scores]:
         """Yield what each record has."""
         ends = self._ends[start:stop]
         begin = self._ends[start - 1] if start else 0
         last = ends[-1] if ends else begin
-        scores = map(Logprob, self._ids[begin:last], self._logprobs[begin:last])
+        scores = zip(self._ids[begin:last], self._logprobs[begin:last], strict=True)
         for end in ends:
-            if begin == end:
-                yield None
-            else:
-                yield TokenLogprobs(next(scores), tuple(islice(scores, end - begin - 1)))
+            yield tuple(islice(scores, end - begin))
             begin = end
 
 
@@ -272,6 +278,10 @@ class Tokens(Sequence[Token]):
         """Yield the text of each token."""
         return chain.from_iterable(starmap(self._columns.texts, self._blocks))
 
+    def scores(self) -> Iterator[Scores]:
+        """Yield the scores of each token, none where it has none."""
+        return chain.from_iterable(starmap(self._columns.scores, self._blocks))
+
     def time_of(self, index: int) -> float:
         """Return when a token came, in monotonic seconds."""
         return self._columns.time(self._numbers[index])
@@ -307,11 +317,22 @@ class Tokens(Sequence[Token]):
 
     @property
     def _blocks(self) -> list[tuple[int, int]]:
-        """Ranges of records, half-open, that make up this view: one, but for odd slices."""
+        """The fewest ranges of records, half-open, that make up this view."""
         numbers = self._numbers
         if isinstance(numbers, range) and numbers.step == 1:
             return [(numbers.start, numbers.stop)]
-        return [(number, number + 1) for number in numbers]
+        blocks: list[tuple[int, int]] = []
+        for number in numbers:
+            if blocks and blocks[-1][1] == number:
+                blocks[-1] = (blocks[-1][0], number + 1)
+            else:
+                blocks.append((number, number + 1))
+        return blocks
+
+
+def _to_logprobs(scores: Scores) -> TokenLogprobs:
+    chosen, *top = starmap(Logprob, scores)
+    return TokenLogprobs(chosen, tuple(top))
 
 
 def _decode(utf8: bytearray) -> str:

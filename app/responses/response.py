@@ -100,20 +100,27 @@ class LiveResponse:
         return writer.snapshot()
 
     def settle(self) -> StoredResponse:
-        """Return what is to be kept of it; it has ended. Makes that once; as slow as `snapshot`."""
+        """Return what is to be kept of it; it has ended. As slow as `snapshot`.
+
+        It is made once, but with log probabilities it is made each time: they are many objects for
+        each token, which the log does without.
+        """
         assert self.is_ended, "an open response cannot be settled"
-        if self._stored is None:
-            writer = self.writer()
-            writer.advance()
-            self._stored = StoredResponse(
-                response_id=self.response_id,
-                owner=self.owner,
-                last_snapshot=writer.snapshot(),
-                context=self.context,
-                num_bytes=self.num_bytes,
-            )
-            self._writer = None
-        return self._stored
+        if self._stored is not None:
+            return self._stored
+        writer = self.writer()
+        writer.advance()
+        stored = StoredResponse(
+            response_id=self.response_id,
+            owner=self.owner,
+            last_snapshot=writer.snapshot(),
+            context=self.context,
+            num_bytes=self.num_bytes,
+        )
+        self._writer = None
+        if not self.head.reports_logprobs:
+            self._stored = stored
+        return stored
 
     def conversation(self) -> tuple[Item, ...]:
         """Return all items that a response which goes on from here begins with; it has ended."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, assert_never
+from io import StringIO
+from typing import assert_never
 
 from app.schemas.response_items import Item, output_text
 
@@ -31,40 +33,46 @@ class OutputItem:
     Attributes:
         key: makes its ids, which are the same for every reader.
         name: of a call, the function.
-        pieces: its text or its arguments, as they came.
-        logprobs: of a message, in their wire form.
+        token_numbers: of a message, the records in the log whose log probabilities it shows.
     """
 
     kind: ItemKind
     key: str
     name: str = ""
     status: ItemStatus = ItemStatus.IN_PROGRESS
-    pieces: list[str] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    token_numbers: array[int] = field(default_factory=lambda: array("I"))
+    _text: StringIO = field(default_factory=StringIO)
 
     @property
     def item_id(self) -> str:
         return f"{_ID_PREFIXES[self.kind]}_{self.key}"
 
+    def add(self, text: str) -> None:
+        """Take the next piece of its text or of its arguments."""
+        self._text.write(text)
+
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
+        return self._text.getvalue()
 
-    @property
-    def part(self) -> Item:
-        """The one content part of a message or of reasoning."""
+    def part(self, logprobs: list[Item]) -> Item:
+        """Return the one content part of a message or of reasoning.
+
+        Args:
+            logprobs: of a message, those of `token_numbers`.
+        """
         if self.kind is ItemKind.REASONING:
             return {"type": "reasoning_text", "text": self.text}
-        return output_text(self.text, list(self.logprobs))
+        return output_text(self.text, logprobs)
 
-    def shown(self, *, is_new: bool = False) -> Item:
+    def shown(self, logprobs: list[Item], *, is_new: bool = False) -> Item:
         """Return the item as it stands; a new one has no content yet."""
         more: Item
         match self.kind:
             case ItemKind.REASONING:
-                more = {"summary": [], "content": [] if is_new else [self.part]}
+                more = {"summary": [], "content": [] if is_new else [self.part(logprobs)]}
             case ItemKind.MESSAGE:
-                more = {"role": "assistant", "content": [] if is_new else [self.part]}
+                more = {"role": "assistant", "content": [] if is_new else [self.part(logprobs)]}
             case ItemKind.FUNCTION_CALL:
                 more = {"call_id": f"call_{self.key}", "name": self.name, "arguments": self.text}
             case _:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from streaming import Token
-
 
 class UnshownTokens:
-    """Tokens that no text of the answer has been shown for yet."""
+    """Tokens that no text of the answer has been shown for yet, by their record numbers."""
 
     def __init__(self) -> None:
-        self._tokens: list[Token] = []
+        self._tokens: list[tuple[int, str]] = []
 
-    def add(self, token: Token) -> None:
-        self._tokens.append(token)
+    def add(self, number: int, text: str) -> None:
+        """Take the next token, and the text that it set free."""
+        self._tokens.append((number, text))
 
-    def take(self, text: str) -> list[Token]:
+    def take(self, text: str) -> list[int]:
         """Return the tokens that wrote `text`; those before it wrote none of the answer.
 
         A token with a part of the text counts, and so does one with a part of a character.
         """
-        joined = "".join(token.text for token in self._tokens)
+        joined = "".join(token_text for _, token_text in self._tokens)
         start = max(joined.rfind(text), 0)
         end = start + len(text)
-        taken: list[Token] = []
+        taken: list[int] = []
         at = 0
-        for index, token in enumerate(self._tokens):
+        for index, (number, token_text) in enumerate(self._tokens):
             if at >= end:
                 self._tokens = self._tokens[index:]
                 return taken
-            if at + len(token.text) > start or (not token.text and at >= start):
-                taken.append(token)
-            at += len(token.text)
+            if at + len(token_text) > start or (not token_text and at >= start):
+                taken.append(number)
+            at += len(token_text)
         self._tokens = []
         return taken
 

@@ -9,14 +9,15 @@ and the log is taken record by record, however much of it has come at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, assert_never
 
 from app.responses.response_item import ItemKind, ItemStatus, OutputItem
 from app.responses.unshown_tokens import UnshownTokens
 from app.responses.usage import to_usage
-from app.schemas.logprobs import shown
+from app.schemas.logprobs import sayable
 from app.settings import ReasoningDialect
 from streaming import (
     AnswerText,
@@ -24,7 +25,6 @@ from streaming import (
     Finished,
     FinishReason,
     Generation,
-    Logprob,
     OutputParser,
     Piece,
     ReasoningText,
@@ -37,6 +37,8 @@ from streaming import (
 EventFields = dict[str, Any]
 """One event, ready for JSON."""
 
+_MAX_CACHED_TOKENS = 4096
+"""How many tokens' texts a writer remembers: alternatives repeat, and decoding takes long."""
 _HEAD_BYTES = 4000
 """Cost of a response without its texts."""
 _ERROR_CODES = {
@@ -102,9 +104,12 @@ class ResponseWriter:
         self._parser = OutputParser(generation.output_format)
         self._items: list[OutputItem] = []
         self._unshown = UnshownTokens()
+        self._spelling = lru_cache(_MAX_CACHED_TOKENS)(partial(_spelling, head))
         self._num_tokens = 0
         self._num_reasoning_tokens = 0
         self._has_answer = False
+        self._closed: tuple[OutputItem, list[EventFields]] | None = None
+        """The newest item that has ended, with its log probabilities, until the last event."""
         self._status = "queued" if head.is_background else "in_progress"
         self._end_fields: EventFields = {}
         self.is_done = False
@@ -139,7 +144,7 @@ class ResponseWriter:
             "status": self._status,
             "incomplete_details": None,
             "model": self._generation.model,
-            "output": [item.shown() for item in self._items],
+            "output": [item.shown(self._logprobs_of(item)) for item in self._items],
             "error": None,
             "usage": None,
             **self._head.echo,
@@ -159,8 +164,9 @@ class ResponseWriter:
             yield self._lifecycle_event("created")
             yield self._lifecycle_event(self._status)
         # The records are read before the start mark, which is set before the first of them.
-        records = self._generation.read_after(self._cursor)
-        if self._status == "queued" and (records or self._generation.started is not None):
+        records = self._generation.records_after(self._cursor)
+        has_new = self._generation.last_seq > self._cursor
+        if self._status == "queued" and (has_new or self._generation.started is not None):
             self._status = "in_progress"
             yield self._lifecycle_event(self._status)
         for record in records:
@@ -177,7 +183,7 @@ class ResponseWriter:
         if self._head.is_warm_up:
             return
         if token is not None and self._head.reports_logprobs:
-            self._unshown.add(token)
+            self._unshown.add(self._cursor, text)
         was_in_reasoning = self._parser.is_in_reasoning
         pieces = self._parser.feed(text)
         if token is not None:
@@ -218,25 +224,28 @@ class ResponseWriter:
         item = OutputItem(kind=kind, key=f"{self._head.key}_{index}", name=name)
         self._items.append(item)
         yield self._event(
-            "response.output_item.added", output_index=index, item=item.shown(is_new=True)
+            "response.output_item.added", output_index=index, item=item.shown([], is_new=True)
         )
         if kind is not ItemKind.FUNCTION_CALL:
-            yield self._part_event("response.content_part.added", item, part=item.part)
+            yield self._part_event("response.content_part.added", item, part=item.part([]))
 
     def _extend(self, kind: ItemKind, text: str) -> Iterator[EventFields]:
         item = self._open_item
         if item is None or item.kind is not kind:
             yield from self._begin(kind)
             item = self._items[-1]
-        item.pieces.append(text)
+        item.add(text)
         match kind:
             case ItemKind.REASONING:
                 yield self._part_event(f"{self._reasoning_event}.delta", item, delta=text)
             case ItemKind.MESSAGE:
-                logprobs = [self._logprob(token) for token in self._unshown.take(text)]
-                item.logprobs += logprobs
+                numbers = self._unshown.take(text)
+                item.token_numbers.extend(numbers)
                 yield self._part_event(
-                    "response.output_text.delta", item, delta=text, logprobs=logprobs
+                    "response.output_text.delta",
+                    item,
+                    delta=text,
+                    logprobs=self._logprobs(numbers),
                 )
             case ItemKind.FUNCTION_CALL:
                 yield self._item_event("response.function_call_arguments.delta", item, delta=text)
@@ -249,13 +258,14 @@ class ResponseWriter:
         if item is None:
             return
         item.status = status
-        text = item.text
+        text, logprobs = item.text, self._logprobs_of(item)
+        self._closed = (item, logprobs)
         match item.kind:
             case ItemKind.REASONING:
                 yield self._part_event(f"{self._reasoning_event}.done", item, text=text)
             case ItemKind.MESSAGE:
                 yield self._part_event(
-                    "response.output_text.done", item, text=text, logprobs=list(item.logprobs)
+                    "response.output_text.done", item, text=text, logprobs=logprobs
                 )
             case ItemKind.FUNCTION_CALL:
                 yield self._item_event(
@@ -264,9 +274,11 @@ class ResponseWriter:
             case _:
                 assert_never(item.kind)
         if item.kind is not ItemKind.FUNCTION_CALL:
-            yield self._part_event("response.content_part.done", item, part=item.part)
+            yield self._part_event("response.content_part.done", item, part=item.part(logprobs))
         yield self._event(
-            "response.output_item.done", output_index=len(self._items) - 1, item=item.shown()
+            "response.output_item.done",
+            output_index=len(self._items) - 1,
+            item=item.shown(logprobs),
         )
 
     def _item_event(self, kind: str, item: OutputItem, **fields: Any) -> EventFields:
@@ -296,7 +308,9 @@ class ResponseWriter:
         event_name = self._settle(record)
         self._end_fields["usage"] = self._usage()
         self.is_done = True
-        yield self._lifecycle_event(event_name)
+        last_event = self._lifecycle_event(event_name)
+        self._closed = None
+        yield last_event
 
     def _is_complete(self, reason: FinishReason) -> bool:
         if reason is FinishReason.LENGTH:
@@ -336,16 +350,30 @@ class ResponseWriter:
             reasoning_tokens=self._num_reasoning_tokens,
         )
 
-    def _logprob(self, token: Token) -> EventFields:
-        assert token.logprobs is not None, "asked for with every token"
-        top = [self._one_logprob(each) for each in token.logprobs.top]
-        return {**self._one_logprob(token.logprobs.chosen), "top_logprobs": top}
+    def _logprobs_of(self, item: OutputItem) -> list[EventFields]:
+        """Return an item's log probabilities, which are not kept while it is written.
 
-    def _one_logprob(self, logprob: Logprob) -> EventFields:
-        text = self._head.token_text(logprob.token_id)
-        utf8 = self._head.token_bytes(logprob.token_id)
-        return {
-            "token": text,
-            "bytes": list(text.encode() if utf8 is None else utf8),
-            "logprob": shown(logprob),
-        }
+        They would be many objects for each token, for as long as a reader stays.
+        """
+        if self._closed is not None and self._closed[0] is item:
+            return self._closed[1]
+        return self._logprobs(item.token_numbers)
+
+    def _logprobs(self, numbers: Sequence[int]) -> list[EventFields]:
+        """Return the log probabilities of these records, in their wire form."""
+        logprobs = []
+        for scores in self._generation.tokens_at(numbers).scores():
+            chosen, *top = [self._logprob(*score) for score in scores]
+            chosen["top_logprobs"] = top
+            logprobs.append(chosen)
+        return logprobs
+
+    def _logprob(self, token_id: int, logprob: float) -> EventFields:
+        text, utf8 = self._spelling(token_id)
+        return {"token": text, "bytes": list(utf8), "logprob": sayable(logprob)}
+
+
+def _spelling(head: ResponseHead, token_id: int) -> tuple[str, bytes]:
+    """Return how a token is written by itself, and its UTF-8."""
+    text, utf8 = head.token_text(token_id), head.token_bytes(token_id)
+    return text, text.encode() if utf8 is None else utf8

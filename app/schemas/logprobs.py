@@ -13,9 +13,14 @@ MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-def shown(logprob: Logprob) -> float:
+def sayable(logprob: float) -> float:
     """Return a log probability that JSON can say."""
-    return max(MIN_LOGPROB, logprob.logprob)
+    return max(MIN_LOGPROB, logprob)
+
+
+def shown(logprob: Logprob) -> float:
+    """Return one of the log's in the same way."""
+    return sayable(logprob.logprob)
 
 
 class TopLogprob(BaseModel):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from app.responses.unshown_tokens import UnshownTokens
-from streaming import Token
 
 
 @pytest.mark.parametrize(
@@ -24,9 +23,9 @@ def test_the_tokens_of_a_text_are_taken(
     tokens: list[str], text: str, taken: list[str], left: list[str]
 ):
     unshown = UnshownTokens()
-    for each in tokens:
-        unshown.add(Token(0, each, at=0.0))
-    assert [token.text for token in unshown.take(text)] == taken
-    assert [token.text for token in unshown.take("".join(left))] == left
+    for number, each in enumerate(tokens):
+        unshown.add(number, each)
+    assert [tokens[number] for number in unshown.take(text)] == taken
+    assert [tokens[number] for number in unshown.take("".join(left))] == left
     unshown.clear()
     assert unshown.take("") == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import math
 from typing import Any
@@ -329,6 +330,33 @@ def test_a_log_probability_that_json_cannot_say_is_a_very_small_one():
     finish(log, FinishReason.STOP)
     message = write(log, reports_logprobs=True)[-1]["response"]["output"][0]
     assert message["content"][0]["logprobs"][0]["logprob"] == -9999.0
+
+
+def tracked_objects() -> int:
+    gc.collect()
+    return len(gc.get_objects())
+
+
+@pytest.mark.parametrize("end", [None, FinishReason.STOP])
+def test_a_writer_keeps_no_objects_for_each_token(end: FinishReason | None):
+    log = make_log(*"abcdefgh" * 250, end=end, logprobs=True)
+    before = tracked_objects()
+    writer = ResponseWriter(make_head(reports_logprobs=True), log)
+    num_events = sum(1 for _ in writer.events())
+    assert tracked_objects() - before < 50
+    assert num_events > 2000
+
+
+def test_the_spelling_of_a_token_is_asked_for_once():
+    asked: list[int] = []
+
+    def token_text(token_id: int) -> str:
+        asked.append(token_id)
+        return chr(token_id)
+
+    log = make_log(*"abab", logprobs=True)
+    write(log, reports_logprobs=True, token_text=token_text)
+    assert asked == [97, 98]
 
 
 def test_log_probabilities_are_left_out_unless_asked_for():

@@ -1,0 +1,203 @@
+"""How long the garbage collector holds all threads when many long logs are in memory.
+
+    python -m benchmarks.gc_pauses                     # 64 logs of 8,000 tokens
+    python -m benchmarks.gc_pauses --streams 8
+
+A scripted backend writes the logs as fast as it can, all but the last tokens of each; then it waits
+before each step as long as a model would compute, and for that time the event loop's lag is
+measured. Every log has a reader that makes the frames that a socket would send. It is done without
+log probabilities, and with five alternatives for each token. Collections are timed all the while,
+and a full one is asked for at the end, when all logs have ended and are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from app.heap import freeze_heap
+from app.protocol.frames import delta_frames, serialize
+from benchmarks.loop_lag import measure_lag
+from benchmarks.machine import describe_machine
+from streaming import AsyncEngine, Delta, EngineConfig, GenerationRequest, SamplingParams
+from streaming.backends.scripted import Gate, scripted_backend
+from streaming.generation import Generation
+from streaming.request import TextPrompt
+from streaming.sequence import Sequence
+
+_TEXT = b"The quick brown fox jumps over the lazy dog. "
+_NUM_ALTERNATIVES = 5
+
+
+class Pace(Gate):
+    """Lets steps pass at once, then each after a time.
+
+    Args:
+        num_free_steps: steps that pass at once.
+        step_s: how long each other one is held back.
+        on_slow: called on the engine's thread at the first of these.
+    """
+
+    def __init__(
+        self, *, num_free_steps: int, step_s: float, on_slow: Callable[[], object]
+    ) -> None:
+        super().__init__()
+        self._num_free_steps = num_free_steps
+        self._step_s = step_s
+        self._on_slow = on_slow
+
+    def wait(self) -> None:
+        self._num_free_steps -= 1
+        if self._num_free_steps == -1:
+            self._on_slow()
+        if self._num_free_steps < 0:
+            time.sleep(self._step_s)
+
+
+@contextmanager
+def timed_collections() -> Iterator[list[list[float]]]:
+    """Give lists that take how long each collection took, in seconds, by its generation.
+
+    It is the CPU's time, so that other processes of a busy machine do not count.
+    """
+    durations_s: list[list[float]] = [[], [], []]
+    started_at = 0.0
+
+    def on_collection(phase: str, info: dict[str, int]) -> None:
+        nonlocal started_at
+        if phase == "start":
+            started_at = time.thread_time()
+        else:
+            durations_s[info["generation"]].append(time.thread_time() - started_at)
+
+    gc.callbacks.append(on_collection)
+    try:
+        yield durations_s
+    finally:
+        gc.callbacks.remove(on_collection)
+
+
+def script(_: Sequence) -> Iterable[int]:
+    return itertools.cycle(_TEXT)
+
+
+async def read(engine: AsyncEngine, generation: Generation, *, has_logprobs: bool) -> int:
+    """Make the frames of one stream; return how many characters they have."""
+    num_chars = 0
+    with engine.follow(generation, every_token=has_logprobs) as reader:
+        async for event in reader:
+            if isinstance(event, Delta):
+                for frame in delta_frames(
+                    generation.generation_id,
+                    event,
+                    return_token_ids=has_logprobs,
+                    return_logprobs=has_logprobs,
+                    token_text=engine.tokenizer.token_text,
+                ):
+                    num_chars += len(serialize(frame))
+                await asyncio.sleep(0)
+    return num_chars
+
+
+async def measure(arguments: argparse.Namespace, *, logprobs: int | None) -> dict[str, float]:
+    params = SamplingParams(
+        temperature=0.0, max_tokens=arguments.tokens, ignore_eos=True, logprobs=logprobs
+    )
+    is_slow, loop = asyncio.Event(), asyncio.get_running_loop()
+    pace = Pace(
+        num_free_steps=arguments.tokens - arguments.window,
+        step_s=arguments.step_ms / 1000,
+        on_slow=lambda: loop.call_soon_threadsafe(is_slow.set),
+    )
+    backend = scripted_backend(
+        script, max_num_seqs=arguments.streams, max_model_len=2 * arguments.tokens, gate=pace
+    )
+    engine = AsyncEngine(backend, EngineConfig(retention_bytes=2**33))
+    lags_s: list[float] = []
+    rss_before = resident_bytes()
+    await engine.start()
+    try:
+        with timed_collections() as collections_s:
+            generations = [
+                await engine.submit(
+                    GenerationRequest(prompt=TextPrompt("go"), params=params, owner="benchmark")
+                )
+                for _ in range(arguments.streams)
+            ]
+            readers = [
+                asyncio.ensure_future(read(engine, each, has_logprobs=logprobs is not None))
+                for each in generations
+            ]
+            await is_slow.wait()
+            prober = asyncio.ensure_future(measure_lag(lags_s))
+            await asyncio.gather(*readers)
+            prober.cancel()
+            pauses_s = list(map(list, collections_s))
+            num_objects = len(gc.get_objects())
+            gc.collect()
+        hundredths = statistics.quantiles(lags_s, n=100)
+        return {
+            "lag_p50_ms": hundredths[49] * 1000,
+            "lag_p99_ms": hundredths[98] * 1000,
+            "lag_max_ms": max(lags_s) * 1000,
+            **{
+                name: value
+                for generation, durations_s in enumerate(pauses_s)
+                for name, value in (
+                    (f"gen{generation}_count", len(durations_s)),
+                    (f"gen{generation}_max_ms", max(durations_s, default=0.0) * 1000),
+                    (f"gen{generation}_total_ms", sum(durations_s) * 1000),
+                )
+            },
+            "full_collection_ms": collections_s[2][-1] * 1000,
+            "tracked_objects": num_objects,
+            "log_bytes": generations[0].num_bytes,
+            "rss_growth_bytes": resident_bytes() - rss_before,
+        }
+    finally:
+        await engine.aclose()
+
+
+def resident_bytes() -> int:
+    """Return what the process has in memory now (Linux), or has had at most."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pauses of the garbage collector.")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument(
+        "--window", type=int, default=300, help="the last tokens, at which it looks"
+    )
+    parser.add_argument("--step-ms", type=float, default=10.0)
+    arguments = parser.parse_args()
+    freeze_heap()  # as the server does
+    results = {}
+    for name, logprobs in (("plain", None), ("logprobs", _NUM_ALTERNATIVES)):
+        figures = asyncio.run(measure(arguments, logprobs=logprobs))
+        results[name] = {each: round(value, 2) for each, value in figures.items()}
+        for each, value in results[name].items():
+            print(f"{name:9} {each:20} {value:16,.2f}", file=sys.stderr)
+        gc.collect()
+    settings = {"streams": arguments.streams, "tokens": arguments.tokens}
+    print(
+        json.dumps({"benchmark": "gc_pauses", **settings, **results, "machine": describe_machine()})
+    )
+
+
+if __name__ == "__main__":
+    main()
