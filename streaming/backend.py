@@ -127,7 +127,7 @@ class Chunk:
 
     @property
     def token_ids(self) -> list[int]:
-        return self.sequence.token_ids[self.start : self.end]
+        return self.sequence.token_ids[self.start : self.end].tolist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, MutableSequence
 from collections.abc import Sequence as SequenceOf
 from enum import StrEnum
 
@@ -81,8 +82,9 @@ class Sequence:
         self.params = params
         self.max_tokens = params.max_tokens
         self.deadline_at = deadline_at
-        self.output_ids: list[int] = []
-        self.token_ids = list(prompt_ids)
+        # Arrays, which the garbage collector does not look into as it does into lists.
+        self.output_ids: MutableSequence[int] = array("i")
+        self.token_ids = array("i", prompt_ids)
         """Prompt and output."""
         self.num_computed_tokens = 0
         self.block_table = BlockTable()

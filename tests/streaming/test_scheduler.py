@@ -358,7 +358,7 @@ def test_one_may_give_way_in_the_middle_of_its_prompt():
         computed = young.num_computed_tokens
         rig.step()
     assert 0 < computed < 12
-    assert (young.num_computed_tokens, young.output_ids) == (0, [])
+    assert (young.num_computed_tokens, len(young.output_ids)) == (0, 0)
     rig.finish()
     assert [len(sequence.output_ids) for sequence in (old, young)] == [9, 2]
 

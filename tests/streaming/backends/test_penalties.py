@@ -27,8 +27,8 @@ def sequence_with(prompt: str = "\x00\x01", **params: Any) -> Sequence:
 
 def take(sequence: Sequence, *token_ids: int) -> None:
     """Take the next tokens, of whatever meaning."""
-    sequence.output_ids += token_ids
-    sequence.token_ids += token_ids
+    sequence.output_ids.extend(token_ids)
+    sequence.token_ids.extend(token_ids)
 
 
 def penalties_of(sequence: Sequence) -> Penalties:
