@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, starmap
 from typing import Literal
 
 from app.choice_writer import (
@@ -30,9 +30,8 @@ from streaming import (
     Finished,
     FinishReason,
     Generation,
+    Scores,
     TextPrompt,
-    Token,
-    TokenLogprobs,
     Tokens,
 )
 
@@ -121,7 +120,7 @@ class CompletionWriter(ChoiceWriter):
         choice = CompletionChoice(
             index=index,
             text=text,
-            logprobs=self._logprobs(index, chain(*scored)) if any(scored) else None,
+            logprobs=self._logprobs(index, scored) if any(scored) else None,
             finish_reason=finish_reason,
         )
         if self._return_token_ids:
@@ -174,26 +173,24 @@ class CompletionWriter(ChoiceWriter):
         counts = super()._counts()
         return replace(counts, completion_tokens=0) if self._body.hides_answer else counts
 
-    def _logprobs(self, index: int, tokens: Iterable[Token]) -> CompletionLogprobs | None:
+    def _logprobs(self, index: int, scored: Iterable[Tokens]) -> CompletionLogprobs | None:
         """Return the tokens in OpenAI's form, and move the choice's text offset past them."""
         if not self.wants_logprobs:
             return None
         logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
-        for token in tokens:
-            logprobs.tokens.append(self._token_text(token.token_id))
-            logprobs.token_logprobs.append(
-                None if token.logprobs is None else shown(token.logprobs.chosen)
-            )
-            logprobs.top_logprobs.append(
-                None if token.logprobs is None else self._top_logprobs(token.logprobs)
-            )
+        columns = ((tokens.ids, tokens.texts(), tokens.scores()) for tokens in scored)
+        for token_id, text, scores in chain.from_iterable(starmap(zip, columns)):
+            logprobs.tokens.append(self._token_text(token_id))
+            logprobs.token_logprobs.append(shown(scores[0][1]) if scores else None)
+            logprobs.top_logprobs.append(self._top_logprobs(scores) if scores else None)
             logprobs.text_offset.append(self._text_offsets[index])
-            self._text_offsets[index] += len(token.text)
+            self._text_offsets[index] += len(text)
         return logprobs
 
-    def _top_logprobs(self, logprobs: TokenLogprobs) -> dict[str, float]:
+    def _top_logprobs(self, scores: Scores) -> dict[str, float]:
         """Return log probabilities by token text; of tokens written alike, the likeliest counts."""
         top: dict[str, float] = {}
-        for logprob in (*logprobs.top, logprobs.chosen):
-            top.setdefault(self._token_text(logprob.token_id), shown(logprob))
+        chosen, *likeliest = scores
+        for token_id, logprob in (*likeliest, chosen):
+            top.setdefault(self._token_text(token_id), shown(logprob))
         return top

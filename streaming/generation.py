@@ -23,7 +23,7 @@ from itertools import chain
 
 from streaming.errors import StreamingError
 from streaming.output_parser import PLAIN, OutputFormat
-from streaming.records import Logprob, RecordColumns, Tail, Token, TokenLogprobs, Tokens
+from streaming.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs, Tokens
 
 __all__ = [
     "Failed",
@@ -33,6 +33,7 @@ __all__ = [
     "Logprob",
     "Queued",
     "Record",
+    "Scores",
     "Started",
     "Tail",
     "Timings",

@@ -24,10 +24,9 @@ from streaming import (
     Failed,
     Finished,
     Generation,
-    Logprob,
     Queued,
+    Scores,
     Started,
-    TokenLogprobs,
 )
 
 Frame = Mapping[str, object]
@@ -91,9 +90,7 @@ def delta_frames(
             frame["token_ids"] = part.tokens.ids
         if return_logprobs:
             frame["logprobs"] = [
-                _token_logprobs(token.logprobs, token_text)
-                for token in part.tokens
-                if token.logprobs is not None
+                _token_logprobs(scores, token_text) for scores in part.tokens.scores() if scores
             ]
         yield frame
 
@@ -137,15 +134,15 @@ def error_frame(info: ErrorInfo, stream_id: str | None) -> ErrorFrame:
     return {"type": "error", "id": stream_id, "error": info.to_event()}
 
 
-def _token_logprobs(logprobs: TokenLogprobs, token_text: TokenText) -> TokenLogprobsEntry:
-    top = [_logprob(logprob, token_text) for logprob in logprobs.top]
-    return {**_logprob(logprobs.chosen, token_text), "top": top}
+def _token_logprobs(scores: Scores, token_text: TokenText) -> TokenLogprobsEntry:
+    chosen, *top = [_logprob(token_id, logprob, token_text) for token_id, logprob in scores]
+    return {**chosen, "top": top}
 
 
-def _logprob(logprob: Logprob, token_text: TokenText) -> LogprobEntry:
+def _logprob(token_id: int, logprob: float, token_text: TokenText) -> LogprobEntry:
     return {
-        "token_id": logprob.token_id,
-        "token": token_text(logprob.token_id),
+        "token_id": token_id,
+        "token": token_text(token_id),
         "logprob": round(shown(logprob), 6),
     }
 

@@ -17,7 +17,7 @@ from typing import Any, assert_never
 from app.responses.response_item import ItemKind, ItemStatus, OutputItem
 from app.responses.unshown_tokens import UnshownTokens
 from app.responses.usage import to_usage
-from app.schemas.logprobs import sayable
+from app.schemas.logprobs import shown
 from app.settings import ReasoningDialect
 from streaming import (
     AnswerText,
@@ -370,7 +370,7 @@ class ResponseWriter:
 
     def _logprob(self, token_id: int, logprob: float) -> EventFields:
         text, utf8 = self._spelling(token_id)
-        return {"token": text, "bytes": list(utf8), "logprob": sayable(logprob)}
+        return {"token": text, "bytes": list(utf8), "logprob": shown(logprob)}
 
 
 def _spelling(head: ResponseHead, token_id: int) -> tuple[str, bytes]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import starmap
 from typing import Self
 
 from pydantic import BaseModel, Field
 
-from streaming import Logprob, Token, TokenLogprobs
+from streaming import Scores, Tokens
 
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-def sayable(logprob: float) -> float:
+def shown(logprob: float) -> float:
     """Return a log probability that JSON can say."""
     return max(MIN_LOGPROB, logprob)
-
-
-def shown(logprob: Logprob) -> float:
-    """Return one of the log's in the same way."""
-    return sayable(logprob.logprob)
 
 
 class TopLogprob(BaseModel):
@@ -45,31 +41,28 @@ class ChatLogprobs(BaseModel):
     @classmethod
     def of(
         cls,
-        tokens: Iterable[Token],
+        tokens: Tokens,
         *,
         token_text: Callable[[int], str],
         token_bytes: Callable[[int], bytes | None],
     ) -> Self:
         """Return the log probabilities of tokens that have them."""
 
-        def top(logprob: Logprob) -> TopLogprob:
-            utf8 = token_bytes(logprob.token_id)
+        def top(token_id: int, logprob: float) -> TopLogprob:
+            utf8 = token_bytes(token_id)
             return TopLogprob(
-                token=token_text(logprob.token_id),
+                token=token_text(token_id),
                 logprob=shown(logprob),
                 bytes=None if utf8 is None else list(utf8),
             )
 
-        def of_token(logprobs: TokenLogprobs) -> ChatTokenLogprob:
-            chosen = top(logprobs.chosen)
+        def of_token(scores: Scores) -> ChatTokenLogprob:
+            chosen, *others = starmap(top, scores)
             return ChatTokenLogprob(
                 token=chosen.token,
                 logprob=chosen.logprob,
                 bytes=chosen.bytes,
-                top_logprobs=list(map(top, logprobs.top)),
+                top_logprobs=others,
             )
 
-        return cls(
-            content=[of_token(token.logprobs) for token in tokens if token.logprobs is not None],
-            refusal=None,
-        )
+        return cls(content=[of_token(scores) for scores in tokens.scores() if scores], refusal=None)

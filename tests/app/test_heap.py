@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 
 from app.heap import THRESHOLDS, freeze_heap
+from app.protocol.frames import delta_frames, serialize
+from streaming import AsyncEngine, Delta
+from streaming.backends.scripted import scripted_backend
+from tests.support import ask, running_engine
 
 
 class Node:
@@ -24,3 +29,34 @@ def test_what_is_alive_is_left_out_and_what_is_garbage_is_gone() -> None:
         gc.set_threshold(*thresholds)
         gc.unfreeze()
     assert any(each is kept for each in gc.get_objects())
+
+
+async def stream(engine: AsyncEngine, *, num_tokens: int) -> int:
+    """Make the frames of one answer with log probabilities; return how long they are."""
+    generation = await engine.submit(ask(max_tokens=num_tokens, logprobs=5, ignore_eos=True))
+    num_chars = 0
+    with engine.follow(generation, every_token=True) as reader:
+        async for event in reader:
+            if isinstance(event, Delta):
+                for frame in delta_frames(
+                    "a",
+                    event,
+                    return_token_ids=True,
+                    return_logprobs=True,
+                    token_text=engine.tokenizer.token_text,
+                ):
+                    num_chars += len(serialize(frame))
+    assert generation.usage.completion_tokens == num_tokens
+    return num_chars
+
+
+async def test_a_long_stream_leaves_no_object_for_each_token() -> None:
+    backend = scripted_backend(lambda _: itertools.cycle(b"word "))
+    async with running_engine(backend) as engine:
+        await stream(engine, num_tokens=10)
+        gc.collect()
+        before = len(gc.get_objects())
+        num_chars = await stream(engine, num_tokens=2000)
+        gc.collect()
+        assert len(gc.get_objects()) - before < 200  # the log is still kept
+    assert num_chars > 100_000

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streaming.errors import EngineFailure
 from streaming.generation import Failed, Finished, FinishReason, Record
-from streaming.records import Logprob, RecordColumns, Tail, Token, TokenLogprobs, Tokens
+from streaming.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs, Tokens
 from tests.support import make_generation, property_test
 
 # Any text, half surrogate pairs and what joins over a border included.
@@ -35,6 +35,14 @@ def make_columns(records: list[Token | Tail]) -> RecordColumns:
     for record in records:
         columns.append(record)
     return columns
+
+
+def scores_of(token: Token) -> Scores:
+    if token.logprobs is None:
+        return ()
+    return tuple(
+        (each.token_id, each.logprob) for each in (token.logprobs.chosen, *token.logprobs.top)
+    )
 
 
 def token(number: int, *, num_top: int = 0, text: str = "word ") -> Token:
@@ -66,6 +74,7 @@ def test_every_range_reads_as_a_list_of_records_would(expected: list[Token | Tai
         assert view == only_tokens
         assert view.text == "".join(each.text for each in only_tokens)
         assert view.ids == [each.token_id for each in only_tokens]
+        assert list(view.scores()) == [scores_of(each) for each in only_tokens]
         assert [view.time_of(i) for i in range(len(view))] == [each.at for each in only_tokens]
 
 

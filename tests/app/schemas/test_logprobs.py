@@ -3,19 +3,21 @@ from __future__ import annotations
 from math import inf
 
 from app.schemas.logprobs import MIN_LOGPROB, ChatLogprobs, shown
-from streaming import Logprob, Token, TokenLogprobs
+from streaming import Logprob, Token, TokenLogprobs, Tokens
 
 
 def test_minus_infinity_is_said_as_a_number():
-    assert shown(Logprob(1, -inf)) == MIN_LOGPROB
-    assert shown(Logprob(1, -0.5)) == -0.5
+    assert shown(-inf) == MIN_LOGPROB
+    assert shown(-0.5) == -0.5
 
 
 def test_tokens_without_log_probabilities_are_left_out_and_unknown_bytes_null():
-    tokens = [
-        Token(1, "a", at=0.0),
-        Token(2, "b", at=0.0, logprobs=TokenLogprobs(Logprob(2, -inf), (Logprob(1, -0.5),))),
-    ]
+    tokens = Tokens.of(
+        [
+            Token(1, "a", at=0.0),
+            Token(2, "b", at=0.0, logprobs=TokenLogprobs(Logprob(2, -inf), (Logprob(1, -0.5),))),
+        ]
+    )
     logprobs = ChatLogprobs.of(
         tokens, token_text=str, token_bytes=lambda token_id: b"x" if token_id == 1 else None
     )
