@@ -23,7 +23,8 @@ from itertools import chain
 
 from streaming.errors import StreamingError
 from streaming.output_parser import PLAIN, OutputFormat
-from streaming.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs, Tokens
+from streaming.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs
+from streaming.tokens import Tokens
 
 __all__ = [
     "Failed",

@@ -26,7 +26,7 @@ STREAMING_RANKS = (
         *("errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_shape"),
         *("output_parser", "records", "store", "worker_pool"),
     },
-    {"chat", "step_pacer"},
+    {"chat", "step_pacer", "tokens"},
     {"grammar"},
     {"generation", "sampling_params"},
     {"request", "reader"},

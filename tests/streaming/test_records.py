@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streaming.errors import EngineFailure
 from streaming.generation import Failed, Finished, FinishReason, Record
-from streaming.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs, Tokens
+from streaming.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs
 from tests.support import make_generation, property_test
 
 # Any text, half surrogate pairs and what joins over a border included.
@@ -37,12 +37,11 @@ def make_columns(records: list[Token | Tail]) -> RecordColumns:
     return columns
 
 
-def scores_of(token: Token) -> Scores:
-    if token.logprobs is None:
+def scores_of(record: Token | Tail) -> Scores:
+    if isinstance(record, Tail) or record.logprobs is None:
         return ()
-    return tuple(
-        (each.token_id, each.logprob) for each in (token.logprobs.chosen, *token.logprobs.top)
-    )
+    all_of_them = (record.logprobs.chosen, *record.logprobs.top)
+    return tuple((each.token_id, each.logprob) for each in all_of_them)
 
 
 def token(number: int, *, num_top: int = 0, text: str = "word ") -> Token:
@@ -70,12 +69,10 @@ def test_every_range_reads_as_a_list_of_records_would(expected: list[Token | Tai
         assert columns.has_text(start, stop) == bool(text)
         only_tokens = [record for record in part if isinstance(record, Token)]
         assert columns.token_ids(start, stop) == [each.token_id for each in only_tokens]
-        view = Tokens(columns, columns.token_numbers(start, stop))
-        assert view == only_tokens
-        assert view.text == "".join(each.text for each in only_tokens)
-        assert view.ids == [each.token_id for each in only_tokens]
-        assert list(view.scores()) == [scores_of(each) for each in only_tokens]
-        assert [view.time_of(i) for i in range(len(view))] == [each.at for each in only_tokens]
+        assert list(columns.scores(start, stop)) == [scores_of(record) for record in part]
+        numbers = [n for n in range(start, stop) if isinstance(expected[n], Token)]
+        assert list(columns.token_numbers(start, stop)) == numbers
+        assert [columns.time(number) for number in numbers] == [each.at for each in only_tokens]
 
 
 @property_test
@@ -151,34 +148,6 @@ def test_a_record_that_cannot_be_kept_leaves_no_trace(bad: Token | Tail, num_top
     assert list(columns.records(0, len(columns))) == expected
     assert columns.text(0, 4) == "word éword y"
     assert list(columns.token_numbers(0, 4)) == [0, 2]
-
-
-# Views.
-
-
-def test_a_view_is_a_sequence_of_the_tokens_that_were_there():
-    columns = make_columns([token(number) for number in range(5)])
-    view = Tokens(columns, columns.token_numbers(0, 5))
-    columns.append(token(5))
-    expected = tuple(token(number) for number in range(5))
-    assert view == expected
-    assert (len(view), tuple(view)) == (5, expected)
-    assert (view[0], view[-1]) == (expected[0], expected[-1])
-    with pytest.raises(IndexError):
-        view[5]
-    for part in (slice(1, 3), slice(3, 1), slice(None, None, 2), slice(9, None), slice(-2, None)):
-        assert view[part] == expected[part]
-        assert view[part].ids == [each.token_id for each in expected[part]]
-        assert view[part].text == "".join(each.text for each in expected[part])
-    assert view != expected[:4]
-    assert view != 5
-    assert repr(view[:1]) == f"Tokens.of([{expected[0]!r}])"
-
-
-def test_tokens_without_a_log():
-    expected = (token(1, num_top=1), token(2))
-    assert Tokens.of(expected) == expected
-    assert not Tokens.of(())
 
 
 # Size.
