@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from itertools import chain
@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -592,13 +593,13 @@ async def test_refused_while_the_server_goes_away(parrot: StreamServer) -> None:
 
 async def test_refused_while_the_engine_is_dead() -> None:
     """By hand: a server that notices that its engine is dead goes away."""
-    received = iter([{"type": "websocket.connect"}])
-    sent: list[dict[str, Any]] = []
+    received: Iterator[Message] = iter([{"type": "websocket.connect"}])
+    sent: list[Message] = []
 
-    async def receive() -> dict[str, Any]:
+    async def receive() -> Message:
         return next(received)
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: Message) -> None:
         sent.append(message)
 
     scope = {
