@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
@@ -23,6 +23,7 @@ from streaming.backends.forward import forward
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import LoadedModel, load_model
+from streaming.backends.memory import FreeMemory, free_memory
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
@@ -110,8 +111,16 @@ class BatchedRunner:
         self._cache.clear()
 
 
-def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Backend:
+def load_batched_backend(
+    config: ModelConfig,
+    *,
+    on_progress: OnProgress,
+    measure_free_memory: Callable[[], FreeMemory] = free_memory,
+) -> Backend:
     """Load the model for continuous batching, or for `generate` where it cannot be batched.
+
+    Args:
+        measure_free_memory: returns what of the CPU's memory can be taken.
 
     Raises:
         ModelLoadError: the model cannot be served.
@@ -143,8 +152,11 @@ def load_batched_backend(config: ModelConfig, *, on_progress: OnProgress) -> Bac
                 raise ModelLoadError(
                     f"{loaded.info.model_id} cannot be batch_invariant here: {error}"
                 ) from error
-            num_blocks = _choose_num_blocks(
-                config, loaded.model.device, max_model_len, bytes_per_token
+            num_blocks = choose_num_blocks(
+                config,
+                _free_on(loaded.model.device, measure_free_memory),
+                max_model_len=max_model_len,
+                bytes_per_token=bytes_per_token,
             )
             info = replace(
                 loaded.info,
@@ -224,21 +236,46 @@ def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attentio
     return SPAN_ATTENTION, bytes_per_token
 
 
-def _choose_num_blocks(
-    config: ModelConfig, device: torch.device, max_model_len: int, bytes_per_token: int
+def _free_on(device: torch.device, measure_free_memory: Callable[[], FreeMemory]) -> FreeMemory:
+    if device.type == "cuda":
+        return FreeMemory(torch.cuda.mem_get_info(device)[0], "the GPU's memory")
+    return measure_free_memory()
+
+
+def choose_num_blocks(
+    config: ModelConfig, free: FreeMemory, *, max_model_len: int, bytes_per_token: int
 ) -> int:
-    """Return how many blocks the cache has; never more than all sequences could fill."""
-    if config.kv_cache_bytes is not None:
-        num_bytes = config.kv_cache_bytes
-    elif device.type == "cuda":
-        num_bytes = int(torch.cuda.mem_get_info(device)[0] * _MEMORY_SHARE)
+    """Return how many blocks the cache has; never more than all sequences could fill.
+
+    Raises:
+        ModelLoadError: there is no memory for a single one.
+    """
+    block_bytes = bytes_per_token * BLOCK_SIZE
+    num_bytes = config.kv_cache_bytes
+    if num_bytes is None:
+        num_bytes = int(free.num_bytes * _MEMORY_SHARE)
+        reason = (
+            f"{free.num_bytes} bytes of {free.limited_by} are free, and the cache may have "
+            f"{num_bytes} of them"
+        )
     else:
-        num_bytes = int(psutil.virtual_memory().available * _MEMORY_SHARE)
+        reason = f"kv_cache_bytes is {num_bytes}"
     num_useful = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
-    num_blocks = min(num_useful, num_bytes // (bytes_per_token * BLOCK_SIZE))
+    num_blocks = min(num_useful, num_bytes // block_bytes)
     if num_blocks < 1:
-        raise ModelLoadError(
-            f"kv_cache_bytes is {num_bytes}, but {BLOCK_SIZE} tokens alone take "
-            f"{bytes_per_token * BLOCK_SIZE}"
+        raise ModelLoadError(f"{reason}, but {BLOCK_SIZE} tokens alone take {block_bytes}")
+    if num_blocks * BLOCK_SIZE < max_model_len:
+        logger.warning(
+            "the context is %d tokens and not %d, as the cache holds no more: %s",
+            num_blocks * BLOCK_SIZE,
+            max_model_len,
+            reason,
+        )
+    if num_blocks * block_bytes > free.num_bytes:
+        logger.warning(
+            "the cache may take %d bytes (kv_cache_bytes), but only %d bytes of %s are free",
+            num_blocks * block_bytes,
+            free.num_bytes,
+            free.limited_by,
         )
     return num_blocks
