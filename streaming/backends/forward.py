@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from streaming.backends.paged_cache import LAYOUT_ARGUMENT, PagedCache
+from streaming.backends.paged_cache import LAYOUT_ARGUMENT, PagedCache, UnsupportedModel
 from streaming.backends.step_layout import Step
 
 
@@ -17,8 +17,10 @@ def forward(model: Any, step: Step, paged_cache: PagedCache) -> torch.Tensor:
     """Run a step.
 
     Returns:
-        (num_rows, vocab_size): the logits of `step.logits_rows`; of all rows where the model
-        takes no choice.
+        (num_rows, vocab_size): the logits of `step.logits_rows`.
+
+    Raises:
+        UnsupportedModel: it returned those of other rows, which would go to the wrong sequences.
     """
     paged_cache.layout = step.layout
     output = model(
@@ -28,8 +30,14 @@ def forward(model: Any, step: Step, paged_cache: PagedCache) -> torch.Tensor:
         logits_to_keep=step.logits_rows,
         **{_cache_argument(type(model).forward): paged_cache, LAYOUT_ARGUMENT: step.layout},
     )
-    logits: torch.Tensor = output.logits[0]
-    return logits
+    logits: torch.Tensor = output.logits
+    num_wanted = len(step.logits_rows)
+    if logits.dim() != 3 or logits.shape[:2] != (1, num_wanted):
+        raise UnsupportedModel(
+            f"its logits are of shape {tuple(logits.shape)} and not (1, {num_wanted}, vocab_size), "
+            f"as if it took no `logits_to_keep`"
+        )
+    return logits[0]
 
 
 @cache

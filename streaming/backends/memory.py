@@ -108,14 +108,15 @@ def _memory_cgroups(proc_self: Path) -> Iterator[tuple[_Interface, Path, Path]]:
             case _:
                 continue
         if kind == "cgroup2":
-            interface, path = _V2, own_paths.get("")
+            interface, controller = _V2, ""
         elif kind == "cgroup" and "memory" in options.split(","):
-            interface, path = _V1, own_paths.get("memory")
+            interface, controller = _V1, "memory"
         else:
             continue
-        if path is not None:
+        if controller in own_paths:
             mount_point = Path(_unescape(point))
-            yield interface, mount_point / _below(path, _unescape(root)), mount_point
+            folder = mount_point / _below(own_paths[controller], _unescape(root))
+            yield interface, folder, mount_point
 
 
 def _below(path: str, root: str) -> PurePosixPath:

@@ -9,7 +9,7 @@ import torch
 
 from streaming.backend import Batch, Chunk
 from streaming.backends.forward import forward
-from streaming.backends.paged_cache import LAYOUT_ARGUMENT
+from streaming.backends.paged_cache import LAYOUT_ARGUMENT, UnsupportedModel
 from streaming.backends.span_cache import SpanCache
 from streaming.backends.step_layout import lay_out
 from streaming.backends.warm_up import dry_sequence
@@ -18,9 +18,9 @@ from streaming.backends.warm_up import dry_sequence
 class Model(torch.nn.Module):
     """Keeps what it is called with; its logits are its positions."""
 
-    def _answer(self, position_ids, **arguments):
-        self.arguments = arguments
-        return SimpleNamespace(logits=position_ids[..., None])
+    def _answer(self, position_ids, logits_to_keep, **arguments):
+        self.arguments = arguments | {"logits_to_keep": logits_to_keep}
+        return SimpleNamespace(logits=position_ids[:, logits_to_keep, None])
 
 
 class ModelWithCache(Model):
@@ -33,18 +33,31 @@ class ModelWithPastKeyValues(Model):
         return self._answer(position_ids, past_key_values=past_key_values, **arguments)
 
 
+class ModelOfShape(torch.nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, **_):
+        return SimpleNamespace(logits=torch.zeros(self.shape))
+
+
+def one_prompt(paged_cache):
+    sequence = dry_sequence([5, 6, 7])
+    sequence.block_table.block_ids = [0]
+    return lay_out(Batch((Chunk(sequence, 0, 3),)), cache=paged_cache, device=torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("model", "name"), [(ModelWithCache(), "cache"), (ModelWithPastKeyValues(), "past_key_values")]
 )
 def test_a_cache_goes_by_the_name_that_the_model_has_for_it(model, name):
-    sequence = dry_sequence([5, 6, 7])
-    sequence.block_table.block_ids = [0]
     paged_cache = SpanCache(1, 16)
-    step = lay_out(Batch((Chunk(sequence, 0, 3),)), cache=paged_cache, device=torch.device("cpu"))
+    step = one_prompt(paged_cache)
 
     logits = forward(model, step, paged_cache)
 
-    assert logits.tolist() == [[0], [1], [2]]
+    assert logits.tolist() == [[2]]
     assert model.arguments.pop(name) is paged_cache
     assert model.arguments.pop(LAYOUT_ARGUMENT) is step.layout is paged_cache.layout
     assert model.arguments == {
@@ -52,3 +65,13 @@ def test_a_cache_goes_by_the_name_that_the_model_has_for_it(model, name):
         "use_cache": True,
         "logits_to_keep": step.logits_rows,
     }
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9), (1, 0, 9), (2, 1, 9), (1, 9)])
+def test_logits_of_other_rows_than_were_asked_for_are_refused(shape):
+    """They would be dealt out to the wrong sequences, without a word."""
+    paged_cache = SpanCache(1, 16)
+    step = one_prompt(paged_cache)
+
+    with pytest.raises(UnsupportedModel, match="as if it took no `logits_to_keep`"):
+        forward(ModelOfShape(shape), step, paged_cache)

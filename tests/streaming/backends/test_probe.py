@@ -67,6 +67,20 @@ def test_a_model_that_answers_a_little_differently_is_told_apart() -> None:
     hook.remove()
 
 
+def test_a_model_that_returns_the_logits_of_all_rows_is_told_apart() -> None:
+    """In a batch they would be dealt out to the wrong sequences."""
+    model = make_model()
+    own = model.config._attn_implementation
+    hook = model.register_forward_pre_hook(
+        lambda _, args, named: (args, named | {"logits_to_keep": 0}), with_kwargs=True
+    )
+    with pytest.raises(UnsupportedModel, match="as if it took no `logits_to_keep`"):
+        probe(model, attention=SPAN_ATTENTION)
+    assert model.config._attn_implementation == own
+    hook.remove()
+    assert probe(model, attention=SPAN_ATTENTION) > 0
+
+
 def layer_types(model: Any) -> set[type]:
     return {type(module) for module in model.modules()}
 
