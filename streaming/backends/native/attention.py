@@ -126,12 +126,30 @@ class NativeCache(LayerTensors):
 
         Returns the whole cache of the layer: keys, (num_blocks, Hkv, D, block_size), and values,
         (num_blocks, Hkv, block_size, D).
+
+        Raises:
+            NotImplementedError: the kernel does not know such a layer.
+            TypeError, ValueError: the kernel would read other numbers than these tensors hold.
         """
         assert self.layout is not None
         if layer_idx not in self.keys:
             self._make(keys, values, layer_idx)
-        keys, values = _dense(keys), _dense(values)
         cached_keys, cached_values = self.keys[layer_idx], self.values[layer_idx]
+        _check_alike(keys=keys, values=values, cached_keys=cached_keys, cached_values=cached_values)
+        num_heads, num_rows, key_dim = keys.shape[1:]
+        if (
+            keys.shape[0] != 1
+            or values.shape[:3] != keys.shape[:3]
+            or cached_keys.shape[1:] != (num_heads, key_dim, BLOCK_SIZE)
+            or cached_values.shape[1:] != (num_heads, BLOCK_SIZE, values.shape[3])
+            or len(self.layout.slots) > num_rows
+        ):
+            raise ValueError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} of "
+                f"{len(self.layout.slots)} tokens do not fit the cache of layer {layer_idx}, "
+                f"{tuple(cached_keys.shape)} and {tuple(cached_values.shape)}"
+            )
+        keys, values = _dense(keys), _dense(values)
         arguments = _UpdateArguments(
             keys.data_ptr(),
             values.data_ptr(),
@@ -199,12 +217,28 @@ def _attend(
 
     Returns:
         (1, T, Hq, D), zeros for rows that are nobody's, and no weights.
+
+    Raises:
+        TypeError, ValueError: the kernel would read other numbers than these tensors hold.
     """
     if attention_mask is not None or softcap is not None:
         raise NotImplementedError("the paged attention takes no mask and no soft cap")
-    query = _dense(query)
+    _check_alike(query=query, key=key, value=value)
     num_heads, num_rows, key_dim = query.shape[1:]
-    value_dim = value.shape[3]
+    num_blocks, num_kv_heads, value_dim = len(key), key.shape[1], value.shape[3]
+    if (
+        query.shape[0] != 1
+        or num_heads % num_kv_heads
+        or key.shape != (num_blocks, num_kv_heads, key_dim, BLOCK_SIZE)
+        or value.shape != (num_blocks, num_kv_heads, BLOCK_SIZE, value_dim)
+        or not (key.is_contiguous() and value.is_contiguous())
+        or len(batch_layout.slots) > num_rows
+    ):
+        raise ValueError(
+            f"queries {tuple(query.shape)} of {len(batch_layout.slots)} tokens cannot attend to a "
+            f"cache of keys {tuple(key.shape)} and values {tuple(value.shape)}"
+        )
+    query = _dense(query)
     output = query.new_empty(1, num_rows, num_heads, value_dim)
     arguments = _AttendArguments(
         query.data_ptr(),
@@ -217,7 +251,7 @@ def _attend(
         query.stride(1),
         len(batch_layout.chunks) // 4,
         num_heads,
-        key.shape[1],
+        num_kv_heads,
         key_dim,
         value_dim,
         sliding_window or 0,
@@ -229,6 +263,27 @@ def _attend(
     if (num_tokens := len(batch_layout.slots)) < num_rows:
         output[:, num_tokens:] = 0
     return output, None
+
+
+def _check_alike(**tensors: torch.Tensor) -> None:
+    """Raise TypeError where not all are what the kernel takes them for, by the first one.
+
+    It gets addresses: of another dtype, shape or device it would read garbage, or die.
+    """
+    tensor, *others = tensors.values()
+    dtype = tensor.dtype
+    if dtype in _DTYPES and all(
+        each.dtype is dtype and each.is_cpu and each.dim() == 4 for each in (tensor, *others)
+    ):
+        return
+    described = ", ".join(
+        f"{name} {each.dtype} {tuple(each.shape)} on {each.device}"
+        for name, each in tensors.items()
+    )
+    raise TypeError(
+        "the kernel takes tensors of four dimensions on the CPU, all float32 or all bfloat16, and "
+        f"not {described}"
+    )
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,17 @@ class _Arguments(ctypes.Structure):
 def native_draw_tokens(
     kernels: ctypes.CDLL, logits: torch.Tensor, rows: SequenceOf[int], rules: SequenceOf[DrawRules]
 ) -> list[int]:
-    """Draw as `draw_tokens` does: a `Draw`, but for its first argument."""
+    """Draw as `draw_tokens` does: a `Draw`, but for its first argument.
+
+    Raises:
+        TypeError: the logits are not (num_sequences, vocab_size) float32 on the CPU.
+    """
+    if logits.dtype is not torch.float32 or not logits.is_cpu or logits.dim() != 2:
+        raise TypeError(
+            "the kernel draws from rows of float32 on the CPU, not from "
+            f"{logits.dtype} {tuple(logits.shape)} on {logits.device}"
+        )
+    assert len(rows) == len(rules)
     logits = logits.contiguous()
     row_ids = torch.tensor(rows, dtype=torch.int64)
     numbers = torch.tensor([astuple(rule) for rule in rules], dtype=torch.float64)

@@ -69,12 +69,12 @@ class NativeRMSNorm(StandIn):
         self._dtype = dtype
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        if rows.dtype != self._dtype:
+        dim = len(self._weight)
+        if rows.dtype != self._dtype or rows.shape[-1] != dim or not rows.is_cpu:
             normalized: torch.Tensor = self.original(rows)
             return normalized
         rows = rows.contiguous()
         output = torch.empty_like(rows)
-        dim = len(self._weight)
         arguments = _Arguments(
             rows.data_ptr(),
             self._weight.data_ptr(),

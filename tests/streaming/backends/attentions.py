@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -26,6 +28,31 @@ HEAD_DIM = 16
 def kernels() -> Any:
     """Return our kernels; a test that wants them fails with the reason where there are none."""
     return load_kernels()
+
+
+class KernelChunk(ctypes.Structure):
+    """`Chunk` in `attention.cpp`."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("start", "num_tokens", "length", "table"))
+
+
+def spoiling(is_spoilt: Callable[[Any], bool], *, by: float) -> Callable[[Any], None]:
+    """Return our kernel, but that it adds something to what some chunks get."""
+
+    def attend(reference: Any) -> None:
+        kernels().tokenwire_attend(reference)
+        arguments = reference._obj
+        dtype = torch.bfloat16 if arguments.is_bfloat16 else torch.float32
+        row_bytes = arguments.num_heads * arguments.value_dim * dtype.itemsize
+        chunks = ctypes.cast(arguments.chunks, ctypes.POINTER(KernelChunk))
+        for chunk in chunks[: arguments.num_chunks]:
+            if is_spoilt(chunk):
+                rows = (ctypes.c_char * (chunk.num_tokens * row_bytes)).from_address(
+                    arguments.output + chunk.start * row_bytes
+                )
+                torch.frombuffer(rows, dtype=dtype).add_(by)
+
+    return attend
 
 
 def attention_named(name: str) -> Attention:

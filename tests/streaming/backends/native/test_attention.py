@@ -96,3 +96,133 @@ def test_what_the_kernel_cannot_do_is_refused(
     rig = make_rig([3], head_dim=head_dim, dtype=dtype)
     with pytest.raises(NotImplementedError, match=reason):
         rig.step([(0, 3)])
+
+
+def tensors_of(rig: AttentionRig) -> dict[str, torch.Tensor]:
+    """Return what the kernel is called with for the first sequence of a rig."""
+    query, key, value = (
+        getattr(rig.rows[0], name).transpose(0, 1)[None] for name in ("query", "key", "value")
+    )
+    return {"query": query, "key": key, "value": value}
+
+
+NARROW = torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["key", "value"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_keys_and_values_of_two_dtypes_are_not_kept(name: str, is_first: bool) -> None:
+    rig = make_rig([20])
+    if not is_first:
+        rig.step([(0, 17)])
+    taken = tensors_of(rig)
+    taken[name] = taken[name].to(NARROW)
+    rig.cache.layout = rig.cache.make_layout([], torch.arange(20), [torch.empty(0)] * 2)
+    with pytest.raises(
+        TypeError, match=r"all bfloat16, and not .* torch\.bfloat16 \(1, 2, 20, 16\)"
+    ):
+        rig.cache.update(taken["key"], taken["value"], 0)
+
+
+def test_a_layer_whose_dtype_changes_is_noticed() -> None:
+    rig = make_rig([20])
+    rig.step([(0, 17)])
+    taken = {name: tensor.to(NARROW) for name, tensor in tensors_of(rig).items()}
+    with pytest.raises(TypeError, match=r"keys torch\.bfloat16 .* cached_keys torch\.float32"):
+        rig.cache.update(taken["key"], taken["value"], 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "values"),
+    [
+        ((slice(None), slice(1)), ()),
+        ((), (slice(None), slice(1))),
+        ((slice(None), slice(1)), (slice(None), slice(1))),
+        ((..., slice(16)), ()),
+        ((), (..., slice(16))),
+        ((), (slice(None), slice(None), slice(19))),
+        ((slice(None), slice(None), slice(16)), (slice(None), slice(None), slice(16))),
+    ],
+    ids=[
+        "fewer heads of keys",
+        "fewer heads of values",
+        "fewer heads",
+        "shorter keys",
+        "shorter values",
+        "fewer values",
+        "fewer tokens than places",
+    ],
+)
+def test_keys_and_values_that_do_not_fit_the_layer_are_refused(keys: Any, values: Any) -> None:
+    rig = make_rig([20], head_dim=32)
+    rig.step([(0, 17)])
+    taken = tensors_of(rig)
+    with pytest.raises(ValueError, match="do not fit the cache of layer 0"):
+        rig.cache.update(taken["key"][keys], taken["value"][values], 0)
+
+
+def attend(rig: AttentionRig, **changed: torch.Tensor) -> torch.Tensor:
+    taken = {"key": rig.cache.keys[0], "value": rig.cache.values[0], **changed}
+    query = taken.setdefault("query", tensors_of(rig)["query"][:, :, :17])
+    output, _ = rig.attention.function(
+        torch.nn.Module(), query, taken["key"], taken["value"], None, batch_layout=rig.cache.layout
+    )
+    return output
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_what_is_of_another_dtype_than_the_rest_is_not_attended(name: str) -> None:
+    rig = make_rig([20])
+    rig.step([(0, 17)])
+    tensors = {"query": tensors_of(rig)["query"][:, :, :17], "key": rig.cache.keys[0]}
+    other = tensors.get(name, rig.cache.values[0]).to(NARROW)
+    assert torch.equal(attend(rig), attend(rig))
+    with pytest.raises(TypeError, match=rf"all bfloat16, and not .*{name} torch\.bfloat16"):
+        attend(rig, **{name: other})
+
+
+def test_tensors_that_lie_elsewhere_are_not_attended() -> None:
+    """The address of a tensor on another device is none on the CPU."""
+    rig = make_rig([20])
+    rig.step([(0, 17)])
+    with pytest.raises(TypeError, match="on meta"):
+        attend(rig, key=rig.cache.keys[0].to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("key", lambda tensor: tensor[:, :, :16]),
+        ("key", lambda tensor: tensor.transpose(2, 3).contiguous().transpose(2, 3)),
+        ("value", lambda tensor: tensor.transpose(2, 3).contiguous().transpose(2, 3)),
+        ("key", lambda tensor: tensor[:, :1].contiguous()),
+        ("value", lambda tensor: tensor[:, :, :8].contiguous()),
+        ("value", lambda tensor: tensor[:1]),
+        ("query", lambda tensor: tensor[:, :3]),
+        ("query", lambda tensor: tensor[:, :, :16]),
+        ("query", lambda tensor: tensor[..., :16]),
+        ("query", lambda tensor: tensor.expand(2, -1, -1, -1)),
+    ],
+    ids=[
+        "short keys",
+        "keys that lie otherwise",
+        "values that lie otherwise",
+        "fewer heads of keys",
+        "blocks of another size",
+        "fewer blocks of values",
+        "query heads without a key head",
+        "fewer rows than tokens",
+        "short queries",
+        "two batches",
+    ],
+)
+def test_tensors_that_do_not_fit_each_other_are_not_attended(name: str, change: Any) -> None:
+    rig = make_rig([20], head_dim=32)
+    rig.step([(0, 17)])
+    tensors = {
+        "query": tensors_of(rig)["query"][:, :, :17],
+        "key": rig.cache.keys[0],
+        "value": rig.cache.values[0],
+    }
+    with pytest.raises(ValueError, match="cannot attend to a cache"):
+        attend(rig, **{name: change(tensors[name])})

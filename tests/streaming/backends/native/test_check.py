@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import nan
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from streaming.backends.native.check import check
-from tests.streaming.backends.attentions import kernels
+from tests.streaming.backends.attentions import kernels, spoiling
 
 
 def test_the_kernels_pass() -> None:
     check(kernels())
 
 
-def test_kernels_that_do_nothing_fail() -> None:
-    idle: Any = SimpleNamespace(
-        tokenwire_update=kernels().tokenwire_update, tokenwire_attend=lambda _: None
+def with_attend(tokenwire_attend: Callable[[Any], None]) -> Any:
+    """Return kernels of which one is another."""
+    return SimpleNamespace(
+        tokenwire_update=kernels().tokenwire_update,
+        tokenwire_draw=kernels().tokenwire_draw,
+        tokenwire_attend=tokenwire_attend,
     )
+
+
+def test_kernels_that_do_nothing_fail() -> None:
+    with pytest.raises(ValueError, match="the kernel is off by"):
+        check(with_attend(lambda _: None))
+
+
+def test_a_kernel_whose_answers_are_no_numbers_fails() -> None:
+    with pytest.raises(ValueError, match="the kernel is off by nan"):
+        check(with_attend(spoiling(lambda chunk: True, by=nan)))
+
+
+@pytest.mark.parametrize(
+    ("is_spoilt", "num_new"),
+    [
+        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 1024, 1),
+        (lambda chunk: chunk.num_tokens == 1 and 512 < chunk.length < 1024, 1),
+        (lambda chunk: chunk.num_tokens == 3 and chunk.length > 512, 3),
+        (lambda chunk: chunk.length == 40, 1),
+    ],
+    ids=["three splits", "two splits", "a chunk", "a short one"],
+)
+def test_a_kernel_that_is_wrong_in_one_of_its_ways_fails(is_spoilt: Any, num_new: int) -> None:
     with pytest.raises(
-        ValueError, match=r"the kernel is off by .* in torch.float32 at \(8, 2, 16\)"
+        ValueError,
+        match=rf"off by 0\.1 in torch.float32 at \(8, 2, 16\), {num_new} tokens at a time",
     ):
-        check(idle)
+        check(with_attend(spoiling(is_spoilt, by=0.1)))

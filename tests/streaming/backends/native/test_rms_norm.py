@@ -87,3 +87,13 @@ def test_rows_of_another_dtype_go_to_the_original() -> None:
     expected = model(rows)
     replace_rms_norms(model, kernels())
     assert torch.equal(model(rows), expected)
+
+
+@torch.inference_mode()
+def test_rows_of_another_length_go_to_the_original() -> None:
+    """The kernel would take two rows of half the length for one."""
+    model = model_with(LlamaRMSNorm(32), torch.float32)
+    replace_rms_norms(model, kernels())
+    assert isinstance(model[0], NativeRMSNorm)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        model(torch.randn(4, 16))
