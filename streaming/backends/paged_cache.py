@@ -71,6 +71,9 @@ class PagedCache(Protocol):
     def owns(self, tensor: torch.Tensor) -> bool:
         """Whether it is what `update` returned, and no copy of it."""
 
+    def make_up(self) -> None:
+        """Fill what the model has used of it with random numbers, the same ones each time."""
+
     def clear(self) -> None:
         """Give the memory back."""
 
@@ -106,6 +109,10 @@ class LayerTensors:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions are given with each step, never derived from the cache."""
         return 0
+
+    def make_up(self) -> None:
+        for number, tensor in enumerate(self._tensors):
+            tensor.normal_(generator=torch.Generator(tensor.device).manual_seed(number))
 
     def clear(self) -> None:
         self.keys.clear()

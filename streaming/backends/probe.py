@@ -11,6 +11,7 @@ import torch
 
 from streaming.backend import Batch, Chunk
 from streaming.backends.forward import forward
+from streaming.backends.native.attention import SPLIT_TOKENS
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.packed_linear import RowsNotAlike, pack_linears
 from streaming.backends.paged_cache import BLOCK_SIZE, Attention, PagedCache, UnsupportedModel
@@ -30,6 +31,10 @@ second for 16-bit floats. The default model's in bfloat16 are off float32's by 0
 they are computed."""
 _PROOF_LENGTHS = (3, 40, 75, SPAN_TOKENS + 20)
 """Prompts that are read alone and together: shorter and longer than a tile, and than a span."""
+_LONG_PROOF_LENGTHS = (SPLIT_TOKENS + 20, 2 * SPLIT_TOKENS + 5)
+"""Sequences whose last tokens are decoded and read in a chunk. What is before them is made up: to
+read it would take longer than all the rest."""
+_NUM_LONG_PROOF_TOKENS = 8
 _NUM_NEIGHBOURS = 9
 """How often each is decoded at once."""
 
@@ -141,10 +146,19 @@ def _prove_batch_invariance(model: Any, attention: Attention) -> None:
                 raise NotBatchInvariant(f"{length} tokens are read differently in two parts")
     run = DryRun(model, attention, lengths)  # nothing is left of what was read alone
     run.step([(number, 0, lengths[number] - 1) for number in numbers])
-    decodes = [(number, lengths[number] - 1, lengths[number]) for number in numbers]
-    for number, logits in run.step(decodes * _NUM_NEIGHBOURS):
-        if not torch.equal(logits, expected[number]):
-            raise NotBatchInvariant(f"token {lengths[number]} is decoded differently in a crowd")
+    run.compare_decodes(expected)
+    lengths = [
+        min(length, max_length or length) for length in (_PROOF_LENGTHS[0], *_LONG_PROOF_LENGTHS)
+    ]
+    run = DryRun(model, attention, lengths)
+    run.read(0)  # makes the tensors
+    run.cache.make_up()
+    expected = []
+    for number, length in enumerate(lengths):
+        start = max(0, length - _NUM_LONG_PROOF_TOKENS)
+        [(_, logits)] = run.step([(number, start, length)])
+        expected.append(logits)
+    run.compare_decodes(expected)
 
 
 class DryRun:
@@ -176,6 +190,25 @@ class DryRun:
             cut = 0
         [(_, logits)] = self.step([(number, cut, length)])
         return logits
+
+    def compare_decodes(self, expected: list[torch.Tensor]) -> None:
+        """Decode each sequence's last token by itself and many times at once.
+
+        Args:
+            expected: the last logits of each sequence.
+
+        Raises:
+            NotBatchInvariant: they are others.
+        """
+        lengths = [sequence.num_tokens for sequence in self._sequences]
+        decodes = [(number, length - 1, length) for number, length in enumerate(lengths)]
+        for crowd in (*([decode] for decode in decodes), decodes * _NUM_NEIGHBOURS):
+            for number, logits in self.step(crowd):
+                if not torch.equal(logits, expected[number]):
+                    company = "by itself" if len(crowd) == 1 else "in a crowd"
+                    raise NotBatchInvariant(
+                        f"token {lengths[number]} is decoded differently {company}"
+                    )
 
     def step(self, chunks: list[tuple[int, int, int]]) -> list[tuple[int, torch.Tensor]]:
         """Run chunks of (number, start, end); return number and logits of what has been read."""

@@ -20,6 +20,8 @@ from streaming.backends.paged_cache import BLOCK_SIZE, Attention, LayerTensors
 
 _DIM_STEP = 16
 """Sizes of keys and values are multiples of it: a vector of the widest kind."""
+SPLIT_TOKENS = 512
+"""`SPLIT` in `attention.cpp`: a decode of more keys is computed in splits, side by side."""
 _DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -12,14 +12,13 @@ import sys
 import torch
 
 from streaming.backends.draw import DrawRules, draw_tokens
-from streaming.backends.native.attention import NativeLayout, native_attention
+from streaming.backends.native.attention import SPLIT_TOKENS, NativeLayout, native_attention
 from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.paged_cache import BLOCK_SIZE
 
-_LENGTHS = (1, 40, 530, 1030)
+_LENGTHS = (1, 40, SPLIT_TOKENS + 18, 2 * SPLIT_TOKENS + 6)
 _NUM_NEW = (1, 3)
-"""New tokens of each sequence: one by itself attends to more than 512 keys in splits, which are
-computed side by side and then added up; several do not."""
+"""New tokens of each sequence: one by itself attends in splits, which are added up afterwards."""
 _SIZES = ((8, 2, 16), (9, 3, 64), (2, 2, 80))
 """Query heads, key-value heads and the size of each."""
 _NUM_DRAWS = 8
@@ -77,7 +76,7 @@ def _errors(
     cache = attention.make_cache(sum(nums_blocks), BLOCK_SIZE)
     table = torch.arange(sum(nums_blocks))
     cache.layout = NativeLayout(torch.cat(slots), torch.tensor([]), table)
-    expected = [_attend_plainly(*some, window) for some in tensors]
+    expected = [_attend_plainly(query, key, value, window) for query, key, value in tensors]
     _, keys, values = (torch.cat(some, dim=2) for some in zip(*tensors, strict=True))
     keys, values = cache.update(keys, values, 0)
     errors = []

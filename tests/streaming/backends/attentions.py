@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -53,6 +54,15 @@ def spoiling(is_spoilt: Callable[[Any], bool], *, by: float) -> Callable[[Any], 
                 torch.frombuffer(rows, dtype=dtype).add_(by)
 
     return attend
+
+
+def kernels_with(tokenwire_attend: Callable[[Any], None]) -> Any:
+    """Return our kernels, of which one is another."""
+    return SimpleNamespace(
+        tokenwire_update=kernels().tokenwire_update,
+        tokenwire_draw=kernels().tokenwire_draw,
+        tokenwire_attend=tokenwire_attend,
+    )
 
 
 def attention_named(name: str) -> Attention:

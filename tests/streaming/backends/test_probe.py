@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DiffLlamaConfig
 
+from streaming.backends.native.attention import native_attention
 from streaming.backends.native.rms_norm import NativeRMSNorm
 from streaming.backends.packed_linear import PackedLinear
 from streaming.backends.paged_cache import UnsupportedModel
@@ -20,13 +21,21 @@ from streaming.backends.probe import (
 )
 from streaming.backends.span_cache import SPAN_ATTENTION
 from tests.streaming.backends import tiny_models
-from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
+from tests.streaming.backends.attentions import (
+    BLOCK_SIZES,
+    attention_named,
+    kernels,
+    kernels_with,
+    spoiling,
+)
 from tests.streaming.backends.test_batched import CONFIGS, SIZES
 
 
-def make_model(name: str = "llama", dtype: torch.dtype = torch.float32) -> Any:
+def make_model(name: str = "llama", dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     torch.manual_seed(7)
-    return AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=dtype).eval()
+    config = CONFIGS[name]()
+    config.update(options)
+    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 @pytest.mark.parametrize("name", BLOCK_SIZES)
@@ -141,7 +150,7 @@ def test_invariance_is_refused_where_layers_cannot_be_replaced() -> None:
 @pytest.mark.parametrize(
     ("is_in_company", "reason"),
     [
-        (lambda rows: rows.shape[1] > 30, "are decoded differently|are read differently"),
+        (lambda rows: rows.shape[1] > 30, "are read differently|is decoded differently"),
         (lambda rows: rows.shape[1] == 36, "is decoded differently in a crowd"),
     ],
 )
@@ -153,3 +162,46 @@ def test_a_model_that_minds_its_company_is_not_invariant(is_in_company: Any, rea
     )
     with pytest.raises(NotBatchInvariant, match=reason):
         speed_up(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=True)
+
+
+@pytest.mark.parametrize(
+    ("is_spoilt", "reason"),
+    [
+        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 512, "token 532 .* by itself"),
+        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 1024, "token 1029 .* by itself"),
+        (
+            lambda chunk: chunk.num_tokens == 1 and chunk.length > 512 and chunk.start > 3,
+            "in a crowd",
+        ),
+    ],
+    ids=["two splits", "three splits", "beside others"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_that_decodes_late_tokens_otherwise_is_not_invariant(
+    is_spoilt: Any, reason: str, dtype: torch.dtype
+) -> None:
+    """Decodes of many keys are computed in splits, as no chunk is."""
+    model = make_model(dtype=dtype, max_position_embeddings=1100)
+    attention = native_attention(kernels_with(spoiling(is_spoilt, by=0.1)))
+    probe(model, attention=attention)
+    with pytest.raises(NotBatchInvariant, match=reason):
+        speed_up(model, attention=attention, kernels=kernels(), batch_invariant=True)
+
+
+@pytest.mark.parametrize("max_position_embeddings", [2, 84, 531, 532, 1100])
+@pytest.mark.parametrize("name", BLOCK_SIZES)
+def test_the_proof_keeps_within_the_context(name: str, max_position_embeddings: int) -> None:
+    seen: list[int] = []
+    model = make_model(max_position_embeddings=max_position_embeddings)
+    attention = attention_named(name)
+    model.register_forward_pre_hook(
+        lambda _, __, named: seen.append(int(named["position_ids"].max())), with_kwargs=True
+    )
+    attention.plug_into(model)
+    speed_up(
+        model,
+        attention=attention,
+        kernels=kernels() if name == "native" else None,
+        batch_invariant=True,
+    )
+    assert max(seen) == min(1029, max(max_position_embeddings, 24)) - 1

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import nan
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from streaming.backends.native.check import check
-from tests.streaming.backends.attentions import kernels, spoiling
+from tests.streaming.backends.attentions import kernels, kernels_with, spoiling
 
 
 def test_the_kernels_pass() -> None:
     check(kernels())
 
 
-def with_attend(tokenwire_attend: Callable[[Any], None]) -> Any:
-    """Return kernels of which one is another."""
-    return SimpleNamespace(
-        tokenwire_update=kernels().tokenwire_update,
-        tokenwire_draw=kernels().tokenwire_draw,
-        tokenwire_attend=tokenwire_attend,
-    )
-
-
 def test_kernels_that_do_nothing_fail() -> None:
     with pytest.raises(ValueError, match="the kernel is off by"):
-        check(with_attend(lambda _: None))
+        check(kernels_with(lambda _: None))
 
 
 def test_a_kernel_whose_answers_are_no_numbers_fails() -> None:
     with pytest.raises(ValueError, match="the kernel is off by nan"):
-        check(with_attend(spoiling(lambda chunk: True, by=nan)))
+        check(kernels_with(spoiling(lambda chunk: True, by=nan)))
 
 
 @pytest.mark.parametrize(
@@ -51,4 +40,4 @@ def test_a_kernel_that_is_wrong_in_one_of_its_ways_fails(is_spoilt: Any, num_new
         ValueError,
         match=rf"off by 0\.1 in torch.float32 at \(8, 2, 16\), {num_new} tokens at a time",
     ):
-        check(with_attend(spoiling(is_spoilt, by=0.1)))
+        check(kernels_with(spoiling(is_spoilt, by=0.1)))
