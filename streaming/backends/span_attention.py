@@ -13,6 +13,8 @@ into the query length, so keys and values are never copied for them. All sums ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +28,12 @@ _QUERY_STEP = 4
 """For fewer queries, libraries take kernels that add up in another order."""
 _MAX_SCORES = 2**20
 """About how many scores are computed at a time: four megabytes, which caches hold."""
+_MAX_GATHERED_ELEMENTS = 2**23
+"""About how many elements of keys, and of values, are copied out of the cache at a time."""
 _MAX_PARTIAL_ELEMENTS = 2**23
-"""Most elements of the spans' results that are kept at a time, before they are added up."""
+"""About how many elements of the spans' results are kept at a time, before they are added up."""
+_MAX_MASK_ELEMENTS = 2**22
+"""Most elements of masks that are kept for the other layers; what is beyond is made for each."""
 _LOWEST = torch.finfo(torch.float32).min
 """Stands in for the best of no scores: minus infinity less itself would be no number."""
 
@@ -40,7 +46,7 @@ class QueryGroup:
         num_new: n.
         blocks: (B, S * K / block_size) block tables, padded with a block of the same sequence.
         lengths: (B,) cached tokens, the new ones included and last.
-        min_length: the smallest of them, known without a look.
+        min_length, max_length: the smallest and the largest of them, known without a look.
     """
 
     start: int
@@ -48,6 +54,7 @@ class QueryGroup:
     blocks: torch.Tensor
     lengths: torch.Tensor
     min_length: int
+    max_length: int
     _views: dict[tuple[Any, ...], GroupView] = field(default_factory=dict)
 
     @property
@@ -68,19 +75,120 @@ class QueryGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Part of what a group computes: some of its B sequences, of their M queries, and S spans.
+
+    Attributes:
+        rows: those of the view, of these sequences and spans.
+    """
+
+    seqs: slice
+    queries: slice
+    spans: slice
+    rows: torch.Tensor
+
+
+@dataclass(slots=True)
 class GroupView:
     """A group as the layers of one kind see it.
 
     Attributes:
         rows: (B, S, Hkv, blocks in a span) rows of the cache seen as one for each (block, head).
-        mask: (B, S, 1, M, K) float32, 0 where a query sees a key and -inf where it does not.
+        last: (B, 1, M, 1) position of the last key that a query sees.
+        first_span: number of the first of the S spans, counted from the sequence's beginning.
+        whole_spans: those of the S spans, half-open, of which every query sees every key.
+        sliding_window: a query sees at most so many keys.
         scratch: room for keys and values, which all layers of the step use one after the other:
             to get new memory for each costs as much as to multiply.
     """
 
     rows: torch.Tensor
-    mask: torch.Tensor
+    last: torch.Tensor
+    first_span: int
+    whole_spans: tuple[int, int]
+    sliding_window: int | None
     scratch: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict)
+    _pieces: dict[int, list[list[list[Piece]]]] = field(default_factory=dict)
+    _masks: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
+    _num_mask_elements: int = 0
+
+    def pieces(self, head_dim: int) -> list[list[list[Piece]]]:
+        """Return what is computed one after the other: by sequences, then queries, then spans.
+
+        So scores and copies of keys are bounded, however long the past is. Where the cuts are makes
+        no difference to the result, if those between queries are at multiples of `_QUERY_STEP`.
+
+        Args:
+            head_dim: the larger of the sizes of a key and of a value.
+        """
+        if head_dim not in self._pieces:
+            self._pieces[head_dim] = list(self._cut(head_dim))
+        return self._pieces[head_dim]
+
+    def _cut(self, head_dim: int) -> Iterator[list[list[Piece]]]:
+        num_seqs, num_spans, num_kv_heads, _ = self.rows.shape
+        # Of one query, a span's result is as long as a value.
+        partial_elements = num_spans * num_kv_heads * head_dim
+        most_seqs = _MAX_PARTIAL_ELEMENTS // (partial_elements * _QUERY_STEP)
+        for seqs in _slices(num_seqs, most_seqs):
+            num_heads = (seqs.stop - seqs.start) * num_kv_heads
+            most_queries = min(
+                _MAX_PARTIAL_ELEMENTS // (num_heads * num_spans * head_dim),
+                _MAX_SCORES // (num_heads * SPAN_TOKENS),
+            )
+            by_queries = []
+            for queries in _slices(self.last.shape[2], most_queries, step=_QUERY_STEP):
+                num_rows = num_heads * (queries.stop - queries.start)
+                most_spans = min(
+                    _MAX_SCORES // (num_rows * SPAN_TOKENS),
+                    _MAX_GATHERED_ELEMENTS // (num_heads * SPAN_TOKENS * head_dim),
+                )
+                by_queries.append(
+                    [
+                        Piece(seqs, queries, spans, self.rows[seqs, spans])
+                        for spans in _slices(num_spans, most_spans)
+                    ]
+                )
+            yield by_queries
+
+    def masks(self, piece: Piece) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield what to add to the scores of a piece, for those of its spans that need it.
+
+        Most do not: of a long past, every query sees every key. So the masks take memory by how
+        much is new, and not by how long the past is.
+
+        Yields:
+            Spans, counted from the first of the piece, and (B, spans, 1, M, K) float32 of the
+            piece's sequences and queries: 0 where a query sees a key and -inf where it does not.
+        """
+        first, end = piece.spans.start, piece.spans.stop
+        whole_first, whole_end = self.whole_spans
+        if whole_first >= whole_end:
+            parts = [(first, end)]
+        else:
+            parts = [(first, min(end, whole_first)), (max(first, whole_end), end)]
+        for start, stop in parts:
+            if start < stop:
+                mask = self._mask(piece.seqs, piece.queries, start, stop)
+                yield slice(start - first, stop - first), mask
+
+    def _mask(self, seqs: slice, queries: slice, start: int, stop: int) -> torch.Tensor:
+        key = (seqs.start, seqs.stop, queries.start, queries.stop, start, stop)
+        if (mask := self._masks.get(key)) is not None:
+            return mask
+        last = self.last[seqs, :, queries]
+        spans = torch.arange(self.first_span + start, self.first_span + stop, device=last.device)
+        keys = torch.arange(SPAN_TOKENS, device=last.device)
+        positions = spans[:, None, None] * SPAN_TOKENS + keys
+        is_hidden = positions > last
+        if self.sliding_window is not None:
+            is_hidden |= positions <= last - self.sliding_window
+        mask = torch.zeros(is_hidden.shape, device=last.device).masked_fill_(is_hidden, -torch.inf)
+        mask = mask[:, :, None]
+        if self._num_mask_elements + mask.numel() <= _MAX_MASK_ELEMENTS:
+            self._num_mask_elements += mask.numel()
+            self._masks[key] = mask
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,64 +269,59 @@ def _attend(
     scaling: float | None,
 ) -> torch.Tensor:
     """Attend queries (B, Hkv, G * n, D) to the cache; return (B, Hkv, G * n, D). All float32."""
-    num_seqs, num_kv_heads, num_queries, head_dim = query.shape
-    num_spans, num_padded = view.mask.shape[1], view.mask.shape[3]
+    num_queries, head_dim = query.shape[2:]
     query = query * (head_dim**-0.5 if scaling is None else scaling)
-    if num_padded > num_queries:
+    if (num_padded := view.last.shape[2]) > num_queries:
         query = pad(query, (0, 0, 0, num_padded - num_queries))
-    num_rows = num_seqs * num_kv_heads * num_padded
-    if num_rows * num_spans * SPAN_TOKENS <= _MAX_SCORES:
-        return _add_up(*_attend_spans(query, key, value, view.rows, view.mask, view.scratch))[
-            :, :, :num_queries
-        ]
-    # A piece after the other. It makes no difference to the result where they are cut.
-    num_partial = num_seqs * num_spans * num_kv_heads * value.shape[-1]
-    num_rows = max(1, _MAX_PARTIAL_ELEMENTS // num_partial // _QUERY_STEP) * _QUERY_STEP
-    num_at_once = max(
-        1, _MAX_SCORES // (num_seqs * num_kv_heads * min(num_rows, num_padded) * SPAN_TOKENS)
-    )
-    attended = []
-    for start in range(0, num_padded, num_rows):
-        some, mask = (tensor[..., start : start + num_rows, :] for tensor in (query, view.mask))
-        pieces = [
-            _attend_spans(
-                some,
-                key,
-                value,
-                view.rows[:, first : first + num_at_once],
-                mask[:, first : first + num_at_once],
-                view.scratch,
-            )
-            for first in range(0, num_spans, num_at_once)
-        ]
-        attended.append(_add_up(*(torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True))))
-    return torch.cat(attended, dim=2)[:, :, :num_queries]
+    by_seqs = []
+    for query_pieces in view.pieces(max(head_dim, value.shape[-1])):
+        by_queries = []
+        for span_pieces in query_pieces:
+            parts = [_attend_spans(query, key, value, view, piece) for piece in span_pieces]
+            attended, total, best = (_join(some, dim=1) for some in zip(*parts, strict=True))
+            by_queries.append(_add_up(attended, total, best))
+        by_seqs.append(_join(by_queries, dim=2))
+    return _join(by_seqs, dim=0)[:, :, :num_queries]
+
+
+def _slices(size: int, most: int, *, step: int = 1) -> Iterator[slice]:
+    """Yield slices of at most `most`, but of at least one `step`, that make up `size`."""
+    length = max(1, most // step) * step
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
+def _join(parts: SequenceOf[torch.Tensor], *, dim: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim=dim)
 
 
 def _attend_spans(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    rows: torch.Tensor,
-    mask: torch.Tensor,
-    scratch: dict[tuple[Any, ...], torch.Tensor],
+    view: GroupView,
+    piece: Piece,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attend scaled queries, (B, Hkv, M, D), to each of S spans by itself.
+    """Attend the scaled queries of a piece to each of its spans by itself.
 
     Args:
-        rows, mask, scratch: those of a `GroupView`, or of some of its spans.
+        query: (B, Hkv, M, D) of the whole group.
 
     Returns:
-        The sum of the values, weighted by exp(score - best), (B, S, Hkv, M, D); the sum of the
-        weights and the best score, (B, S, Hkv, M, 1). Zeros where a query sees nothing of a span.
+        With the piece's B, S and M: the sum of the values, weighted by exp(score - best),
+        (B, S, Hkv, M, D); the sum of the weights and the best score, (B, S, Hkv, M, 1). Zeros where
+        a query sees nothing of a span.
     """
-    num_seqs, num_spans, num_kv_heads, _ = rows.shape
+    query = query[piece.seqs, :, piece.queries]
+    num_seqs, num_spans, num_kv_heads, _ = piece.rows.shape
     num_queries, head_dim = query.shape[2:]
-    keys = _gather(key, rows, scratch, "keys")  # (B * S * Hkv, K, D)
-    values = _gather(value, rows, scratch, "values")
+    keys = _gather(key, piece.rows, view.scratch, "keys")  # (B * S * Hkv, K, D)
+    values = _gather(value, piece.rows, view.scratch, "values")
     queries = query[:, None].expand(-1, num_spans, -1, -1, -1)
     scores = torch.bmm(queries.reshape(-1, num_queries, head_dim), keys.transpose(1, 2))
-    scores.view(num_seqs, num_spans, num_kv_heads, num_queries, -1).add_(mask)
+    by_span = scores.view(num_seqs, num_spans, num_kv_heads, num_queries, -1)
+    for spans, mask in view.masks(piece):
+        by_span[:, spans].add_(mask)
     best = scores.amax(dim=-1, keepdim=True).clamp_(min=_LOWEST)
     weights = scores.sub_(best).exp_()
     total = weights.sum(dim=-1, keepdim=True)
@@ -276,25 +379,24 @@ def _view(
     num_groups: int,
     sliding_window: int | None,
 ) -> GroupView:
-    num_seqs, num_blocks = group.blocks.shape
+    num_seqs = group.num_seqs
+    first_new = group.min_length - group.num_new  # the earliest position that asks
     # Spans that no query of the group can see are left out; they would add zero.
-    first = 0
+    first_span, first_whole = 0, 0
     if sliding_window is not None:
-        first = max(0, group.min_length - group.num_new + 1 - sliding_window) // SPAN_TOKENS
+        first_span = max(0, first_new + 1 - sliding_window) // SPAN_TOKENS
+        first_whole = max(0, -(-(group.max_length - sliding_window) // SPAN_TOKENS) - first_span)
     device = group.blocks.device
-    blocks = group.blocks.view(num_seqs, -1, SPAN_TOKENS // block_size)[:, first:]
+    blocks = group.blocks.view(num_seqs, -1, SPAN_TOKENS // block_size)[:, first_span:]
     heads = torch.arange(num_kv_heads, device=device)
-    positions = torch.arange(first * SPAN_TOKENS, num_blocks * block_size, device=device)
     new = torch.arange(-group.num_new, 0, device=device)
-    last = (group.lengths[:, None] + new).repeat(1, num_groups)[..., None]  # (B, G * n, 1)
-    is_visible = positions <= last
-    if sliding_window is not None:
-        is_visible &= positions > last - sliding_window
-    if missing := -is_visible.shape[1] % _QUERY_STEP:
-        is_visible = pad(is_visible, (0, 0, 0, missing), value=True)
-    mask = torch.zeros(is_visible.shape, device=device).masked_fill_(~is_visible, -torch.inf)
-    mask = mask.view(num_seqs, mask.shape[1], -1, SPAN_TOKENS)
+    last = (group.lengths[:, None] + new).repeat(1, num_groups)  # (B, G * n)
+    if missing := -last.shape[1] % _QUERY_STEP:
+        last = torch.cat((last, last[:, -1:].expand(-1, missing)), dim=1)
     return GroupView(
         rows=blocks[:, :, None] * num_kv_heads + heads[:, None],
-        mask=mask.transpose(1, 2)[:, :, None],
+        last=last[:, None, :, None],
+        first_span=first_span,
+        whole_spans=(first_whole, (first_new + 1) // SPAN_TOKENS - first_span),
+        sliding_window=sliding_window,
     )

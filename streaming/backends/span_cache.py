@@ -59,6 +59,7 @@ class SpanCache(LayerTensors):
                     blocks=table.view(len(group), -1),
                     lengths=lengths[first : first + len(group)],
                     min_length=min(chunk.end for chunk in group),
+                    max_length=max(chunk.end for chunk in group),
                 )
             )
             start = groups[-1].end

@@ -77,17 +77,18 @@ def plain_attention(
     scaling: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attend by the formula, in double precision; (L, heads, D) each."""
-    num_groups, length = query.shape[1] // key.shape[1], len(query)
+    """Attend by the formula, in double precision; (L, heads, D) each, queries maybe of the last."""
+    num_groups, length = query.shape[1] // key.shape[1], len(key)
     keys, values = (
         tensor.double().repeat_interleave(num_groups, dim=1).transpose(0, 1)
         for tensor in (key, value)
     )
     scores = query.double().transpose(0, 1) @ keys.transpose(1, 2) * scaling
     positions = torch.arange(length)
-    is_hidden = positions > positions[:, None]
+    last = positions[-len(query) :, None]
+    is_hidden = positions > last
     if sliding_window is not None:
-        is_hidden |= positions <= positions[:, None] - sliding_window
+        is_hidden |= positions <= last - sliding_window
     weights = scores.masked_fill(is_hidden, -torch.inf).softmax(dim=-1)
     return (weights @ values).transpose(0, 1)
 
