@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
@@ -173,11 +174,14 @@ class CacheGeometry:
 
     Attributes:
         max_batch_tokens: most tokens in one step.
+        has_free_memory: whether there is memory to spare for a block that has never been used. All
+            may be used at any time, but prefixes are kept only while there is.
     """
 
     num_blocks: int
     block_size: int
     max_batch_tokens: int
+    has_free_memory: Callable[[], bool] = lambda: True
 
 
 class ModelRunner(Protocol):

@@ -223,7 +223,11 @@ def _make_scheduler(runner: ModelRunner) -> Scheduler:
         return Scheduler(max_num_seqs=runner.max_num_seqs)
     return Scheduler(
         max_num_seqs=runner.max_num_seqs,
-        cache=KVCache(num_blocks=runner.cache.num_blocks, block_size=runner.cache.block_size),
+        cache=KVCache(
+            num_blocks=runner.cache.num_blocks,
+            block_size=runner.cache.block_size,
+            has_free_memory=runner.cache.has_free_memory,
+        ),
         pacer=StepPacer(max_batch_tokens=runner.cache.max_batch_tokens),
     )
 

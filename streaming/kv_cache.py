@@ -8,12 +8,16 @@ A full block is known by its tokens and by the known block before it, so a seque
 the same tokens shares it. The tokens themselves are the key, not a hash of them: no prompt can be
 made up that is served another's cache. A block that nobody holds stays known until its place is
 needed; the one unused for longest goes first.
+
+A backend's memory is taken by the first write to a block, not when the pool is made. So blocks that
+have been used before are handed out again first, and what is known is kept only as long as there is
+memory to spare for new ones.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 Key = tuple[int, tuple[int, ...]]
@@ -60,9 +64,17 @@ class KVCache:
     Args:
         num_blocks: size of the pool.
         block_size: tokens in a block.
+        has_free_memory: whether a block may be taken that has never been used while others could
+            be used again, if what they are known for is given up.
     """
 
-    def __init__(self, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        has_free_memory: Callable[[], bool] = lambda: True,
+    ) -> None:
         assert num_blocks > 0
         assert block_size > 0
         self.num_blocks = num_blocks
@@ -73,14 +85,22 @@ class KVCache:
         self._node_of: dict[int, int] = {}
         self._trusted: set[int] = set()
         self._num_nodes = 0
-        # Blocks that nobody holds, the next to be taken first: unknown ones, then known ones with
-        # the one unused for longest in front.
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._has_free_memory = has_free_memory
+        # Blocks that nobody holds are of three kinds: used before and unknown, the next to be taken
+        # last; known, the one unused for longest in front; and never used, from this number on.
+        self._unknown: list[int] = []
+        self._known: OrderedDict[int, None] = OrderedDict()
+        self._num_used = 0
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that nobody holds, whether or not their tokens are still known."""
-        return len(self._free)
+        return len(self._unknown) + len(self._known) + self.num_blocks - self._num_used
+
+    @property
+    def num_used_blocks(self) -> int:
+        """Blocks that have ever been handed out: those that a backend's memory is taken by."""
+        return self._num_used
 
     @property
     def max_tokens(self) -> int:
@@ -113,14 +133,14 @@ class KVCache:
         assert not table.block_ids
         for block_id in prefix.block_ids:
             self._num_holders[block_id] += 1
-            self._free.pop(block_id, None)
+            self._known.pop(block_id, None)
         table.block_ids = list(prefix.block_ids)
         table.num_known_blocks = len(prefix.block_ids)
         table.node = prefix.node
 
     def num_taken_by(self, prefix: Prefix) -> int:
         """Return how many free blocks `share` would take for `prefix`."""
-        return sum(block_id in self._free for block_id in prefix.block_ids)
+        return sum(block_id in self._known for block_id in prefix.block_ids)
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -132,7 +152,7 @@ class KVCache:
     def grow(self, table: BlockTable, num_tokens: int) -> None:
         """Give `table` room for `num_tokens` tokens; there must be enough free blocks."""
         for _ in range(self.num_missing_blocks(table, num_tokens)):
-            block_id, _ = self._free.popitem(last=False)
+            block_id = self._take()
             self._forget(block_id)
             self._num_holders[block_id] = 1
             table.block_ids.append(block_id)
@@ -157,9 +177,10 @@ class KVCache:
         for block_id in reversed(table.block_ids):
             self._num_holders[block_id] -= 1
             if self._num_holders[block_id] == 0:
-                self._free[block_id] = None
-                if block_id not in self._key_of:
-                    self._free.move_to_end(block_id, last=False)
+                if block_id in self._key_of:
+                    self._known[block_id] = None
+                else:
+                    self._unknown.append(block_id)
         table.block_ids = []
         table.num_known_blocks = 0
         table.num_trusted_blocks = 0
@@ -188,9 +209,23 @@ class KVCache:
             for block_id in table.block_ids:
                 num_holders[block_id] += 1
         assert num_holders == self._num_holders
-        assert self._free.keys() == {i for i, count in enumerate(num_holders) if not count}
+        free = [*self._unknown, *self._known, *range(self._num_used, self.num_blocks)]
+        assert sorted(free) == [i for i, count in enumerate(num_holders) if not count]
+        assert self._known.keys() <= self._key_of.keys()
+        assert not self._key_of.keys() & self._unknown
         assert all(self._block_of[key] == block_id for block_id, key in self._key_of.items())
         assert len(self._block_of) == len(self._key_of) == len(self._node_of)
+
+    def _take(self) -> int:
+        """Return the block that nobody holds and that is missed least."""
+        if self._unknown:
+            return self._unknown.pop()
+        has_unused = self._num_used < self.num_blocks
+        if has_unused and (not self._known or self._has_free_memory()):
+            self._num_used += 1
+            return self._num_used - 1
+        block_id, _ = self._known.popitem(last=False)
+        return block_id
 
     def _forget(self, block_id: int) -> None:
         self._trusted.discard(block_id)

@@ -23,7 +23,7 @@ from streaming.backends.forward import forward
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import LoadedModel, load_model
-from streaming.backends.memory import FreeMemory, free_memory
+from streaming.backends.memory import FreeMemory, SpareMemory, free_memory
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 0.5
 """Of the memory that is free once the model is loaded, for keys and values."""
+_RESERVE_SHARE = 0.5
+"""Of what is left beside the cache, or of the cache if that is less. With less memory free than
+that, the cache grows no more as long as it has prefixes to give up."""
+_BYTES_PER_LOOK = 2**26
+"""The cache grows by so much between two looks at what is free."""
 _MIN_KNOWN_TOKENS = 2048
 """A context as short as that is worth more whole, one request at a time, than in batches."""
 
@@ -57,6 +62,7 @@ class BatchedRunner:
         block_size: tokens in a block.
         max_num_seqs: most sequences in one batch.
         max_batch_tokens: most tokens in one batch.
+        has_free_memory: see `CacheGeometry`.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class BatchedRunner:
         block_size: int = BLOCK_SIZE,
         max_num_seqs: int = 64,
         max_batch_tokens: int = 512,
+        has_free_memory: Callable[[], bool] = lambda: True,
     ) -> None:
         attention.plug_into(model)
         self._model = model
@@ -76,7 +83,10 @@ class BatchedRunner:
         self._device: torch.device = model.device
         self._cache = attention.make_cache(num_blocks, block_size)
         self.cache = CacheGeometry(
-            num_blocks=num_blocks, block_size=block_size, max_batch_tokens=max_batch_tokens
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_batch_tokens=max_batch_tokens,
+            has_free_memory=has_free_memory,
         )
         self.max_num_seqs = max_num_seqs
         self._prompts = PromptScorer()
@@ -152,11 +162,9 @@ def load_batched_backend(
                 raise ModelLoadError(
                     f"{loaded.info.model_id} cannot be batch_invariant here: {error}"
                 ) from error
+            free = _free_on(loaded.model.device, measure_free_memory)
             num_blocks = choose_num_blocks(
-                config,
-                _free_on(loaded.model.device, measure_free_memory),
-                max_model_len=max_model_len,
-                bytes_per_token=bytes_per_token,
+                config, free, max_model_len=max_model_len, bytes_per_token=bytes_per_token
             )
             info = replace(
                 loaded.info,
@@ -171,6 +179,13 @@ def load_batched_backend(
                 num_blocks=num_blocks,
                 max_num_seqs=config.max_num_seqs,
                 max_batch_tokens=config.max_batch_tokens,
+                has_free_memory=_spare_memory(
+                    loaded.model.device,
+                    measure_free_memory,
+                    free_bytes=free.num_bytes,
+                    num_blocks=num_blocks,
+                    block_bytes=bytes_per_token * BLOCK_SIZE,
+                ),
             )
         try:
             warm_up(runner, info)
@@ -279,3 +294,23 @@ def choose_num_blocks(
             free.limited_by,
         )
     return num_blocks
+
+
+def _spare_memory(
+    device: torch.device,
+    measure_free_memory: Callable[[], FreeMemory],
+    *,
+    free_bytes: int,
+    num_blocks: int,
+    block_bytes: int,
+) -> Callable[[], bool]:
+    """Return what tells the cache whether there is memory to grow into."""
+    if device.type != "cpu":
+        return lambda: True  # a GPU's memory is taken when the cache is made
+    cache_bytes = num_blocks * block_bytes
+    rest_bytes = max(0, min(cache_bytes, free_bytes - cache_bytes))
+    return SpareMemory(
+        measure_free_memory,
+        reserve_bytes=int(rest_bytes * _RESERVE_SHARE),
+        num_calls_per_look=max(1, _BYTES_PER_LOOK // block_bytes),
+    )

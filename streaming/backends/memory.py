@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,6 +28,39 @@ class FreeMemory:
 
     num_bytes: int
     limited_by: str
+
+
+class SpareMemory:
+    """Tells whether there is memory to spare, by a look once in a while.
+
+    Args:
+        measure: returns what is free.
+        reserve_bytes: what shall stay free.
+        num_calls_per_look: how many calls one look answers.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], FreeMemory],
+        *,
+        reserve_bytes: int,
+        num_calls_per_look: int,
+    ) -> None:
+        assert num_calls_per_look > 0
+        self._measure = measure
+        self._reserve_bytes = reserve_bytes
+        self._num_calls_per_look = num_calls_per_look
+        self._num_calls_left = 0
+        self._is_there = True
+
+    def __call__(self) -> bool:
+        if self._num_calls_left == 0:
+            # Where it cannot be seen, as without a file descriptor left, it is as it was.
+            with suppress(OSError):
+                self._is_there = self._measure().num_bytes > self._reserve_bytes
+            self._num_calls_left = self._num_calls_per_look
+        self._num_calls_left -= 1
+        return self._is_there
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -207,6 +209,22 @@ def test_a_block_that_is_handed_out_anew_is_trusted_no_more():
     assert num_known(cache, [5, 6, 7, 8]) == 0
 
 
+def test_a_block_that_was_never_known_is_trusted_no_more_either():
+    """Its twin was known first. Who gets a trusted block next may break it."""
+    cache = KVCache(num_blocks=2, block_size=SIZE)
+    twins = [BlockTable(), BlockTable()]
+    for table in twins:
+        cache.grow(table, SIZE)
+    for table in twins:
+        cache.commit(table, [1, 2], SIZE)
+        cache.trust(table)
+    cache.release(twins[1])
+    broken = hold(cache, [5, 6])
+    assert broken.block_ids == [1]
+    cache.forget(broken)
+    assert num_known(cache, [5, 6]) == 0
+
+
 # Who goes first.
 
 
@@ -276,6 +294,48 @@ def test_an_unbalanced_pool_is_noticed():
         cache.check_integrity([table])
 
 
+# Which blocks are used at all.
+
+
+def test_what_was_used_and_is_unknown_goes_first_the_latest_in_front():
+    cache = KVCache(num_blocks=9, block_size=SIZE)
+    tables = [hold(cache, [token]) for token in range(3)]
+    assert [table.block_ids for table in tables] == [[0], [1], [2]]
+    for number in (1, 0, 2):
+        cache.release(tables[number])
+    taken = BlockTable()
+    cache.grow(taken, 5 * SIZE)
+    assert taken.block_ids == [2, 0, 1, 3, 4]
+    assert (cache.num_used_blocks, cache.num_free_blocks) == (5, 4)
+
+
+def test_what_is_known_is_kept_while_there_is_memory():
+    has_free_memory = True
+    cache = KVCache(num_blocks=9, block_size=SIZE, has_free_memory=lambda: has_free_memory)
+    for token in (1, 2, 3):
+        use(cache, [token, token])
+    assert cache.num_used_blocks == 3
+    has_free_memory = False
+    use(cache, [4, 4])
+    assert cache.num_used_blocks == 3
+    assert [num_known(cache, [token, token]) for token in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    has_free_memory = True
+    use(cache, [5, 5])
+    assert cache.num_used_blocks == 4
+    assert [num_known(cache, [token, token]) for token in (2, 3, 4, 5)] == [1, 1, 1, 1]
+
+
+def test_without_memory_all_blocks_can_be_had_all_the_same():
+    """Sequences that run are worth more than what is left of the machine."""
+    cache = KVCache(num_blocks=4, block_size=SIZE, has_free_memory=lambda: False)
+    use(cache, [1, 1])
+    table = BlockTable()
+    cache.grow(table, 4 * SIZE)
+    assert sorted(table.block_ids) == [0, 1, 2, 3]
+    assert num_known(cache, [1, 1]) == 0
+    cache.check_integrity([table])
+
+
 # Anything, in any order.
 
 
@@ -285,12 +345,24 @@ class _Model:
     A block's content is the tokens up to its end, as it is for keys and values.
     """
 
-    def __init__(self, num_blocks: int) -> None:
-        self.cache = KVCache(num_blocks=num_blocks, block_size=SIZE)
+    def __init__(self, num_blocks: int, *, has_free_memory: Callable[[], bool]) -> None:
+        self.cache = KVCache(
+            num_blocks=num_blocks, block_size=SIZE, has_free_memory=has_free_memory
+        )
         self.contents: dict[int, tuple[int, ...]] = {}
         self.live: list[tuple[BlockTable, list[int], int]] = []
         self.trusted: set[tuple[int, ...]] = set()
         """Beginnings, in whole blocks, that were ever trusted."""
+        self.handed_out: set[int] = set()
+        self.most_held = 0
+        self.most_used = 0
+
+    def look(self) -> None:
+        """Count what is held and what is of use."""
+        held = {block_id for table in self.tables for block_id in table.block_ids}
+        self.handed_out |= held
+        self.most_held = max(self.most_held, len(held))
+        self.most_used = max(self.most_used, len(held | self.cache._key_of.keys()))
 
     @property
     def tables(self) -> list[BlockTable]:
@@ -344,12 +416,8 @@ actions = st.one_of(
 )
 
 
-@property_test
-@given(st.lists(actions, max_size=40), st.integers(1, 10), st.integers(0, 9))
-def test_whatever_happens_a_known_block_holds_what_it_is_known_for(
-    script: list[tuple[str, object]], num_blocks: int, num_computed: int
-):
-    model = _Model(num_blocks)
+def run(model: _Model, script: list[tuple[str, object]], num_computed: int) -> None:
+    """Let anything happen."""
     for number, (action, value) in enumerate(script):
         match action, value:
             case "begin", list(token_ids):
@@ -367,7 +435,41 @@ def test_whatever_happens_a_known_block_holds_what_it_is_known_for(
                 model.cache.trust(table)
                 model.trusted |= {tuple(token_ids[:end]) for end in range(SIZE, computed + 1, SIZE)}
         model.cache.check_integrity(model.tables)
+        model.look()
+
+
+@property_test
+@given(st.lists(actions, max_size=40), st.integers(1, 10), st.integers(0, 9), st.data())
+def test_whatever_happens_a_known_block_holds_what_it_is_known_for(
+    script: list[tuple[str, object]], num_blocks: int, num_computed: int, data: st.DataObject
+):
+    model = _Model(num_blocks, has_free_memory=lambda: data.draw(st.booleans()))
+    run(model, script, num_computed)
     for table in model.tables:
         model.cache.release(table)
     model.cache.check_integrity([])
     assert model.cache.num_free_blocks == num_blocks
+
+
+@property_test
+@given(st.lists(actions, max_size=40), st.integers(1, 30), st.integers(0, 9))
+def test_without_memory_to_spare_no_more_blocks_are_used_than_were_ever_held(
+    script: list[tuple[str, object]], num_blocks: int, num_computed: int
+):
+    """Memory follows use, however many requests come and go."""
+    model = _Model(num_blocks, has_free_memory=lambda: False)
+    run(model, script, num_computed)
+    assert model.handed_out == set(range(model.most_held))
+    assert model.cache.num_used_blocks == model.most_held
+
+
+@property_test
+@given(st.lists(actions, max_size=40), st.integers(1, 30), st.integers(0, 9))
+def test_with_memory_to_spare_no_more_blocks_are_used_than_were_ever_of_use(
+    script: list[tuple[str, object]], num_blocks: int, num_computed: int
+):
+    """Held, or known: a block is not used while another one lies idle that nobody would miss."""
+    model = _Model(num_blocks, has_free_memory=lambda: True)
+    run(model, script, num_computed)
+    assert model.handed_out == set(range(model.most_used))
+    assert model.cache.num_used_blocks == model.most_used

@@ -593,6 +593,34 @@ def test_a_small_container_gets_a_small_cache(llama_folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_cache_takes_no_new_memory_when_there_is_little_left(llama_folder: Path) -> None:
+    """What is known goes first. The machine is not looked at for each block."""
+    free_bytes, looks = 2 * bytes_for(64), []
+
+    def measure() -> FreeMemory:
+        looks.append(free_bytes)
+        return FreeMemory(free_bytes, "the machine")
+
+    config = ModelConfig(model=str(llama_folder), device="cpu", dtype="float32")
+    backend = load_batched_backend(config, on_progress=lambda *_: None, measure_free_memory=measure)
+    runner: Any = backend.runner
+    has_free_memory = runner.cache.has_free_memory
+    calls_per_look = 2**26 // bytes_for(1)
+    assert [has_free_memory() for _ in range(calls_per_look)] == [True] * calls_per_look
+    free_bytes = bytes_for(32)
+    assert not has_free_memory()
+    assert looks == [2 * bytes_for(64), 2 * bytes_for(64), bytes_for(32)]
+
+    engine = Engine(backend.runner)
+    cache: Any = engine._scheduler._cache
+    for first in range(3, 13):
+        prompt = (first, *range(20, 68))
+        engine.add(make_sequence(str(first), prompt, SamplingParams(max_tokens=2, seed=0)))
+        run_to_end(engine)
+    assert cache.num_used_blocks == 4, "of ten prompts of four blocks each"
+    backend.runner.close()
+
+
 @pytest.fixture
 def longrope_folder(tmp_path: Path) -> Path:
     """A model whose rotary embeddings change beyond 2,048 of its 4,096 tokens."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.backends.memory import FreeMemory, free_memory
+from streaming.backends.memory import FreeMemory, SpareMemory, free_memory
 
 GIB = 2**30
 MACHINE_BYTES = 64 * GIB
@@ -209,3 +209,27 @@ def test_the_address_space_is_a_limit(host: Host):
 
 def test_this_process_has_memory_left():
     assert free_memory().num_bytes > 0
+
+
+def test_memory_is_looked_at_once_in_a_while():
+    sizes = iter([11, 10, 9, 11])
+    has_spare = SpareMemory(
+        lambda: FreeMemory(next(sizes), "a box"), reserve_bytes=10, num_calls_per_look=3
+    )
+    assert [has_spare() for _ in range(12)] == [True] * 3 + [False] * 6 + [True] * 3
+    with pytest.raises(StopIteration):
+        has_spare()
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+def test_memory_that_cannot_be_looked_at_is_as_it_was(was_there: bool):
+    """A step must not fail for it when a server has run out of file descriptors."""
+    looks = iter([was_there])
+
+    def measure() -> FreeMemory:
+        for is_there in looks:
+            return FreeMemory(int(is_there), "a box")
+        raise OSError(24, "Too many open files")
+
+    has_spare = SpareMemory(measure, reserve_bytes=0, num_calls_per_look=1)
+    assert [has_spare() for _ in range(3)] == [was_there] * 3
