@@ -18,12 +18,13 @@ import torch
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends import OnProgress
 from streaming.backends.attention_survey import known_length
+from streaming.backends.cache_size import choose_num_blocks, free_on, watch_memory
 from streaming.backends.draw import Draw, draw_tokens
 from streaming.backends.forward import forward
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.load_failure import failing_as
 from streaming.backends.loading import LoadedModel, load_model
-from streaming.backends.memory import FreeMemory, SpareMemory, free_memory
+from streaming.backends.memory import FreeMemory, free_memory
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
@@ -40,13 +41,6 @@ from streaming.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-_MEMORY_SHARE = 0.5
-"""Of the memory that is free once the model is loaded, for keys and values."""
-_RESERVE_SHARE = 0.5
-"""Of what is left beside the cache, or of the cache if that is less. With less memory free than
-that, the cache grows no more as long as it has prefixes to give up."""
-_BYTES_PER_LOOK = 2**26
-"""The cache grows by so much between two looks at what is free."""
 _MIN_KNOWN_TOKENS = 2048
 """A context as short as that is worth more whole, one request at a time, than in batches."""
 
@@ -162,7 +156,7 @@ def load_batched_backend(
                 raise ModelLoadError(
                     f"{loaded.info.model_id} cannot be batch_invariant here: {error}"
                 ) from error
-            free = _free_on(loaded.model.device, measure_free_memory)
+            free = free_on(loaded.model.device, measure_free_memory)
             num_blocks = choose_num_blocks(
                 config, free, max_model_len=max_model_len, bytes_per_token=bytes_per_token
             )
@@ -179,7 +173,7 @@ def load_batched_backend(
                 num_blocks=num_blocks,
                 max_num_seqs=config.max_num_seqs,
                 max_batch_tokens=config.max_batch_tokens,
-                has_free_memory=_spare_memory(
+                has_free_memory=watch_memory(
                     loaded.model.device,
                     measure_free_memory,
                     free_bytes=free.num_bytes,
@@ -249,68 +243,3 @@ def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attentio
     bytes_per_token = probe(model, attention=SPAN_ATTENTION)
     logger.info("the model attends in torch, not by our own kernel: %s", reason)
     return SPAN_ATTENTION, bytes_per_token
-
-
-def _free_on(device: torch.device, measure_free_memory: Callable[[], FreeMemory]) -> FreeMemory:
-    if device.type == "cuda":
-        return FreeMemory(torch.cuda.mem_get_info(device)[0], "the GPU's memory")
-    return measure_free_memory()
-
-
-def choose_num_blocks(
-    config: ModelConfig, free: FreeMemory, *, max_model_len: int, bytes_per_token: int
-) -> int:
-    """Return how many blocks the cache has; never more than all sequences could fill.
-
-    Raises:
-        ModelLoadError: there is no memory for a single one.
-    """
-    block_bytes = bytes_per_token * BLOCK_SIZE
-    num_bytes = config.kv_cache_bytes
-    if num_bytes is None:
-        num_bytes = int(free.num_bytes * _MEMORY_SHARE)
-        reason = (
-            f"{free.num_bytes} bytes of {free.limited_by} are free, and the cache may have "
-            f"{num_bytes} of them"
-        )
-    else:
-        reason = f"kv_cache_bytes is {num_bytes}"
-    num_useful = config.max_num_seqs * -(-max_model_len // BLOCK_SIZE)
-    num_blocks = min(num_useful, num_bytes // block_bytes)
-    if num_blocks < 1:
-        raise ModelLoadError(f"{reason}, but {BLOCK_SIZE} tokens alone take {block_bytes}")
-    if num_blocks * BLOCK_SIZE < max_model_len:
-        logger.warning(
-            "the context is %d tokens and not %d, as the cache holds no more: %s",
-            num_blocks * BLOCK_SIZE,
-            max_model_len,
-            reason,
-        )
-    if num_blocks * block_bytes > free.num_bytes:
-        logger.warning(
-            "the cache may take %d bytes (kv_cache_bytes), but only %d bytes of %s are free",
-            num_blocks * block_bytes,
-            free.num_bytes,
-            free.limited_by,
-        )
-    return num_blocks
-
-
-def _spare_memory(
-    device: torch.device,
-    measure_free_memory: Callable[[], FreeMemory],
-    *,
-    free_bytes: int,
-    num_blocks: int,
-    block_bytes: int,
-) -> Callable[[], bool]:
-    """Return what tells the cache whether there is memory to grow into."""
-    if device.type != "cpu":
-        return lambda: True  # a GPU's memory is taken when the cache is made
-    cache_bytes = num_blocks * block_bytes
-    rest_bytes = max(0, min(cache_bytes, free_bytes - cache_bytes))
-    return SpareMemory(
-        measure_free_memory,
-        reserve_bytes=int(rest_bytes * _RESERVE_SHARE),
-        num_calls_per_look=max(1, _BYTES_PER_LOOK // block_bytes),
-    )

@@ -15,7 +15,7 @@ from streaming.backends.native.attention import SPLIT_TOKENS
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.packed_linear import RowsNotAlike, pack_linears
 from streaming.backends.paged_cache import BLOCK_SIZE, Attention, PagedCache, UnsupportedModel
-from streaming.backends.span_attention import SPAN_TOKENS
+from streaming.backends.span_layout import SPAN_TOKENS
 from streaming.backends.stand_in import restore_layers
 from streaming.backends.step_layout import lay_out
 from streaming.backends.warm_up import dry_sequence

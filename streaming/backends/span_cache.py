@@ -11,12 +11,8 @@ import torch
 
 from streaming.backend import Chunk
 from streaming.backends.paged_cache import Attention, LayerTensors
-from streaming.backends.span_attention import (
-    SPAN_TOKENS,
-    QueryGroup,
-    SpanLayout,
-    span_attention,
-)
+from streaming.backends.span_attention import span_attention
+from streaming.backends.span_layout import SPAN_TOKENS, QueryGroup, SpanLayout
 
 _SHORT_TOKENS = 64
 """Sequences of up to so many tokens are attended to together, then those of up to twice as many,

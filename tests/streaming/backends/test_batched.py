@@ -28,11 +28,7 @@ from transformers import (
 )
 
 from streaming import BackendName, ModelConfig, load_backend
-from streaming.backends.batched import (
-    BatchedRunner,
-    choose_num_blocks,
-    load_batched_backend,
-)
+from streaming.backends.batched import BatchedRunner, load_batched_backend
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.loading import LoadedModel, load_model
 from streaming.backends.memory import FreeMemory
@@ -530,50 +526,6 @@ def test_a_cache_too_small_for_one_block_is_refused(
     with pytest.raises(ModelLoadError, match=f"kv_cache_bytes is {kv_cache_bytes}, but") as caught:
         load(llama_folder, kv_cache_bytes=kv_cache_bytes)
     assert "\n" not in str(caught.value)
-
-
-BYTES_PER_TOKEN = bytes_for(1) // BLOCK_SIZE
-
-
-@pytest.mark.parametrize(
-    ("free_bytes", "kv_cache_bytes", "num_blocks"),
-    [
-        (2 * bytes_for(5), None, 5),
-        (2 * bytes_for(5) - 1, None, 4),
-        (2 * bytes_for(1), None, 1),
-        (2**40, None, 3 * 7),
-        (0, bytes_for(2), 2),
-    ],
-    ids=["half", "no part of a block", "one", "no more than is of use", "as is asked for"],
-)
-def test_the_cache_has_half_of_what_is_free(
-    free_bytes: int, kv_cache_bytes: int | None, num_blocks: int
-) -> None:
-    config = ModelConfig(max_num_seqs=3, kv_cache_bytes=kv_cache_bytes)
-    free = FreeMemory(free_bytes, "memory.max of /a")
-    chosen = choose_num_blocks(config, free, max_model_len=100, bytes_per_token=BYTES_PER_TOKEN)
-    assert chosen == num_blocks
-
-
-def test_a_context_that_memory_cuts_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    free = FreeMemory(2 * bytes_for(5), "memory.max of /a")
-    choose_num_blocks(ModelConfig(), free, max_model_len=81, bytes_per_token=BYTES_PER_TOKEN)
-    assert [record.getMessage() for record in caplog.records] == [
-        "the context is 80 tokens and not 81, as the cache holds no more: "
-        f"{2 * bytes_for(5)} bytes of memory.max of /a are free, and the cache may have "
-        f"{bytes_for(5)} of them"
-    ]
-
-
-def test_a_cache_that_is_asked_for_and_does_not_fit_is_told(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    config, free = ModelConfig(kv_cache_bytes=bytes_for(9)), FreeMemory(7, "memory.max of /a")
-    choose_num_blocks(config, free, max_model_len=16, bytes_per_token=BYTES_PER_TOKEN)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"the cache may take {bytes_for(9)} bytes (kv_cache_bytes), but only 7 bytes of "
-        "memory.max of /a are free"
-    ]
 
 
 def test_a_small_container_gets_a_small_cache(llama_folder: Path) -> None:

@@ -10,8 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from streaming.backends.span_attention import SPAN_TOKENS, QueryGroup, SpanLayout
 from streaming.backends.span_cache import SPAN_ATTENTION
+from streaming.backends.span_layout import SPAN_TOKENS, QueryGroup, SpanLayout
 from tests.streaming.backends.attentions import AttentionRig, plain_attention
 
 
