@@ -23,7 +23,8 @@ from streaming.backends.model_cache import default_cache_dir
 
 _FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(_FOLDER.glob("*.cpp")))
-_HEADERS = tuple(sorted(_FOLDER.glob("*.h")))
+INPUTS = (*SOURCES, *sorted(_FOLDER.glob("*.h")), _FOLDER / "check.py")
+"""What a cached library depends on. It is made anew if the check that it has passed is another."""
 _FLAGS = (
     "-std=c++17",
     "-O3",
@@ -69,9 +70,7 @@ def _load_file(path: Path) -> ctypes.CDLL:
 def _load(folder: Path, on_progress: OnProgress) -> ctypes.CDLL:
     compiler = find_compiler()
     target = _run([compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    texts = [source.read_text() for source in (*SOURCES, *_HEADERS)]
-    key = hashlib.sha256("\0".join([target, *_FLAGS, *texts]).encode()).hexdigest()
-    library = folder / f"kernels-{key[:16]}.so"
+    library = folder / library_name(target, INPUTS)
     try:
         if not library.exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +81,17 @@ def _load(folder: Path, on_progress: OnProgress) -> ctypes.CDLL:
         return _load_file(library)
     except OSError as error:
         raise NoKernels(f"{library} cannot be written or loaded: {error}") from error
+
+
+def library_name(target: str, inputs: Iterable[Path]) -> str:
+    """Return the name that a library has in the cache.
+
+    Args:
+        target: what the compiler says of this CPU.
+    """
+    texts = [path.read_text() for path in inputs]
+    key = hashlib.sha256("\0".join([target, *_FLAGS, *texts]).encode()).hexdigest()
+    return f"kernels-{key[:16]}.so"
 
 
 def find_compiler() -> str:

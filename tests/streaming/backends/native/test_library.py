@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from streaming.backends.native.library import (
+    INPUTS,
     SOURCES,
     NoKernels,
     build,
     find_compiler,
+    library_name,
     load_kernels,
 )
 from tests.streaming.backends.attentions import kernels
@@ -31,6 +33,16 @@ def test_they_are_compiled_once(tmp_path: Path) -> None:
         assert loaded.tokenwire_attend
     assert said == ["Compiling kernels for this CPU"]
     assert files(tmp_path) == [".lock", ".so"]
+
+
+def test_a_library_is_made_anew_when_its_sources_or_its_check_change(tmp_path: Path) -> None:
+    assert {"attention.cpp", "vectors.h", "check.py"} <= {path.name for path in INPUTS}
+    names = {library_name("a CPU", INPUTS), library_name("another", INPUTS)}
+    for number, path in enumerate(INPUTS):
+        changed = tmp_path / path.name
+        changed.write_text(f"{path.read_text()}\n")
+        names.add(library_name("a CPU", [*INPUTS[:number], changed, *INPUTS[number + 1 :]]))
+    assert len(names) == len(INPUTS) + 2
 
 
 def test_without_a_compiler_that_is_the_reason(
