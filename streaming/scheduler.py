@@ -1,19 +1,41 @@
 """Which tokens run in the next step.
 
 A step takes one token for each sequence that decodes and, with what is left of its budget, chunks
-of prompts, oldest first. A sequence runs only while the cache has room for it; when the room is
-used up, the youngest gives its place back and is computed again later.
+of prompts: of callers that were served least first, and of one caller the oldest first. A sequence
+runs only while the cache has room for it; when the room is used up, the youngest of the caller that
+runs most gives its place back and is computed again later.
+
+Places in the batch are shared as tokens are. When none is free, the sequence that is next takes one
+back:
+
+* from a sequence that nobody follows;
+* from the caller that runs most, if that still runs as many as the newcomer's caller afterwards;
+* where every caller runs one, and the newcomer's none: from one that has had its turn, which is
+  `turn_tokens` new tokens. So more callers than there are places take turns.
+
+It takes none from a higher priority. Who was preempted goes first among its caller's sequences, and
+what it says is the same: draws are by seed and position. A runner that has a cache of its own
+cannot be preempted: there, a caller waits until one that runs has ended, and is next then.
+
+A step looks at waiting sequences only where there is a place, and then at few of them.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from streaming.backend import Batch, Chunk
 from streaming.fair_queue import FairQueue
-from streaming.kv_cache import NO_PREFIX, KVCache, Prefix
+from streaming.kv_cache import NO_PREFIX, Key, KVCache, Prefix
 from streaming.sequence import Sequence, SequenceState
 from streaming.step_pacer import StepPacer
+
+_TURN_TOKENS = 256
+"""A turn's worth of new tokens. A change of turns may cost a prompt that is read again."""
+_MAX_SKIPPED = 16
+"""Waiting sequences that a step looks at in vain, because their prefix is being computed."""
 
 
 class Scheduler:
@@ -24,18 +46,27 @@ class Scheduler:
         cache: blocks for keys and values. Without one the runner looks after itself: it gets each
             prompt whole, and no sequence is ever taken out of it.
         pacer: sizes the chunks of prompts.
+        turn_tokens: new tokens after which a sequence gives its place to a caller that has none.
     """
 
     def __init__(
-        self, *, max_num_seqs: int, cache: KVCache | None = None, pacer: StepPacer | None = None
+        self,
+        *,
+        max_num_seqs: int,
+        cache: KVCache | None = None,
+        pacer: StepPacer | None = None,
+        turn_tokens: int = _TURN_TOKENS,
     ) -> None:
         assert max_num_seqs > 0
+        assert turn_tokens > 0
         assert cache is None or pacer is not None, "chunks are sized by a pacer"
         self._max_num_seqs = max_num_seqs
         self._cache = cache
         self._pacer = pacer
+        self._turn_tokens = turn_tokens
         self._queue = FairQueue()
-        self._running: list[Sequence] = []
+        self._running: dict[Sequence, int] = {}
+        """In the order in which they began; with each, its output tokens at that time."""
         self.num_preemptions = 0
 
     def __len__(self) -> int:
@@ -61,7 +92,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that ended."""
         if sequence in self._running:
-            self._running.remove(sequence)
+            del self._running[sequence]
         else:
             self._queue.remove(sequence)
         self._queue.leave(sequence)
@@ -133,23 +164,56 @@ class Scheduler:
     # Without a cache of ours.
 
     def _admit_whole(self) -> None:
-        for sequence in self._queue:
-            if len(self._running) == self._max_num_seqs:
-                return
-            self._start(sequence)
+        num_free = self._max_num_seqs - len(self._running)
+        if num_free and len(self._queue):
+            for sequence in tuple(islice(self._queue, num_free)):
+                self._queue.take(sequence)
+                self._run(sequence)
 
     # With one.
 
     def _make_way(self, cache: KVCache) -> None:
-        """Take sequences whose clients are gone out of the batch where others need their places."""
-        for sequence in self._queue:
-            detached = [running for running in self._running if running.is_detached]
-            if sequence.is_detached or not detached or self._fits(cache, sequence):
+        """Take places back for whoever is next, where none is free and it has a right to one."""
+        while len(self._queue) and self._may_yield():
+            head = self._queue.head
+            assert head is not None
+            if head.is_detached or (victim := self._who_yields(head)) is None:
                 return
-            self._preempt(cache, detached[-1])
+            if self._fits(cache, head):
+                return
+            self._preempt(cache, victim, behind=head)
+
+    def _may_yield(self) -> bool:
+        """Whether a place could be taken from anybody; spares a look at the queue."""
+        owners = {sequence.owner for sequence in self._running}
+        return len(owners) < len(self._running) or any(
+            sequence.is_detached or self._has_had_turn(sequence) for sequence in self._running
+        )
+
+    def _who_yields(self, head: Sequence) -> Sequence | None:
+        """Return who gives its place to `head`, if anybody has to."""
+        detached = [sequence for sequence in self._running if sequence.is_detached]
+        if detached:
+            return detached[-1]
+        num_running = Counter(sequence.owner for sequence in self._running)
+        num_own = num_running[head.owner]
+        lower = [sequence for sequence in self._running if sequence.priority <= head.priority]
+        most = max((num_running[sequence.owner] for sequence in lower), default=0)
+        if most >= num_own + 2:
+            return [sequence for sequence in lower if num_running[sequence.owner] == most][-1]
+        if num_own:
+            return None
+        had_turn = [sequence for sequence in lower if self._has_had_turn(sequence)]
+        return max(had_turn, key=self._num_turn_tokens, default=None)
+
+    def _num_turn_tokens(self, sequence: Sequence) -> int:
+        return len(sequence.output_ids) - self._running[sequence]
+
+    def _has_had_turn(self, sequence: Sequence) -> bool:
+        return self._num_turn_tokens(sequence) >= self._turn_tokens
 
     def _decode(self, cache: KVCache) -> list[Chunk]:
-        """Return a token for each sequence whose prompt is read; the youngest give way for room."""
+        """Return a token for each sequence whose prompt is read; some give way for room."""
         chunks = []
         for sequence in tuple(self._running):
             if sequence.num_uncomputed_tokens > 1 or sequence.state is not SequenceState.RUNNING:
@@ -157,46 +221,78 @@ class Scheduler:
             while cache.num_missing_blocks(sequence.block_table, sequence.num_tokens) > (
                 cache.num_free_blocks
             ):
-                self._preempt(cache, self._running[-1])
+                self._preempt(cache, self._youngest_of_most())
                 if sequence.state is not SequenceState.RUNNING:
                     break
             else:
                 cache.grow(sequence.block_table, sequence.num_tokens)
                 chunks.append(_chunk(sequence, 1))
-        return chunks
+        # One that gave way after its turn in this loop is not in the step.
+        return [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
+
+    def _youngest_of_most(self) -> Sequence:
+        """Return the youngest sequence of the callers that run most."""
+        num_running = Counter(sequence.owner for sequence in self._running)
+        most = max(num_running.values())
+        return next(each for each in reversed(self._running) if num_running[each.owner] == most)
 
     def _prefill(self, cache: KVCache, budget: int) -> list[Chunk]:
-        """Return chunks of prompts that are being read, then of new ones, within the budget."""
-        chunks = []
-        for sequence in self._running:
-            if budget and (num_left := sequence.num_uncomputed_tokens) > 1:
-                chunks.append(_chunk(sequence, min(num_left, budget)))
-                budget -= chunks[-1].num_tokens
+        """Return chunks of prompts within the budget, those of callers served least first.
+
+        With equal claims, prompts that are being read go before new ones.
+        """
+        if not budget:
+            return []
+        chunks: list[Chunk] = []
+        started: list[Sequence] = []
+        reading = [each for each in self._running if each.num_uncomputed_tokens > 1]
+        reading.sort(key=self._queue.claim, reverse=True)  # the next one last
         # Blocks that a running sequence is about to fill: who needs the same ones waits for them.
         expected = {
-            cache.next_key(
-                running.token_ids, running.block_table.num_known_blocks, running.block_table.node
-            )
-            for running in self._running
-            if running.num_uncomputed_tokens > 1
+            cache.next_key(each.token_ids, each.block_table.num_known_blocks, each.block_table.node)
+            for each in reading
         } - {None}
-        for sequence in self._queue:
-            if not budget or len(self._running) == self._max_num_seqs:
-                break
-            prefix = _find_prefix(cache, sequence)
-            if prefix.next_key in expected:
-                continue
-            if not self._has_room(cache, sequence, prefix):
-                break
-            cache.share(sequence.block_table, prefix)
-            cache.grow(sequence.block_table, sequence.num_tokens)
-            sequence.num_computed_tokens = len(prefix.block_ids) * cache.block_size
-            self._start(sequence)
-            if prefix.next_key is not None:
-                expected.add(prefix.next_key)
+        newcomers = self._newcomers(cache, expected)
+        newcomer = next(newcomers, None)
+        while budget and (reading or newcomer is not None):
+            if newcomer is None or (
+                reading and self._queue.claim(reading[-1]) <= self._queue.claim(newcomer[0])
+            ):
+                sequence = reading.pop()
+            else:
+                sequence, prefix = newcomer
+                cache.share(sequence.block_table, prefix)
+                cache.grow(sequence.block_table, sequence.num_tokens)
+                sequence.num_computed_tokens = len(prefix.block_ids) * cache.block_size
+                self._run(sequence)
+                started.append(sequence)
+                if prefix.next_key is not None:
+                    expected.add(prefix.next_key)
+                newcomer = next(newcomers, None)
             chunks.append(_chunk(sequence, min(sequence.num_uncomputed_tokens, budget)))
             budget -= chunks[-1].num_tokens
+        for sequence in started:  # only now: the queue is iterated until here
+            self._queue.take(sequence)
         return chunks
+
+    def _newcomers(
+        self, cache: KVCache, expected: set[Key | None]
+    ) -> Iterator[tuple[Sequence, Prefix]]:
+        """Yield sequences that can begin now, each with what the cache knows of it."""
+        if not len(self._queue):
+            return
+        candidates = iter(self._queue)
+        num_skipped = 0
+        while len(self._running) < self._max_num_seqs and num_skipped < _MAX_SKIPPED:
+            if (sequence := next(candidates, None)) is None:
+                return
+            prefix = _find_prefix(cache, sequence)
+            if prefix.next_key in expected:
+                num_skipped += 1
+            elif self._has_room(cache, sequence, prefix):
+                yield sequence, prefix
+            else:
+                return
 
     def _fits(self, cache: KVCache, sequence: Sequence) -> bool:
         if len(self._running) == self._max_num_seqs:
@@ -212,18 +308,19 @@ class Scheduler:
         num_free = cache.num_free_blocks - cache.num_taken_by(prefix)
         return num_needed + len(self._running) <= num_free
 
-    def _start(self, sequence: Sequence) -> None:
-        self._queue.remove(sequence)
+    def _run(self, sequence: Sequence) -> None:
         sequence.move_to(SequenceState.RUNNING)
-        self._running.append(sequence)
+        self._running[sequence] = len(sequence.output_ids)
 
-    def _preempt(self, cache: KVCache, sequence: Sequence) -> None:
+    def _preempt(
+        self, cache: KVCache, sequence: Sequence, *, behind: Sequence | None = None
+    ) -> None:
         self.num_preemptions += 1
         cache.release(sequence.block_table)
         sequence.num_computed_tokens = 0
         sequence.move_to(SequenceState.WAITING)
-        self._running.remove(sequence)
-        self._queue.put_back(sequence)
+        del self._running[sequence]
+        self._queue.put_back(sequence, behind=behind)
 
 
 def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:

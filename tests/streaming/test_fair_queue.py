@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.fair_queue import FairQueue
+from streaming.fair_queue import MAX_PASSED, FairQueue
 from streaming.sequence import Sequence
 from tests.support import make_sequence, property_test
 
@@ -27,7 +27,7 @@ def order(queue: Iterable[Sequence]) -> list[str]:
 def serve(queue: FairQueue, num_tokens: int = 10) -> Sequence:
     """Run the next one to its end."""
     sequence = next(iter(queue))
-    queue.remove(sequence)
+    queue.take(sequence)
     queue.charge(sequence, num_tokens=num_tokens)
     queue.leave(sequence)
     return sequence
@@ -178,15 +178,52 @@ def test_a_low_priority_in_front_costs_its_caller_no_share():
     assert order(queue)[:3] == ["a high", "b high", "b high 2"]
 
 
+def test_a_low_priority_is_not_passed_over_for_ever():
+    queue = FairQueue()
+    for priority in (0, -5):
+        queue.enter(make_sequence(f"low {priority}", owner="low", priority=priority))
+    served = []
+    for n in range(3 * MAX_PASSED):
+        queue.enter(make_sequence(f"high {n}", owner="high", priority=3))
+        expected = order(queue)[0]
+        served.append(serve(queue).generation_id)
+        assert served[-1] == expected
+    places = [served.index(name) for name in ("low 0", "low -5")]
+    assert places == [MAX_PASSED, MAX_PASSED + 1]
+    assert [name for name in served if name.startswith("low")] == ["low 0", "low -5"]
+
+
+def test_the_order_tells_when_a_low_priority_has_its_turn():
+    queue = FairQueue()
+    enter(queue, "low", "low 1", "low 2")
+    for n in range(MAX_PASSED + 5):
+        queue.enter(make_sequence(f"high {n}", owner="high", priority=1))
+    told = order(queue)
+    assert told.index("low 1") == MAX_PASSED
+    assert [serve(queue).generation_id for _ in range(len(told))] == told
+
+
+def test_one_that_is_put_back_behind_another_goes_after_it():
+    queue = FairQueue()
+    (a,) = enter(queue, "alice", "a")
+    queue.take(a)
+    (b,) = enter(queue, "bob", "b")
+    queue.put_back(a, behind=b)
+    assert order(queue) == ["b", "a"]
+
+
 def test_whose_client_is_gone_goes_last_until_it_is_back():
     queue = FairQueue()
     a1, a2, _ = enter(queue, "alice", "a1", "a2", "a3")
     enter(queue, "bob", "b1")
-    a1.is_detached = True
-    a1.priority = 9
-    assert order(queue) == ["a2", "b1", "a3", "a1"]
-    a1.is_detached = False
-    assert order(queue)[0] == "a1"
+    (urgent,) = [make_sequence("urgent", owner="alice", priority=9)]
+    queue.enter(urgent)
+    for sequence in (a1, urgent):
+        queue.set_detached(sequence, is_detached=True)
+    queue.check_integrity([])
+    assert order(queue) == ["a2", "b1", "a3", "urgent", "a1"]
+    queue.set_detached(a1, is_detached=False)
+    assert order(queue)[0] == "a1", "it has kept its place"
     assert a2.is_detached is False
 
 

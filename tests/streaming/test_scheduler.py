@@ -1,13 +1,17 @@
-"""First come, first served, within the sizes of the batch, of a step, and of the cache."""
+"""Fair shares and first come, first served, within the sizes of batch, step and cache."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as SequenceOf
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.backend import Batch, Chunk
-from streaming.kv_cache import KVCache
+from streaming.kv_cache import KVCache, Prefix
 from streaming.sampling_params import SamplingParams
 from streaming.scheduler import Scheduler
 from streaming.sequence import Sequence, SequenceState
@@ -71,7 +75,7 @@ def test_remove_works_in_the_queue_and_in_the_batch():
     scheduler.remove(b)
     scheduler.remove(a)
     assert list(scheduler) == [c]
-    with pytest.raises(ValueError, match="not in"):
+    with pytest.raises(KeyError):
         scheduler.remove(a)
 
 
@@ -126,18 +130,35 @@ def test_without_a_cache_nobody_is_taken_out():
 BLOCK_SIZE = 4
 
 
+class CountingCache(KVCache):
+    """Counts the searches for prefixes."""
+
+    num_searches = 0
+
+    def find_prefix(self, token_ids: SequenceOf[int]) -> Prefix:
+        self.num_searches += 1
+        return super().find_prefix(token_ids)
+
+
 class Rig:
     """A scheduler whose batches run at once; every step checks that the parts agree."""
 
     def __init__(
-        self, *, num_blocks: int = 64, max_num_seqs: int = 8, max_batch_tokens: int = 1000
+        self,
+        *,
+        num_blocks: int = 64,
+        max_num_seqs: int = 8,
+        max_batch_tokens: int = 1000,
+        turn_tokens: int = 1000,
     ) -> None:
-        self.cache = KVCache(num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self.cache = CountingCache(num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.max_batch_tokens = max_batch_tokens
         pacer = StepPacer(max_batch_tokens=max_batch_tokens)
         # An unmeasured one lets nobody in beside a sequence that decodes.
         pacer.observe(num_decodes=1, num_prefill_tokens=0, duration_s=0.1)
-        self.scheduler = Scheduler(max_num_seqs=max_num_seqs, cache=self.cache, pacer=pacer)
+        self.scheduler = Scheduler(
+            max_num_seqs=max_num_seqs, cache=self.cache, pacer=pacer, turn_tokens=turn_tokens
+        )
         self.live: list[Sequence] = []
 
     def add(
@@ -421,12 +442,12 @@ def test_whose_client_is_gone_yields_its_place_when_others_wait():
     rig = Rig(max_num_seqs=2)
     gone, here = rig.add("gone"), rig.add("here")
     rig.step()
-    gone.is_detached = True
+    rig.scheduler.set_detached(gone, is_detached=True)
     assert [chunk[0] for chunk in rig.step()] == [gone, here], "nobody needs its place"
     new = rig.add("new")
     assert [chunk[0] for chunk in rig.step()] == [here, new]
     assert rig.scheduler.waiting == (gone,)
-    gone.is_detached = False
+    rig.scheduler.set_detached(gone, is_detached=False)
     rig.end(here)
     assert [chunk[0] for chunk in rig.step()] == [new, gone]
 
@@ -435,7 +456,7 @@ def test_whose_client_is_gone_yields_its_blocks_too():
     rig = Rig(num_blocks=4)
     gone = rig.add("g" * 12)
     rig.step()
-    gone.is_detached = True
+    rig.scheduler.set_detached(gone, is_detached=True)
     new = rig.add("n" * 8)
     assert rig.step() == [(new, 0, 8)]
     assert rig.scheduler.num_preemptions == 1
@@ -445,7 +466,7 @@ def test_nobody_yields_while_there_is_room():
     rig = Rig(num_blocks=8)
     gone = rig.add("gone")
     rig.step()
-    gone.is_detached = True
+    rig.scheduler.set_detached(gone, is_detached=True)
     new = rig.add("new")
     assert [chunk[0] for chunk in rig.step()] == [gone, new]
     assert rig.scheduler.num_preemptions == 0
@@ -455,8 +476,8 @@ def test_nobody_yields_to_another_whose_client_is_gone():
     rig = Rig(max_num_seqs=1)
     gone = rig.add("gone")
     rig.step()
-    gone.is_detached = True
-    rig.add("too").is_detached = True
+    rig.scheduler.set_detached(gone, is_detached=True)
+    rig.scheduler.set_detached(rig.add("too"), is_detached=True)
     assert [chunk[0] for chunk in rig.step()] == [gone]
 
 
@@ -465,12 +486,207 @@ def test_as_many_yield_as_are_needed_the_youngest_first():
     first, second, third = (rig.add(text) for text in ("aaaa", "bbbb", "cccc"))
     rig.step()
     for sequence in (first, second, third):
-        sequence.is_detached = True
+        rig.scheduler.set_detached(sequence, is_detached=True)
     big = rig.add("d" * 20)
     steps = [rig.step() for _ in range(3)]
     assert big in [chunk[0] for chunk in steps[-1]]
     assert first in rig.scheduler.running
     assert set(rig.scheduler.waiting) <= {second, third}
+
+
+# Who has none of the places, or fewer than others.
+
+
+def owners(sequences: SequenceOf[Sequence]) -> Counter[str]:
+    return Counter(sequence.owner for sequence in sequences)
+
+
+def test_a_newcomer_takes_a_place_from_the_caller_that_runs_most():
+    rig = Rig(max_num_seqs=4)
+    greedy = [rig.add(f"{n}", owner="greedy") for n in range(8)]
+    rig.step()
+    one = rig.add("one", owner="one")
+    assert [chunk[0] for chunk in rig.step()] == greedy[:4], "it starts level, so this is theirs"
+    assert [chunk[0] for chunk in rig.step()] == [*greedy[:3], one]
+    assert len(one.output_ids) == 1
+    assert rig.scheduler.waiting == tuple(greedy[3:]), "and who yielded goes before its caller's"
+    for _ in range(50):
+        rig.step()
+    assert rig.scheduler.num_preemptions == 1, "a share that is fair is left alone"
+    rig.end(one)
+    assert [chunk[0] for chunk in rig.step()] == greedy[:4]
+
+
+def test_callers_come_to_run_alike():
+    rig = Rig(max_num_seqs=6)
+    for n in range(9):
+        rig.add(f"a {n}", owner="a")
+    rig.step()
+    for n in range(9):
+        rig.add(f"b {n}", owner="b")
+    for n in range(9):
+        rig.add(f"c {n}", owner="c")
+    for _ in range(10):
+        rig.step()
+    assert owners(rig.scheduler.running) == {"a": 2, "b": 2, "c": 2}
+    assert rig.scheduler.num_preemptions == 4
+
+
+def test_one_caller_takes_nothing_from_itself():
+    rig = Rig(max_num_seqs=2, turn_tokens=3)
+    first = [rig.add(f"{n}") for n in range(4)][:2]
+    for _ in range(20):
+        assert [chunk[0] for chunk in rig.step()] == first
+
+
+def test_more_callers_than_places_take_turns():
+    rig = Rig(max_num_seqs=1, turn_tokens=5)
+    a, b, c = (rig.add(name, owner=name, max_tokens=12) for name in "abc")
+    for _ in range(5):
+        assert [chunk[0] for chunk in rig.step()] == [a]
+    for _ in range(5):
+        assert [chunk[0] for chunk in rig.step()] == [b]
+    assert rig.step() == [(c, 0, 1)]
+    rig.finish()
+    assert rig.scheduler.num_preemptions == 6, "the last turn of each ends by itself"
+
+
+def test_a_turn_is_of_new_tokens_not_of_a_prompt_that_is_read_again():
+    rig = Rig(max_num_seqs=1, max_batch_tokens=2, turn_tokens=3, num_blocks=8)
+    a, b = rig.add("a" * 20, owner="a", max_tokens=9), rig.add("b" * 20, owner="b", max_tokens=9)
+    rig.finish()
+    assert (len(a.output_ids), len(b.output_ids)) == (9, 9)
+    assert rig.scheduler.num_preemptions == 4
+
+
+def test_nobody_takes_a_place_from_a_higher_priority():
+    rig = Rig(max_num_seqs=2)
+    high = [rig.add(f"{n}", owner="high", priority=1) for n in range(2)]
+    rig.step()
+    low = rig.add("low", owner="low")
+    assert [chunk[0] for chunk in rig.step()] == high
+    higher = rig.add("higher", owner="low", priority=1)
+    assert [chunk[0] for chunk in rig.step()] == [high[0], higher]
+    assert rig.scheduler.waiting == (high[1], low)
+
+
+def test_who_yields_to_a_newcomer_does_not_go_before_it_again():
+    """The caller that yields had nothing in line, so it starts level with those who have."""
+    rig = Rig(max_num_seqs=2)
+    busy = [rig.add(f"{n}", owner="busy") for n in range(2)]
+    rig.step()
+    one = rig.add("one", owner="one")
+    assert [chunk[0] for chunk in rig.step()] == [busy[0], one]
+
+
+def test_a_newcomer_takes_blocks_as_it_takes_places():
+    rig = Rig(num_blocks=12)
+    greedy = [rig.add(f"{n}" * 12, owner="greedy") for n in range(3)]
+    rig.step()
+    one = rig.add("o" * 8, owner="one")
+    assert [chunk[0] for chunk in rig.step()] == [*greedy[:2], one]
+
+
+def test_who_grows_takes_room_from_the_caller_that_runs_most():
+    rig = Rig(num_blocks=9)
+    greedy = [rig.add(f"{n}" * 4, owner="greedy") for n in range(3)]
+    rig.step()
+    one = rig.add("o" * 4, owner="one")
+    while not rig.scheduler.num_preemptions:
+        rig.step()
+    assert set(rig.scheduler.running) == {*greedy[:2], one}
+
+
+def test_a_prompt_of_a_caller_served_less_is_read_before_those_of_others():
+    rig = Rig(max_batch_tokens=10, num_blocks=128)
+    greedy = [rig.add(f"{n}" * 100, owner="greedy") for n in range(3)]
+    for _ in range(3):
+        assert [chunk[0] for chunk in rig.step()] == [greedy[0]]
+    one = rig.add("o" * 25, owner="one")
+    first_steps = [rig.step() for _ in range(5)]
+    assert [sum(end - start for _, start, end in each) for each in first_steps] == [10] * 5
+    assert len(one.output_ids) >= 1, "they alternate by what they were served"
+    assert greedy[0].num_computed_tokens >= 30
+
+
+def test_without_a_cache_a_newcomer_is_next_when_one_ends():
+    scheduler = Scheduler(max_num_seqs=2)
+    greedy = [make_sequence(f"{n}", owner="greedy") for n in range(6)]
+    for sequence in greedy:
+        scheduler.add(sequence)
+    batch = scheduler.schedule()
+    assert batch is not None
+    run(batch)
+    scheduler.advance(batch, duration_s=0.0)
+    one = make_sequence("one", owner="one")
+    scheduler.add(one)
+    for _ in range(3):
+        batch = scheduler.schedule()
+        assert batch is not None
+        assert run(batch) == greedy[:2]
+        scheduler.advance(batch, duration_s=0.0)
+    scheduler.remove(greedy[0])
+    assert run(scheduler.schedule()) == [greedy[1], one]
+
+
+# What a step costs.
+
+
+class Probe:
+    """Waits, and counts how often anything of any probe is looked at."""
+
+    num_looks: ClassVar[int] = 0
+
+    def __init__(self, owner: str) -> None:
+        self.owner, self.priority, self.is_detached, self.num_tokens = owner, 0, False, 3
+
+    def __getattribute__(self, name: str) -> Any:
+        Probe.num_looks += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_a_full_batch_looks_at_nobody_who_waits(names: str):
+    rig = Rig(max_num_seqs=6)
+    for n in range(6):
+        rig.add(f"{n}", owner=names[n % len(names)])
+    for n in range(10_000):
+        rig.scheduler.add(Probe(names[n % len(names)]))  # type: ignore[arg-type]
+    scheduler, searches, looks = rig.scheduler, [], []
+    for _ in range(20):
+        rig.cache.num_searches = Probe.num_looks = 0
+        batch = scheduler.schedule()
+        assert batch is not None
+        looks.append(Probe.num_looks)
+        searches.append(rig.cache.num_searches)
+        scheduler.advance(batch, duration_s=0.0)
+        run_again = [chunk.sequence for chunk in batch.chunks]
+        for sequence in run_again:
+            sequence.append(ord("x"), at=0.0)
+    assert searches == [6] + [0] * 19
+    assert max(looks[1:]) <= 8, "at the one that is next, and at what decides that it must wait"
+
+
+def test_a_step_without_a_budget_searches_for_nothing():
+    rig = Rig(max_batch_tokens=2)
+    rig.add("a"), rig.add("b")
+    rig.step()
+    for n in range(100):
+        rig.add(f"{n}")
+    rig.cache.num_searches = 0
+    for _ in range(10):
+        assert len(rig.step()) == 2
+    assert rig.cache.num_searches == 0
+
+
+def test_a_step_looks_at_few_who_wait_for_what_is_being_computed():
+    rig = Rig(max_batch_tokens=8, max_num_seqs=64, num_blocks=1024)
+    for _ in range(200):
+        rig.add("the same prompt of all of them")
+    rig.step()
+    rig.cache.num_searches = 0
+    rig.step()
+    assert rig.cache.num_searches <= 16
 
 
 # Anything, in any order.
@@ -538,3 +754,54 @@ def test_a_prompt_that_has_been_scored_may_take_from_the_cache_when_it_comes_bac
     rig.scheduler.remove(a)
     rig.live.remove(a)
     assert rig.step() == [(b, 8, b.num_tokens - 1)]
+
+
+@property_test
+@given(
+    num_greedy=st.integers(1, 6),
+    num_each=st.integers(1, 9),
+    prompt_tokens=st.integers(1, 30),
+    num_steps_before=st.integers(0, 25),
+    max_num_seqs=st.integers(1, 6),
+    num_blocks=st.integers(16, 64),
+    max_batch_tokens=st.sampled_from([8, 64]),
+)
+def test_a_caller_with_one_request_gets_its_first_token_soon(
+    num_greedy: int,
+    num_each: int,
+    prompt_tokens: int,
+    num_steps_before: int,
+    max_num_seqs: int,
+    num_blocks: int,
+    max_batch_tokens: int,
+):
+    """However many requests others have, without end, and whatever else runs."""
+    turn_tokens = 4
+    rig = Rig(
+        max_num_seqs=max_num_seqs,
+        num_blocks=num_blocks,
+        max_batch_tokens=max_batch_tokens,
+        turn_tokens=turn_tokens,
+    )
+    max_tokens = 16 * BLOCK_SIZE - prompt_tokens
+
+    def refill() -> None:
+        num_live = owners(rig.live)
+        for n in range(num_greedy):
+            for _ in range(num_each - num_live[f"g{n}"]):
+                rig.add("x" * prompt_tokens, owner=f"g{n}", max_tokens=max_tokens)
+
+    for _ in range(num_steps_before):
+        refill()
+        rig.step()
+    one = rig.add("o" * prompt_tokens, owner="one", max_tokens=max_tokens)
+    # Each caller may have a turn before it: it reads a prompt of at most 64 tokens again, beside
+    # others that decode, and says its four.
+    turn_steps = 64 // (max_batch_tokens - max_num_seqs) + 1 + turn_tokens
+    bound = (num_greedy + 1) * turn_steps + prompt_tokens
+    for _ in range(bound):
+        refill()
+        rig.step()
+        if one.output_ids:
+            break
+    assert one.output_ids, f"not in {bound} steps"
