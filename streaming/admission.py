@@ -40,9 +40,17 @@ class PreparedRequest:
 
 
 class Admission:
-    """Checks requests against the served model; knows nothing of load."""
+    """Checks requests against the served model; knows nothing of load.
 
-    def __init__(self, backend: Backend) -> None:
+    Args:
+        backend: serves it.
+        max_priority: the highest priority that may be asked for.
+    """
+
+    def __init__(
+        self, backend: Backend, *, max_priority: int = GenerationRequest.max_priority
+    ) -> None:
+        self._max_priority = max_priority
         self._info = backend.info
         self._tokenizer = backend.tokenizer
         self._grammars = backend.grammars
@@ -58,6 +66,12 @@ class Admission:
         info, prompt, params = self._info, request.prompt, request.params
         if request.model is not None and request.model != info.model_id:
             raise ModelNotFound(model=request.model, served=info.model_id)
+        if request.priority > self._max_priority:
+            raise InvalidRequest(
+                param="priority",
+                reason=f"must be at most {self._max_priority} on this server "
+                f"(got {request.priority})",
+            )
         if isinstance(prompt, ChatPrompt) and not info.has_chat_template:
             raise InvalidRequest(
                 param=prompt.param,

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
 from streaming.admission import Admission, PreparedRequest
 from streaming.backend import Backend, ModelInfo, Tokenizer
+from streaming.capacity import Capacity
 from streaming.config import EngineConfig
 from streaming.engine import Engine
 from streaming.engine_thread import EngineThread
@@ -26,23 +27,23 @@ from streaming.errors import (
     DeadlineExceeded,
     EngineFailure,
     GenerationNotFound,
-    InvalidRequest,
     Overloaded,
     ShuttingDown,
 )
 from streaming.followers import Followers
 from streaming.generation import Failed, Generation
 from streaming.reader import Reader
-from streaming.request import GenerationRequest
+from streaming.request import ANYONE, GenerationRequest
 from streaming.store import LogStore
+from streaming.tokenizer_queue import TokenizerQueue
 from streaming.watchdog import PATIENCE_S, Watchdog
 from streaming.worker_pool import WorkerPool
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_DEFAULT_RETRY_AFTER_S = 1.0
-"""Said to a refused caller before a throughput has been measured."""
+_RETRY_AFTER_S = 1.0
+"""Said at shutdown: when another server answers, nobody here knows."""
 _WATCH_PERIOD_S = 0.25
 """Time between two looks at the engine's thread."""
 _MAX_STUCK_TOKENIZERS = 4
@@ -75,7 +76,7 @@ class AsyncEngine:
     ) -> None:
         self._backend = backend
         self._config = config or EngineConfig()
-        self._admission = Admission(backend)
+        self._admission = Admission(backend, max_priority=self._config.max_priority)
         self._engine = Engine(backend.runner)
         self._store = LogStore[Generation](
             retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
@@ -91,8 +92,21 @@ class AsyncEngine:
         self._tokenizer_pool = WorkerPool(
             self._config.num_tokenizer_threads, name="tokenwire-tokenizer"
         )
+        self._tokenizing = TokenizerQueue(
+            self._tokenizer_pool,
+            num_threads=self._config.num_tokenizer_threads,
+            check=self._check_alive,
+        )
+        self._capacity = Capacity(
+            self._config,
+            max_running=backend.runner.max_num_seqs,
+            open_logs=lambda: self._store.open_logs,
+            tokenizing=lambda: self._tokenizing.num_requests,
+            tokenizing_places=lambda: self._tokenizing.places,
+            displace=self._displace,
+            outlook=lambda: self._engine.outlook,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._num_tokenizing = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_closed = False
@@ -172,16 +186,23 @@ class AsyncEngine:
             CapacityError: there is no room for all of them now.
             EngineFailure: the engine is dead.
         """
-        self._check_capacity(num_requests=len(requests))  # cheaper than a look at the requests
+        if not requests:
+            return []
+        owner = requests[0].owner
+        assert all(request.owner == owner for request in requests)
+        self._check_alive()
+        self._capacity.check(owner, num_requests=len(requests))  # cheaper than a look at them
         for request in requests:
             self._admission.check(request)
         prepared = await self._work(
             lambda: self._admission.prepare(requests, checkpoint=self._check_alive),
+            owner=owner,
             num_requests=len(requests),
             timeout_s=min(request.timeout_s or math.inf for request in requests),
         )
-        self._check_capacity(
-            num_requests=len(requests), prompts=[each.prompt_ids for each in prepared]
+        self._check_alive()
+        self._capacity.admit(
+            owner, num_requests=len(requests), prompts=[each.prompt_ids for each in prepared]
         )
         return [self._enqueue(each) for each in prepared]
 
@@ -194,21 +215,26 @@ class AsyncEngine:
             EngineFailure: the engine is dead.
         """
         self._admission.check(request)
-        encoded = await self._work(lambda: self._admission.encode_unbounded(request.prompt))
+        encoded = await self._work(
+            lambda: self._admission.encode_unbounded(request.prompt), owner=request.owner
+        )
         return encoded.token_ids
 
-    async def detokenize(self, token_ids: SequenceOf[int], *, param: str) -> str:
+    async def detokenize(
+        self, token_ids: SequenceOf[int], *, param: str, owner: str = ANYONE
+    ) -> str:
         """Return the text of tokens, special ones left out.
 
         Args:
             param: the field that the tokens came in.
+            owner: the caller.
 
         Raises:
             InvalidRequest: the model does not have one of them.
             CapacityError: as many prompts as may wait are being tokenised.
             EngineFailure: the engine is dead.
         """
-        return await self._work(lambda: self._admission.decode(param, token_ids))
+        return await self._work(lambda: self._admission.decode(param, token_ids), owner=owner)
 
     def find(self, generation_id: str, *, owner: str) -> Generation:
         """Return a log that can still be read.
@@ -260,6 +286,7 @@ class AsyncEngine:
         """Refuse new work, end what waits, and give what runs `deadline_s` seconds to end."""
         self.is_shutting_down = True
         error = self._shutting_down()
+        self._tokenizing.fail_waiting(error)
         self._tokenizer_pool.fail_all(error)
         for generation in self._store.open_logs:
             if generation.started is None:
@@ -300,71 +327,35 @@ class AsyncEngine:
     # On the event loop.
 
     async def _work(
-        self, work: Callable[[], T], *, num_requests: int = 1, timeout_s: float = math.inf
+        self,
+        work: Callable[[], T],
+        *,
+        owner: str,
+        num_requests: int = 1,
+        timeout_s: float = math.inf,
     ) -> T:
         """Run `work` on a tokenizer thread, counted as so many waiting requests until it is done.
 
-        Also where its caller leaves before: it stays in the threads' queue, with its prompt, and
-        callers that come and go would fill that.
-
         Raises:
+            CapacityError: there is no room for so many, or a caller that holds less has taken it.
             DeadlineExceeded: it takes longer than `timeout_s`, or than any request may.
             EngineFailure: it hangs.
         """
-        self._check_capacity(num_requests=num_requests)
+        self._check_alive()
         assert self._loop is not None, "the engine has not been started"
-        is_wanted = True
-
-        def settle(job: asyncio.Future[T | None]) -> None:
-            self._num_tokenizing -= num_requests
-            job.exception()  # nobody may be left to look at it
-
-        self._num_tokenizing += num_requests
-        job = asyncio.wrap_future(
-            self._tokenizer_pool.submit(lambda: work() if is_wanted else None), loop=self._loop
-        )
-        job.add_done_callback(settle)
+        self._capacity.admit(owner, num_requests=num_requests)
         timeout_s = min(timeout_s, self._config.request_timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                return cast(T, await asyncio.shield(job))
+                return await self._tokenizing.run(work, owner=owner, num_requests=num_requests)
         except TimeoutError as error:
             raise DeadlineExceeded(timeout_s=timeout_s) from error
-        finally:
-            is_wanted = False
 
     def _check_alive(self) -> None:
         if self.has_failed:
             raise EngineFailure
         if self.is_shutting_down:
             raise self._shutting_down()
-
-    def _check_capacity(
-        self, *, num_requests: int, prompts: SequenceOf[SequenceOf[int]] = ()
-    ) -> None:
-        self._check_alive()
-        config = self._config
-        num_waiting = self.stats.num_waiting + self._num_tokenizing
-        if num_waiting + num_requests > config.max_waiting_requests:
-            raise Overloaded(
-                num_waiting=num_waiting,
-                max_waiting=config.max_waiting_requests,
-                retry_after_s=self._retry_after_s(),
-            )
-        waiting = (log for log in self._store.open_logs if log.started is None)
-        num_tokens = sum(log.prompt_tokens for log in waiting) if prompts else 0
-        num_new_tokens, max_tokens = sum(map(len, prompts)), config.max_waiting_tokens
-        # A prompt of any length may wait alone; to all choices of it, admission gives one list.
-        if num_new_tokens > max_tokens and any(prompt is not prompts[0] for prompt in prompts):
-            reason = f"{num_new_tokens} tokens in all are more than the {max_tokens} that may wait"
-            raise InvalidRequest(param="prompt", reason=reason)
-        if num_tokens and num_tokens + num_new_tokens > max_tokens:
-            raise Overloaded(
-                num_waiting=num_tokens,
-                max_waiting=max_tokens,
-                retry_after_s=self._retry_after_s(),
-                unit="prompt tokens",
-            )
 
     def _enqueue(self, prepared: PreparedRequest) -> Generation:
         sequence = self._admission.to_sequence(prepared, timeout_s=self._config.request_timeout_s)
@@ -377,11 +368,13 @@ class AsyncEngine:
         self._thread.put(lambda: self._engine.add(sequence))
         return generation
 
-    def _retry_after_s(self) -> float:
-        return self._engine.estimated_wait_s or _DEFAULT_RETRY_AFTER_S
-
     def _shutting_down(self) -> ShuttingDown:
-        return ShuttingDown(retry_after_s=_DEFAULT_RETRY_AFTER_S)
+        return ShuttingDown(retry_after_s=_RETRY_AFTER_S)
+
+    def _displace(self, generation: Generation, error: Overloaded) -> None:
+        generation_id = generation.generation_id
+        self._watchdog.expect_end(generation, due_at=time.monotonic(), error=error)
+        self._thread.put(lambda: self._engine.displace(generation_id, error))
 
     def _set_detached(self, generation_id: str, is_detached: bool) -> None:
         self._thread.put(lambda: self._engine.set_detached(generation_id, is_detached=is_detached))
@@ -422,6 +415,7 @@ class AsyncEngine:
     async def _end_all(self) -> None:
         """End all logs, on the engine's thread if that still listens."""
         error = self._shutting_down()
+        self._tokenizing.fail_waiting(error)
         self._tokenizer_pool.fail_all(error)
         self._thread.put(lambda: self._engine.fail_all(error))
         try:

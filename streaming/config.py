@@ -60,7 +60,14 @@ class EngineConfig:
 
     Attributes:
         max_waiting_requests: requests that may wait for their first step.
+        max_waiting_requests_per_caller: what one caller may have of them; None is all.
         max_waiting_tokens: prompt tokens that may wait with them; a longer prompt waits alone.
+        max_waiting_tokens_per_caller: what one caller may have of them; None is all.
+        max_generations: generations that may be open, running, preempted and waiting; None is as
+            many as may run and wait.
+        max_generations_per_caller: what one caller may have of them; None is all.
+        max_priority: the highest priority that a request may ask for. It goes before all lower ones
+            of other callers, so by default nobody may ask for more than the ordinary 0.
         request_timeout_s: a generation that runs longer is ended with an error.
         step_timeout_s: a step that takes longer hangs, and the engine with it: it fails for good.
             A prompt whose tokenisation takes longer is given up.
@@ -71,7 +78,12 @@ class EngineConfig:
     """
 
     max_waiting_requests: int = 256
+    max_waiting_requests_per_caller: int | None = None
     max_waiting_tokens: int = 1_000_000
+    max_waiting_tokens_per_caller: int | None = None
+    max_generations: int | None = None
+    max_generations_per_caller: int | None = None
+    max_priority: int = 0
     request_timeout_s: float = 600.0
     step_timeout_s: float = 120.0
     retention_s: float = 300.0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from streaming.backend import Batch, FailedRow, ModelRunner, SampledToken
 from streaming.errors import EngineFailure, RequestError, StreamingError
@@ -13,12 +15,15 @@ from streaming.kv_cache import KVCache
 from streaming.scheduler import Scheduler
 from streaming.sequence import Sequence
 from streaming.step_pacer import StepPacer
-from streaming.wait_estimator import WaitEstimator
+from streaming.wait_estimator import Outlook, WaitEstimator
 
 logger = logging.getLogger(__name__)
 
 _QUEUE_UPDATE_S = 1.0
-"""Waiting requests learn of a new estimate this often, and of a new position at once."""
+"""Waiting requests learn of a new estimate this often, and all of them are looked at."""
+_RANKED_PER_STEP = 64
+"""Waiting requests that a step may rank, on the average, to tell of new positions sooner: so a
+queue of this length learns of them at once, and a long one costs no step more than a short one."""
 MAX_FAILED_STEPS = 5
 """So many failed steps in a row mean that the model is broken, as it is after a CUDA error."""
 
@@ -50,8 +55,12 @@ class Engine:
         self._queue_changed = False
         self._queue_updated_at = -_QUEUE_UPDATE_S
         self._num_failed_steps = 0
-        self.estimated_wait_s: float | None = None
-        """How long a request that came now would wait, as of the last look at the queue."""
+        self._num_rankable = 0
+        self._looked_at = -_QUEUE_UPDATE_S
+        self._next_deadline_at = math.inf
+        """No live sequence is overdue before."""
+        self.outlook: Outlook | None = None
+        """When requests will begin and end, as of the last look at the queue."""
 
     @property
     def has_work(self) -> bool:
@@ -62,6 +71,7 @@ class Engine:
     def add(self, sequence: Sequence) -> None:
         self._sequences[sequence.generation_id] = sequence
         self._scheduler.add(sequence)
+        self._next_deadline_at = min(self._next_deadline_at, sequence.deadline_at)
         self._queue_changed = True
 
     def cancel(self, generation_id: str) -> None:
@@ -75,6 +85,12 @@ class Engine:
         if sequence := self._sequences.get(generation_id):
             sequence.fail(error, at=self._clock())
             self._retire(sequence)
+
+    def displace(self, generation_id: str, error: StreamingError) -> None:
+        """End a sequence that has not begun; one that has is left alone: it holds no place."""
+        sequence = self._sequences.get(generation_id)
+        if sequence is not None and sequence.generation.started is None:
+            self.fail(generation_id, error)
 
     @property
     def num_preemptions(self) -> int:
@@ -175,13 +191,25 @@ class Engine:
         self.fail(sequence.generation_id, row.error or EngineFailure())
 
     def _end_overdue(self) -> None:
+        """Take out what is overdue, or was ended by the event loop while this thread was stuck.
+
+        Those that wait are looked at only where one of them is overdue, and once in a while: the
+        loop ends nothing in a step that takes less time than that.
+        """
         now = self._clock()
-        for sequence in tuple(self._sequences.values()):
-            if sequence.generation.is_ended:  # by the event loop, while this thread was stuck
+        looks_at_all = now >= min(self._next_deadline_at, self._looked_at + _QUEUE_UPDATE_S)
+        for sequence in (
+            tuple(self._sequences.values()) if looks_at_all else self._scheduler.running
+        ):
+            if sequence.generation.is_ended:
                 sequence.drop()
                 self._retire(sequence)
             elif sequence.deadline_at <= now:
                 self.fail(sequence.generation_id, sequence.deadline_error)
+        if looks_at_all:
+            self._looked_at = now
+            deadlines = (sequence.deadline_at for sequence in self._sequences.values())
+            self._next_deadline_at = min(deadlines, default=math.inf)
 
     def _retire(self, sequence: Sequence) -> None:
         """Take an ended sequence out of everything that holds it."""
@@ -196,12 +224,18 @@ class Engine:
 
     def _tell_waiting(self) -> None:
         now = self._clock()
-        if not self._queue_changed and now - self._queue_updated_at < _QUEUE_UPDATE_S:
+        self._num_rankable += _RANKED_PER_STEP
+        is_worth_it = self._queue_changed and self._scheduler.num_waiting <= self._num_rankable
+        if not is_worth_it and now - self._queue_updated_at < _QUEUE_UPDATE_S:
             return
         self._queue_changed = False
         self._queue_updated_at = now
-        waiting = self._scheduler.waiting
-        *waits_s, self.estimated_wait_s = self._estimator.waits_s(self._scheduler.running, waiting)
+        self._num_rankable = 0
+        running, waiting = self._scheduler.running, self._scheduler.waiting
+        self.outlook = self._estimator.outlook(running, waiting, at=now)
+        waits_s: Iterable[float | None] = itertools.repeat(None, len(waiting))
+        if self.outlook is not None:
+            waits_s = (each.begins_in_s for each in self.outlook.expected[len(running) :])
         for position, (sequence, wait_s) in enumerate(zip(waiting, waits_s, strict=True)):
             generation = sequence.generation
             queued = Queued(position, wait_s)

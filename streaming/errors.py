@@ -11,6 +11,7 @@ StreamingError              never raised itself; each leaf has a stable `code`
 │   └── DeadlineExceeded    the generation ran longer than it may
 ├── CapacityError           nothing is wrong with the request; try later
 │   ├── Overloaded          the queue is full
+│   ├── CallerLimitReached  this caller has as much as one caller may
 │   └── ShuttingDown        the server is going away
 ├── EngineFailure           the step that ran this request failed
 └── ModelLoadError          at start: the model cannot be served
@@ -144,22 +145,58 @@ class DeadlineExceeded(RequestError):
 
 
 class Overloaded(CapacityError):
-    """The queue is full; `retry_after_s` estimates when it has room."""
+    """The queue is full; `retry_after_s` estimates when it has room.
+
+    Args:
+        unit: of `num_waiting` and `max_waiting`; "generations" are open, all else is waiting.
+        gave_way: the request was waiting, and a caller that holds less has its place now.
+    """
 
     code = "overloaded"
 
     def __init__(
-        self, *, num_waiting: int, max_waiting: int, retry_after_s: float, unit: str = "requests"
+        self,
+        *,
+        num_waiting: int,
+        max_waiting: int,
+        retry_after_s: float,
+        unit: str = "requests",
+        gave_way: bool = False,
     ) -> None:
         self.num_waiting = num_waiting
         self.max_waiting = max_waiting
         self.retry_after_s = retry_after_s
         self.unit = unit
-        super().__init__(num_waiting, max_waiting, retry_after_s, unit)
+        self.gave_way = gave_way
+        super().__init__(num_waiting, max_waiting, retry_after_s, unit, gave_way)
+
+    def __str__(self) -> str:
+        state = "open" if self.unit == "generations" else "waiting"
+        reason = f"{self.num_waiting} {self.unit} are {state}, of at most {self.max_waiting}"
+        if self.gave_way:
+            reason += ", and this one gave its place to a caller that has fewer"
+        return f"{reason}; try again later."
+
+
+class CallerLimitReached(CapacityError):
+    """The caller has as much as one caller may; `retry_after_s` estimates when it has less.
+
+    Args:
+        unit: what is counted, such as "waiting requests".
+    """
+
+    code = "rate_limited"
+
+    def __init__(self, *, num_held: int, max_held: int, unit: str, retry_after_s: float) -> None:
+        self.num_held = num_held
+        self.max_held = max_held
+        self.unit = unit
+        self.retry_after_s = retry_after_s
+        super().__init__(num_held, max_held, unit, retry_after_s)
 
     def __str__(self) -> str:
         return (
-            f"{self.num_waiting} {self.unit} are waiting, of at most {self.max_waiting}; "
+            f"You have {self.num_held} {self.unit}, of at most {self.max_held} for one caller; "
             "try again later."
         )
 

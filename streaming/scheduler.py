@@ -77,6 +77,10 @@ class Scheduler:
         yield from self._queue
 
     @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
     def waiting(self) -> tuple[Sequence, ...]:
         """Waiting sequences, the next one first."""
         return tuple(self._queue)

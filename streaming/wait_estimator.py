@@ -1,13 +1,37 @@
-"""How long a queued request will wait, from the throughput measured so far."""
+"""When queued requests will begin and end, from the throughput measured so far."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
+from streaming.generation import Generation
 from streaming.sequence import Sequence
 
 _WEIGHT = 0.05
 """What of the past each new value displaces: about the last twenty count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """When a generation is expected to begin and to end, in seconds from the outlook's moment."""
+
+    generation: Generation
+    begins_in_s: float
+    ends_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What is expected of all open generations, as of `at` in monotonic seconds.
+
+    Running ones come first, then those that wait, the next one first. Immutable, so any thread may
+    read it.
+    """
+
+    at: float
+    expected: tuple[Expected, ...]
 
 
 class WaitEstimator:
@@ -31,21 +55,37 @@ class WaitEstimator:
     def observe_end(self, *, num_tokens: int) -> None:
         self._completion_tokens = _mix(self._completion_tokens, num_tokens)
 
-    def waits_s(
-        self, running: Iterable[Sequence], waiting: Iterable[Sequence]
-    ) -> list[float | None]:
-        """Return how long each of `waiting` will wait, and last, how long one that came now would.
+    def outlook(
+        self, running: SequenceOf[Sequence], waiting: SequenceOf[Sequence], *, at: float
+    ) -> Outlook | None:
+        """Return when each will begin and end; None before the first measurement.
 
-        All are None before the first measurement.
+        As many as run now are taken to run then, and all of them to be served alike: who waits
+        begins when one ends.
+
+        Args:
+            waiting: the next one first.
+            at: this moment, in monotonic seconds.
         """
-        num_tokens = sum(self._expected_tokens(sequence) for sequence in running)
-        num_ahead = [num_tokens]
-        for sequence in waiting:
-            num_tokens += self._expected_tokens(sequence)
-            num_ahead.append(num_tokens)
         if not self._num_tokens:
-            return [None] * len(num_ahead)
-        return [num_tokens * self._duration_s / self._num_tokens for num_tokens in num_ahead]
+            return None
+        num_places = max(1, len(running))
+        token_s = num_places * self._duration_s / self._num_tokens
+        """Seconds for one token of each that runs."""
+        tokens_left = [self._expected_tokens(sequence) for sequence in running]
+        expected = [
+            Expected(sequence.generation, 0.0, num_tokens * token_s)
+            for sequence, num_tokens in zip(running, tokens_left, strict=True)
+        ]
+        # What each place has to say until it is free, the next one first.
+        places = [*tokens_left, *[0.0] * (num_places - len(running))]
+        heapq.heapify(places)
+        for sequence in waiting:
+            begins = places[0]
+            ends = begins + self._expected_tokens(sequence)
+            heapq.heapreplace(places, ends)
+            expected.append(Expected(sequence.generation, begins * token_s, ends * token_s))
+        return Outlook(at, tuple(expected))
 
     def _expected_tokens(self, sequence: Sequence) -> float:
         """Return the tokens still to come: the limit, or less where answers were shorter so far."""

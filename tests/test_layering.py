@@ -33,8 +33,8 @@ STREAMING_RANKS = (
     {"sequence", "chat_format"},
     {"backend", "fair_queue"},
     {"scheduler", "wait_estimator", "backends"},
-    {"engine", "admission", "followers", "watchdog"},
-    {"engine_thread"},
+    {"engine", "admission", "followers", "watchdog", "capacity"},
+    {"engine_thread", "tokenizer_queue"},
     {"async_engine"},
     {""},  # the public face
 )

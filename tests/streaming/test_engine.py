@@ -499,13 +499,14 @@ def test_a_place_moves_up_when_one_before_it_leaves():
 
 def test_the_wait_is_estimated_from_what_was_measured():
     rig = Rig(max_num_seqs=1)
-    assert rig.engine.estimated_wait_s is None
+    assert rig.engine.outlook is None
     rig.add("a" * 200, params=SamplingParams(max_tokens=10))
     first = rig.add("b", params=SamplingParams(max_tokens=20))
     second = rig.add("c")
     rig.step()  # one token in half a second, so nine more take 4.5 s, and twenty take 10 s
     assert (first.queued, second.queued) == (Queued(0, 4.5), Queued(1, 14.5))
-    assert rig.engine.estimated_wait_s == 64.5
+    assert rig.engine.outlook is not None
+    assert rig.engine.outlook.expected[-1].ends_in_s == 64.5
 
 
 def test_a_new_estimate_is_told_once_a_second_and_a_new_place_at_once():
@@ -525,6 +526,41 @@ def test_who_keeps_place_and_estimate_is_told_nothing():
     assert rig.step() == ["gen_0", "gen_1"]
     rig.add("c")
     assert rig.step() == ["gen_0", "gen_2"]
+
+
+def test_a_long_queue_is_ranked_no_oftener_than_its_length_allows():
+    """Each step that changes the queue would rank all of it, and cost as much as it is long."""
+    rig = Rig(max_num_seqs=1, step_s=0.001)
+    for _ in range(640):
+        rig.add("a")  # so one ends every other step
+    steps = [sum(log.startswith("gen_") for log in rig.step()) > 100 for _ in range(101)]
+    assert [n for n, has_told_all in enumerate(steps) if has_told_all] == [
+        0,
+        10,
+        20,
+        30,
+        40,
+        50,
+        60,
+        70,
+        80,
+        90,
+        100,
+    ]
+
+
+def test_only_an_overdue_sequence_makes_a_step_look_at_deadlines():
+    rig = Rig(max_num_seqs=1)
+    rig.add("a" * 50, timeout_s=100.0)
+    rig.add("b", timeout_s=4.0)
+    for _ in range(7):
+        rig.step()
+    assert rig.endings == ["open", "open"]
+    assert rig.engine._next_deadline_at == 4.0
+    rig.step()
+    rig.step()
+    assert rig.endings == ["open", "timeout"]
+    assert rig.engine._next_deadline_at == 100.0
 
 
 # With a cache.

@@ -8,6 +8,7 @@ import pytest
 
 from streaming import errors
 from streaming.errors import (
+    CallerLimitReached,
     CapacityError,
     CursorLost,
     DeadlineExceeded,
@@ -86,6 +87,25 @@ TABLE = [
         "overloaded",
         None,
         "5 prompt tokens are waiting, of at most 9; try again later.",
+    ),
+    (
+        Overloaded(num_waiting=7, max_waiting=7, retry_after_s=2.0, unit="generations"),
+        "overloaded",
+        None,
+        "7 generations are open, of at most 7; try again later.",
+    ),
+    (
+        Overloaded(num_waiting=7, max_waiting=7, retry_after_s=2.0, gave_way=True),
+        "overloaded",
+        None,
+        "7 requests are waiting, of at most 7, and this one gave its place to a caller that has "
+        "fewer; try again later.",
+    ),
+    (
+        CallerLimitReached(num_held=3, max_held=4, unit="waiting requests", retry_after_s=2.0),
+        "rate_limited",
+        None,
+        "You have 3 waiting requests, of at most 4 for one caller; try again later.",
     ),
     (ShuttingDown(retry_after_s=1.0), "shutting_down", None, "The server is shutting down."),
     (

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import pytest
 
+from streaming.sequence import Sequence
 from streaming.wait_estimator import WaitEstimator
 from tests.support import make_sequence
+
+
+def waits_s(
+    estimator: WaitEstimator, running: list[Sequence], waiting: list[Sequence]
+) -> list[float | None]:
+    """Return how long each that waits will do so, and last, how long one that came now would."""
+    newcomer = make_sequence("newcomer")
+    outlook = estimator.outlook(running, [*waiting, newcomer], at=0.0)
+    if outlook is None:
+        return [None] * (len(waiting) + 1)
+    return [expected.begins_in_s for expected in outlook.expected[len(running) :]]
 
 
 class CountedLook:
     """Stands for a sequence; counts how often its rest is looked at."""
 
     output_ids = ()
+    generation = None
 
     def __init__(self) -> None:
         self.num_looks = 0
@@ -25,16 +38,16 @@ class CountedLook:
 def test_before_the_first_measurement_nobody_knows():
     estimator = WaitEstimator()
     a, b = make_sequence("a"), make_sequence("b")
-    assert estimator.waits_s([], []) == [None]
-    assert estimator.waits_s([a], [b]) == [None, None]
+    assert waits_s(estimator, [], []) == [None]
+    assert waits_s(estimator, [a], [b]) == [None, None]
 
 
 def test_everything_ahead_counts_at_the_measured_rate():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=20, duration_s=2.0)
     running, first, second = (make_sequence(max_tokens=num) for num in (50, 30, 20))
-    assert estimator.waits_s([], []) == [0.0]
-    assert estimator.waits_s([running], [first, second]) == [5.0, 8.0, 10.0]
+    assert waits_s(estimator, [], []) == [0.0]
+    assert waits_s(estimator, [running], [first, second]) == [5.0, 8.0, 10.0]
 
 
 def test_what_has_been_said_is_no_longer_ahead():
@@ -43,7 +56,7 @@ def test_what_has_been_said_is_no_longer_ahead():
     running = make_sequence(max_tokens=50)
     for _ in range(20):
         running.append(ord("x"), at=0.0)
-    assert estimator.waits_s([running], []) == [3.0]
+    assert waits_s(estimator, [running], []) == [3.0]
 
 
 def test_answers_that_were_shorter_than_allowed_make_the_wait_shorter():
@@ -51,8 +64,8 @@ def test_answers_that_were_shorter_than_allowed_make_the_wait_shorter():
     estimator.observe_step(num_tokens=10, duration_s=1.0)
     estimator.observe_end(num_tokens=30)
     long, short = make_sequence(max_tokens=1000), make_sequence(max_tokens=20)
-    assert estimator.waits_s([long], []) == [3.0]
-    assert estimator.waits_s([short], []) == [2.0]
+    assert waits_s(estimator, [long], []) == [3.0]
+    assert waits_s(estimator, [short], []) == [2.0]
 
 
 def test_an_answer_longer_than_expected_still_takes_a_token():
@@ -62,7 +75,7 @@ def test_an_answer_longer_than_expected_still_takes_a_token():
     running = make_sequence(max_tokens=50)
     for _ in range(5):
         running.append(ord("x"), at=0.0)
-    assert estimator.waits_s([running], []) == [0.1]
+    assert waits_s(estimator, [running], []) == [0.1]
 
 
 def test_the_time_of_steps_that_only_read_a_prompt_counts():
@@ -71,14 +84,14 @@ def test_the_time_of_steps_that_only_read_a_prompt_counts():
     for _ in range(100):  # answers of two tokens, the first one after seven steps without any
         for num_tokens in (*[0] * 7, 1, 1):
             estimator.observe_step(num_tokens=num_tokens, duration_s=1.0)
-        assert estimator.waits_s([running], []) == [pytest.approx(90.0, rel=0.05)]
+        assert waits_s(estimator, [running], []) == [pytest.approx(90.0, rel=0.05)]
 
 
 @pytest.mark.parametrize(("num_tokens", "duration_s"), [(0, 1.0), (5, 0.0)])
 def test_a_step_without_tokens_or_time_measures_nothing(num_tokens: int, duration_s: float):
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=num_tokens, duration_s=duration_s)
-    assert estimator.waits_s([], []) == [None]
+    assert waits_s(estimator, [], []) == [None]
 
 
 def test_the_mean_follows_a_change_without_jumping():
@@ -87,12 +100,12 @@ def test_the_mean_follows_a_change_without_jumping():
         estimator.observe_step(num_tokens=10, duration_s=1.0)
     running = make_sequence(max_tokens=100)
     estimator.observe_step(num_tokens=100, duration_s=1.0)
-    [after_one] = estimator.waits_s([running], [])
+    [after_one] = waits_s(estimator, [running], [])
     assert after_one is not None
     assert 5.0 < after_one < 10.0
     for _ in range(200):
         estimator.observe_step(num_tokens=100, duration_s=1.0)
-    assert estimator.waits_s([running], []) == [pytest.approx(1.0, rel=0.01)]
+    assert waits_s(estimator, [running], []) == [pytest.approx(1.0, rel=0.01)]
 
 
 def test_each_sequence_is_looked_at_once_however_long_the_queue():
@@ -100,6 +113,23 @@ def test_each_sequence_is_looked_at_once_however_long_the_queue():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=10, duration_s=1.0)
     queue = [CountedLook() for _ in range(256)]
-    waits_s = estimator.waits_s([], queue)  # type: ignore[arg-type]
-    assert waits_s == [float(n) for n in range(257)]
+    assert waits_s(estimator, [], queue) == [  # type: ignore[arg-type]
+        float(n) for n in range(257)
+    ]
     assert [look.num_looks for look in queue] == [1] * 256
+
+
+def test_who_waits_begins_when_the_first_of_those_that_run_ends():
+    estimator = WaitEstimator()
+    estimator.observe_step(num_tokens=20, duration_s=2.0)  # two at once, a token in 0.2 s each
+    running = [make_sequence(max_tokens=num) for num in (50, 10)]
+    waiting = [make_sequence(max_tokens=num) for num in (15, 30)]
+    outlook = estimator.outlook(running, waiting, at=7.0)
+    assert outlook is not None
+    assert outlook.at == 7.0
+    begins = [expected.begins_in_s for expected in outlook.expected]
+    ends = [expected.ends_in_s for expected in outlook.expected]
+    assert begins == pytest.approx([0.0, 0.0, 2.0, 5.0])
+    assert ends == pytest.approx([10.0, 2.0, 5.0, 11.0])
+    logs = [sequence.generation for sequence in (*running, *waiting)]
+    assert [expected.generation for expected in outlook.expected] == logs
