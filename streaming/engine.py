@@ -20,7 +20,10 @@ from streaming.wait_estimator import Outlook, WaitEstimator
 logger = logging.getLogger(__name__)
 
 _QUEUE_UPDATE_S = 1.0
-"""Waiting requests learn of a new estimate this often, and all of them are looked at."""
+"""Waiting requests learn of a new estimate this often."""
+_LOOK_S = 0.5
+"""Waiting requests are looked at this often, in case the event loop has ended them. It does so only
+in steps that take longer, so those that it ends never run."""
 _RANKED_PER_STEP = 64
 """Waiting requests that a step may rank, on the average, to tell of new positions sooner: so a
 queue of this length learns of them at once, and a long one costs no step more than a short one."""
@@ -56,7 +59,7 @@ class Engine:
         self._queue_updated_at = -_QUEUE_UPDATE_S
         self._num_failed_steps = 0
         self._num_rankable = 0
-        self._looked_at = -_QUEUE_UPDATE_S
+        self._looked_at = -_LOOK_S
         self._next_deadline_at = math.inf
         """No live sequence is overdue before."""
         self.outlook: Outlook | None = None
@@ -175,7 +178,9 @@ class Engine:
             self._touched[sequence.generation_id] = sequence.generation
             if sequence.is_ended:
                 self._retire(sequence)
-        self._estimator.observe_step(num_tokens=len(tokens), duration_s=duration_s)
+        self._estimator.observe_step(
+            num_tokens=len(tokens), duration_s=duration_s, num_running=len(batch.chunks)
+        )
 
     def _append(self, sequence: Sequence, token: SampledToken, *, at: float) -> None:
         if token.prompt_logprobs is not None:
@@ -191,13 +196,9 @@ class Engine:
         self.fail(sequence.generation_id, row.error or EngineFailure())
 
     def _end_overdue(self) -> None:
-        """Take out what is overdue, or was ended by the event loop while this thread was stuck.
-
-        Those that wait are looked at only where one of them is overdue, and once in a while: the
-        loop ends nothing in a step that takes less time than that.
-        """
+        """Take out what is overdue, or was ended by the event loop while this thread was stuck."""
         now = self._clock()
-        looks_at_all = now >= min(self._next_deadline_at, self._looked_at + _QUEUE_UPDATE_S)
+        looks_at_all = now >= min(self._next_deadline_at, self._looked_at + _LOOK_S)
         for sequence in (
             tuple(self._sequences.values()) if looks_at_all else self._scheduler.running
         ):

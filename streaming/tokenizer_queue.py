@@ -8,19 +8,17 @@ be taken back; what has begun is counted until it is done, whether or not anybod
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from streaming.capacity import Place
 from streaming.errors import EngineFailure, StreamingError
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -33,6 +31,11 @@ class _Job:
     is_counted: bool = True
 
 
+class Threads(Protocol):
+    def submit(self, work: Callable[[], T], /) -> Future[T]:
+        """Have `work` run on a thread."""
+
+
 class TokenizerQueue:
     """Runs work on threads, one piece of each caller after the other; on the event loop's thread.
 
@@ -42,7 +45,7 @@ class TokenizerQueue:
         check: called before each piece of work; what it raises ends all that waits.
     """
 
-    def __init__(self, threads: Executor, *, num_threads: int, check: Callable[[], None]) -> None:
+    def __init__(self, threads: Threads, *, num_threads: int, check: Callable[[], None]) -> None:
         self._threads = threads
         self._num_threads = num_threads
         self._check = check
@@ -102,7 +105,7 @@ class TokenizerQueue:
                 del self._waiting[owner]
             self._num_running += 1
             job.is_running = True
-            running = asyncio.get_running_loop().run_in_executor(self._threads, job.work)
+            running = asyncio.wrap_future(self._threads.submit(job.work))
             running.add_done_callback(partial(self._settle, job))
 
     def _settle(self, job: _Job, done: asyncio.Future[object]) -> None:
@@ -114,11 +117,8 @@ class TokenizerQueue:
             self._count_out(job)  # its caller has left
         elif error is None:
             job.result.set_result(done.result())
-        elif isinstance(error, Exception):
+        else:
             job.result.set_exception(error)
-        else:  # a panic below Python: it ends this request, and not whoever waits for it
-            logger.error("the tokenizer failed", exc_info=error)
-            job.result.set_exception(EngineFailure())
         self._begin()
 
     def _refusal(self) -> StreamingError | None:

@@ -35,21 +35,22 @@ class Outlook:
 
 
 class WaitEstimator:
-    """Recent tokens and the time that they took, and a running mean of completion lengths."""
+    """The pace of one sequence of late, and a running mean of completion lengths."""
 
     def __init__(self) -> None:
         self._num_tokens = 0.0
-        self._duration_s = 0.0
+        self._running_s = 0.0
+        """Seconds that these tokens took, counted once for each sequence that ran."""
         self._unyielding_s = 0.0
-        """Taken since the last token, by steps that only read prompts."""
+        """The same, since the last token, of steps that only read prompts."""
         self._completion_tokens: float | None = None
 
-    def observe_step(self, *, num_tokens: int, duration_s: float) -> None:
+    def observe_step(self, *, num_tokens: int, duration_s: float, num_running: int = 1) -> None:
         """Take a step; one that yields nothing is counted as part of the next one that does."""
-        self._unyielding_s += duration_s
+        self._unyielding_s += duration_s * num_running
         if num_tokens and self._unyielding_s > 0:
             self._num_tokens += num_tokens - _WEIGHT * self._num_tokens
-            self._duration_s += self._unyielding_s - _WEIGHT * self._duration_s
+            self._running_s += self._unyielding_s - _WEIGHT * self._running_s
             self._unyielding_s = 0.0
 
     def observe_end(self, *, num_tokens: int) -> None:
@@ -60,8 +61,8 @@ class WaitEstimator:
     ) -> Outlook | None:
         """Return when each will begin and end; None before the first measurement.
 
-        As many as run now are taken to run then, and all of them to be served alike: who waits
-        begins when one ends.
+        As many as run now are taken to run then, each at the pace of late: who waits begins when
+        one ends.
 
         Args:
             waiting: the next one first.
@@ -69,9 +70,8 @@ class WaitEstimator:
         """
         if not self._num_tokens:
             return None
+        token_s = self._running_s / self._num_tokens
         num_places = max(1, len(running))
-        token_s = num_places * self._duration_s / self._num_tokens
-        """Seconds for one token of each that runs."""
         tokens_left = [self._expected_tokens(sequence) for sequence in running]
         expected = [
             Expected(sequence.generation, 0.0, num_tokens * token_s)

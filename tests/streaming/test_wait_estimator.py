@@ -121,7 +121,7 @@ def test_each_sequence_is_looked_at_once_however_long_the_queue():
 
 def test_who_waits_begins_when_the_first_of_those_that_run_ends():
     estimator = WaitEstimator()
-    estimator.observe_step(num_tokens=20, duration_s=2.0)  # two at once, a token in 0.2 s each
+    estimator.observe_step(num_tokens=2, duration_s=0.2, num_running=2)
     running = [make_sequence(max_tokens=num) for num in (50, 10)]
     waiting = [make_sequence(max_tokens=num) for num in (15, 30)]
     outlook = estimator.outlook(running, waiting, at=7.0)
@@ -133,3 +133,11 @@ def test_who_waits_begins_when_the_first_of_those_that_run_ends():
     assert ends == pytest.approx([10.0, 2.0, 5.0, 11.0])
     logs = [sequence.generation for sequence in (*running, *waiting)]
     assert [expected.generation for expected in outlook.expected] == logs
+
+
+def test_a_crowd_that_leaves_takes_its_throughput_along():
+    """One alone is no faster than it was, only because many tokens came in each step before."""
+    estimator = WaitEstimator()
+    for _ in range(50):
+        estimator.observe_step(num_tokens=8, duration_s=0.1, num_running=8)
+    assert waits_s(estimator, [make_sequence(max_tokens=30)], []) == [pytest.approx(3.0)]
