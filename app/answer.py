@@ -20,15 +20,6 @@ from streaming import AsyncEngine, Generation, GenerationRequest
 MakeWriter = Callable[[AsyncEngine, Sequence[Generation]], ChoiceWriter]
 
 
-def max_choices(services: Services) -> int:
-    """Return how many choices one request may have.
-
-    A batch that could never be queued whole would be told to try again for ever.
-    """
-    settings = services.settings
-    return min(settings.max_choices, settings.max_waiting_requests)
-
-
 async def answer(
     request: Request,
     services: Services,

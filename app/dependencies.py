@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from app.auth import Authenticator, bearer_key
 from app.connections import ConnectionRegistry
 from app.errors import ErrorInfo, RequestRefused
+from app.request_limiter import RequestLimiter
 from app.responses.service import ResponseService
 from app.settings import Settings
 from streaming import AsyncEngine
@@ -30,6 +31,7 @@ class Services:
     engine: AsyncEngine
     authenticator: Authenticator
     connections: ConnectionRegistry
+    requests: RequestLimiter
     responses: ResponseService
     started_at: float
     """Monotonic seconds."""
@@ -47,14 +49,27 @@ ServicesDependency = Annotated[Services, Depends(get_services)]
 
 
 def get_caller(request: Request, services: ServicesDependency) -> str:
-    """Return who calls.
+    """Return who calls, and count the request, once however often this is asked.
 
     Raises:
-        RequestRefused: keys are set and the request has none of them.
+        RequestRefused: keys are set and the request has none of them; or the caller has made too
+            many requests of late.
     """
+    known: str | None = getattr(request.state, "caller", None)
+    if known is not None:
+        return known
     caller = services.authenticator.identify(bearer_key(request.headers.get("authorization")))
     if caller is None:
         raise RequestRefused(UNAUTHORIZED)
+    # Without keys all are one caller; the rate at least is each address's own.
+    is_open, address = services.authenticator.is_open, request.client
+    counted = address.host if is_open and address is not None else caller
+    if retry_after_s := services.requests.refused_for_s(counted):
+        message = f"Too many requests; try again in {retry_after_s:.2f} s."
+        raise RequestRefused(
+            ErrorInfo(code="rate_limited", message=message, retry_after_s=retry_after_s)
+        )
+    request.state.caller = caller
     return caller
 
 

@@ -18,6 +18,7 @@ from app.connections import ConnectionRegistry
 from app.dependencies import Services
 from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
+from app.request_limiter import RequestLimiter
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
 from app.routes import (
@@ -92,7 +93,17 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
             settings=settings,
             engine=served,
             authenticator=Authenticator(key.get_secret_value() for key in settings.api_keys),
-            connections=ConnectionRegistry(max_connections=settings.max_connections),
+            connections=ConnectionRegistry(
+                max_connections=settings.max_connections,
+                max_connections_per_caller=settings.caller_limits.max_connections,
+            ),
+            requests=RequestLimiter(
+                max_requests_per_s=settings.max_requests_per_s,
+                # A burst may open all that the caller may have.
+                max_burst_requests=max(
+                    settings.max_requests_per_s, settings.caller_limits.max_generations
+                ),
+            ),
             responses=service,
             started_at=time.monotonic(),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from streaming import BackendName, EngineConfig, ModelConfig
 _MODEL = ModelConfig()
 _ENGINE = EngineConfig()
 _PREFIX = "TOKENWIRE_"
+_SHARE = "without it, half where there are several API keys, else all"
 
 
 class ReasoningDialect(StrEnum):
@@ -34,6 +36,16 @@ def _check_log_level(value: str) -> str:
     if value.lower() not in levels:
         raise ValueError(f"must be one of {', '.join(levels)}")
     return value.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class CallerLimits:
+    """What one caller may have of each limit."""
+
+    max_connections: int
+    max_generations: int
+    max_waiting_requests: int
+    max_waiting_tokens: int
 
 
 class Settings(BaseSettings):
@@ -112,10 +124,38 @@ class Settings(BaseSettings):
     max_waiting_requests: int = Field(
         _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
     )
+    max_waiting_requests_per_caller: int | None = Field(
+        _ENGINE.max_waiting_requests_per_caller,
+        ge=1,
+        description=f"Of these, what one caller may have; {_SHARE}.",
+    )
     max_waiting_tokens: int = Field(
         _ENGINE.max_waiting_tokens,
         ge=1,
         description="Prompt tokens that may wait with them; a longer prompt waits alone.",
+    )
+    max_waiting_tokens_per_caller: int | None = Field(
+        _ENGINE.max_waiting_tokens_per_caller,
+        ge=1,
+        description=f"Of these, what one caller may have; {_SHARE}.",
+    )
+    max_generations: int | None = Field(
+        _ENGINE.max_generations,
+        ge=1,
+        description="Generations open at once, running and waiting; without it, `max_num_seqs` and "
+        "`max_waiting_requests` together.",
+    )
+    max_generations_per_caller: int | None = Field(
+        _ENGINE.max_generations_per_caller,
+        ge=1,
+        description=f"Of these, what one caller may have; {_SHARE}.",
+    )
+    max_priority: int = Field(
+        _ENGINE.max_priority,
+        ge=0,
+        le=100,
+        description="The highest `priority` that a request may ask for. It goes before the lower "
+        "ones of all callers, so raise it only where all of them are trusted.",
     )
     request_timeout_s: float = Field(
         _ENGINE.request_timeout_s, gt=0, description="A generation that runs longer is ended."
@@ -159,6 +199,9 @@ class Settings(BaseSettings):
     )
 
     max_connections: int = Field(1000, ge=1, description="WebSockets open at once.")
+    max_connections_per_caller: int | None = Field(
+        None, ge=1, description=f"Of these, what one caller may have; {_SHARE}."
+    )
     max_streams: int = Field(64, ge=1, description="Generations open at once on one WebSocket.")
     max_connection_s: float = Field(
         3600.0, gt=0, description="Age at which a WebSocket for responses takes no new work."
@@ -171,6 +214,12 @@ class Settings(BaseSettings):
     )
     max_messages_per_s: float = Field(
         50.0, gt=0, description="Messages that one WebSocket may send, on average over a second."
+    )
+    max_requests_per_s: float = Field(
+        100.0,
+        gt=0,
+        description="REST requests that one caller may make, on average over a second; without "
+        "API keys, one address.",
     )
     ping_interval_s: float = Field(20.0, gt=0, description="Time between pings to a WebSocket.")
     ping_timeout_s: float = Field(
@@ -199,6 +248,36 @@ class Settings(BaseSettings):
             )
         return self
 
+    @property
+    def caller_limits(self) -> CallerLimits:
+        """What one caller may have.
+
+        Half of everything, so that none can hold all of it; all where there are not several keys,
+        because the callers are one then. Addresses do not tell them apart: many people share one
+        behind a proxy, and one may have many.
+        """
+
+        def share(own: int | None, in_all: int) -> int:
+            if own is not None:
+                return min(own, in_all)
+            return in_all if len(self.api_keys) < 2 else max(1, in_all // 2)
+
+        max_generations = self.max_generations or self.max_num_seqs + self.max_waiting_requests
+        return CallerLimits(
+            max_connections=share(self.max_connections_per_caller, self.max_connections),
+            max_generations=share(self.max_generations_per_caller, max_generations),
+            max_waiting_requests=share(
+                self.max_waiting_requests_per_caller, self.max_waiting_requests
+            ),
+            max_waiting_tokens=share(self.max_waiting_tokens_per_caller, self.max_waiting_tokens),
+        )
+
+    @property
+    def max_choices_at_once(self) -> int:
+        """What one REST request may have; more could never be admitted, however long it waits."""
+        limits = self.caller_limits
+        return min(self.max_choices, limits.max_waiting_requests, limits.max_generations)
+
     def to_model_config(self) -> ModelConfig:
         return ModelConfig(
             model=self.model,
@@ -219,9 +298,15 @@ class Settings(BaseSettings):
         )
 
     def to_engine_config(self) -> EngineConfig:
+        limits = self.caller_limits
         return EngineConfig(
             max_waiting_requests=self.max_waiting_requests,
+            max_waiting_requests_per_caller=limits.max_waiting_requests,
             max_waiting_tokens=self.max_waiting_tokens,
+            max_waiting_tokens_per_caller=limits.max_waiting_tokens,
+            max_generations=self.max_generations,
+            max_generations_per_caller=limits.max_generations,
+            max_priority=self.max_priority,
             request_timeout_s=self.request_timeout_s,
             step_timeout_s=self.step_timeout_s,
             retention_s=self.retention_s,

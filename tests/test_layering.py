@@ -48,7 +48,9 @@ APP_IMPORTERS = {
     "app.websocket": {"app.main", "app.routes", "app.server"},
     "app.middleware": {"app.main", "app.routes"},
     "app.asyncapi": {"app.main", "app.routes"},
-    "app.protocol": {"app.main", "app.routes", "app.websocket", "app.asyncapi"},
+    "app.protocol": {
+        *("app.main", "app.routes", "app.websocket", "app.asyncapi", "app.request_limiter"),
+    },
     "app.responses": {
         *("app.main", "app.dependencies", "app.routes", "app.websocket", "app.asyncapi"),
     },

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Request, Response
 
-from app.answer import answer, max_choices
+from app.answer import answer
 from app.completion_writer import CompletionWriter
 from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
 from app.json_route import JSONRoute
@@ -83,7 +83,7 @@ async def create_completion(
     return await answer(
         request,
         services,
-        body.to_requests(owner=caller, max_choices=max_choices(services)),
+        body.to_requests(owner=caller, max_choices=services.settings.max_choices_at_once),
         partial(CompletionWriter, body),
         stream=bool(body.stream),
     )

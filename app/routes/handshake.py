@@ -33,6 +33,11 @@ _TOO_MANY = ErrorInfo(
     message="The server has as many WebSockets open as it may.",
     retry_after_s=_RETRY_AFTER_S,
 )
+_TOO_MANY_OF_ONE = ErrorInfo(
+    code="too_many_connections",
+    message="You have as many WebSockets open as one caller may.",
+    retry_after_s=_RETRY_AFTER_S,
+)
 
 
 async def serve_socket(
@@ -50,7 +55,7 @@ async def serve_socket(
         return
     connection = open_connection(caller)
     # Counted before it is accepted, so that handshakes at the same time cannot pass the limit.
-    with services.connections.register(connection.drain):
+    with services.connections.register(caller, connection):
         is_offered = SUBPROTOCOL in websocket.scope["subprotocols"]
         await websocket.accept(subprotocol=SUBPROTOCOL if is_offered else None)
         await connection.run()
@@ -79,6 +84,8 @@ def _admit(websocket: WebSocket, services: Services) -> str:
         raise RequestRefused(_SHUTTING_DOWN)
     if not services.engine.is_ready:
         raise RequestRefused(_NOT_READY)
-    if services.connections.is_full:
+    if services.connections.has_all_of_its_own(caller):
+        raise RequestRefused(_TOO_MANY_OF_ONE)
+    if services.connections.is_full_for(caller):
         raise RequestRefused(_TOO_MANY)
     return caller

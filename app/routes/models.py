@@ -12,7 +12,7 @@ from streaming.errors import ModelNotFound
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(bearer_scheme)])
 
 
-@router.get("", responses=error_responses("unauthorized"))
+@router.get("", responses=error_responses("rate_limited", "unauthorized"))
 async def list_models(_: CallerDependency, services: ServicesDependency) -> ModelList:
     """List the models: there is one."""
     return ModelList(data=[_describe(services)])
@@ -20,7 +20,7 @@ async def list_models(_: CallerDependency, services: ServicesDependency) -> Mode
 
 @router.get(
     "/{model_id:path}",
-    responses=error_responses("unauthorized", "model_not_found", "invalid_request"),
+    responses=error_responses("rate_limited", "unauthorized", "model_not_found", "invalid_request"),
 )
 async def get_model(model_id: str, _: CallerDependency, services: ServicesDependency) -> Model:
     """Describe the model of this id."""

@@ -104,6 +104,7 @@ _PROMPT_ERRORS = (
     "unsupported_content",
 )
 _FIND_ERRORS = error_responses(
+    "rate_limited",
     "unauthorized",
     "forbidden_origin",
     "response_not_found",

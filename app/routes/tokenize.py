@@ -42,6 +42,7 @@ _ERRORS = error_responses(
     "model_not_found",
     "prompt_too_long",
     "message_too_big",
+    "rate_limited",
     "unsupported_media_type",
     "invalid_request",
     "internal_error",
@@ -73,11 +74,13 @@ async def tokenize(
 @router.post("/detokenize", responses=_ERRORS)
 async def detokenize(
     body: Annotated[DetokenizeRequest, Body(openapi_examples=DETOKENIZE_EXAMPLES)],
-    _: CallerDependency,
+    caller: CallerDependency,
     services: ServicesDependency,
 ) -> DetokenizedText:
     """Tell the text of tokens."""
     engine = services.engine
     if body.model is not None and body.model != engine.info.model_id:
         raise ModelNotFound(model=body.model, served=engine.info.model_id)
-    return DetokenizedText(prompt=await engine.detokenize(body.tokens, param="tokens"))
+    return DetokenizedText(
+        prompt=await engine.detokenize(body.tokens, param="tokens", owner=caller)
+    )

@@ -35,6 +35,7 @@ GENERATION_ERRORS = (
     "engine_error",
     "internal_error",
     "overloaded",
+    "rate_limited",
     "shutting_down",
     "timeout",
 )

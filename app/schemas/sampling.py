@@ -85,9 +85,10 @@ class SamplingFields(WireModel):
     )
     priority: int | None = Field(
         0,
-        description=f"-{_MAX_PRIORITY} to {_MAX_PRIORITY}. While requests wait, one of a higher "
-        "priority is started before all of lower ones, those of other callers included; within a "
-        "priority, callers take turns. What has been started is not held up.",
+        description=f"-{_MAX_PRIORITY} to {_MAX_PRIORITY}; above 0 only as far as this server "
+        "allows it. While requests wait, one of a higher priority is started before all of lower "
+        "ones, those of other callers included; within a priority, callers take turns. None "
+        "is passed over for ever.",
     )
     timeout_s: float | None = Field(
         None,

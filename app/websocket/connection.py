@@ -118,6 +118,11 @@ class Connection(ABC, Generic[CommandT, EventT]):
         self._core.receive_drain()
         self._wake.set()
 
+    def give_way(self) -> None:
+        """Close now, for a caller with fewer sockets; what is open can be resumed."""
+        self._close = Close(1013, "a caller with fewer sockets needs the place; try again later")
+        self._wake.set()
+
     async def run(self) -> None:
         """Serve the socket.
 

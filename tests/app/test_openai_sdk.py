@@ -83,7 +83,7 @@ def test_chat_with_logprobs_and_usage(connect: Connect):
         metadata={"page": "1"},
         store=False,
         service_tier="auto",
-        extra_body={"top_k": 5, "priority": 1, "chat_template_kwargs": {"a": 1}},
+        extra_body={"top_k": 5, "priority": -1, "chat_template_kwargs": {"a": 1}},
     )
     check_completion(answer.to_dict())
     assert [choice.message.content for choice in answer.choices] == ["héllo"] * 2

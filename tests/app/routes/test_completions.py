@@ -251,7 +251,7 @@ async def test_urgency_and_label_reach_the_engine():
         seen.append(sequence)
         return b"x"
 
-    async with client_of(scripted_backend(script)) as calling:
+    async with client_of(scripted_backend(script), max_priority=100) as calling:
         await complete(calling, prompt="a", priority=100, timeout_s=5, user="me")
     [sequence] = seen
     assert (sequence.priority, dict(sequence.generation.metadata)) == (100, {"user": "me"})

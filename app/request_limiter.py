@@ -1,0 +1,53 @@
+"""How many REST requests each caller may make, as sockets have messages a second."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from app.protocol.rate_limiter import MessageRateLimiter
+
+MAX_CALLERS = 1024
+"""Callers that are remembered; the one not seen for longest is forgotten."""
+
+
+class RequestLimiter:
+    """A bucket for each caller.
+
+    Args:
+        max_requests_per_s: in the long run.
+        max_burst_requests: at once.
+        max_callers: that are remembered.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_requests_per_s: float,
+        max_burst_requests: float,
+        max_callers: int = MAX_CALLERS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_requests_per_s = max_requests_per_s
+        self._max_burst_requests = max_burst_requests
+        self._max_callers = max_callers
+        self._clock = clock
+        self._buckets: OrderedDict[str, MessageRateLimiter] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def refused_for_s(self, caller: str) -> float:
+        """Count a request; return 0 if it is allowed, else how long the next has to wait."""
+        bucket = self._buckets.get(caller)
+        if bucket is None:
+            bucket = self._buckets[caller] = MessageRateLimiter(
+                max_messages_per_s=self._max_requests_per_s,
+                max_burst_messages=self._max_burst_requests,
+            )
+            if len(self._buckets) > self._max_callers:
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(caller)
+        return bucket.refused_for_s(now=self._clock())
