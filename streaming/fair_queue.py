@@ -14,6 +14,7 @@ Looking at who is next costs a step for each caller, however many sequences wait
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -76,11 +77,14 @@ class FairQueue:
 
     A sequence of higher priority goes before all of lower priority, up to `MAX_PASSED` times in a
     row; one whose client is gone goes behind all others. A caller is forgotten once nothing of it
-    is alive.
+    is alive and nobody in line was served less: until then it could come back level with them, time
+    and again, and pass them by.
     """
 
     def __init__(self) -> None:
         self._callers: dict[tuple[str, int], _Caller] = {}
+        self._departed: dict[tuple[str, int], float] = {}
+        """Tokens served to callers without live sequences, where somebody in line has had less."""
         self._num_waiting = 0
         self._num_passed: dict[int, int] = {}
         """By priority: how many of higher ones were taken since one of it was."""
@@ -166,10 +170,13 @@ class FairQueue:
 
     def leave(self, sequence: Sequence) -> None:
         """Count a sequence out that has ended."""
-        caller = self._callers[_key_of(sequence)]
+        key = _key_of(sequence)
+        caller = self._callers[key]
         caller.num_live -= 1
         if not caller.num_live:
-            del self._callers[_key_of(sequence)]
+            del self._callers[key]
+            self._departed[key] = caller.served_tokens
+            self._forget_departed(sequence.priority)
 
     def check_integrity(self, running: Iterable[Sequence]) -> None:
         """Assert that every live sequence is counted for its caller."""
@@ -203,7 +210,11 @@ class FairQueue:
         Where nobody is in line, it starts level with whoever was served most: nobody that runs now
         has to wait later until it has caught up.
         """
-        caller = self._callers.setdefault(_key_of(sequence), _Caller())
+        key = _key_of(sequence)
+        self._forget_departed(sequence.priority)
+        caller = self._callers.get(key)
+        if caller is None:
+            caller = self._callers[key] = _Caller(served_tokens=self._departed.pop(key, 0.0))
         if not caller.here:
             others = [
                 other
@@ -215,11 +226,31 @@ class FairQueue:
             caller.served_tokens = max(caller.served_tokens, level)
         return caller
 
+    def _forget_departed(self, priority: int) -> None:
+        """Forget those that were served no more than anybody in line."""
+        level = min(
+            (
+                caller.served_tokens
+                for (_, own), caller in self._callers.items()
+                if own == priority and caller.here
+            ),
+            default=math.inf,
+        )
+        self._departed = {
+            key: served
+            for key, served in self._departed.items()
+            if key[1] != priority or served > level
+        }
+
 
 def _alternate(
     lines: Iterable[tuple[_Caller, list[tuple[int, Sequence]]]],
 ) -> Iterator[Sequence]:
-    """Merge callers' sequences by what each caller will have been served before."""
+    """Merge callers' sequences by what each caller will have been served before.
+
+    Of equals, the caller that came first goes first: a newcomer starts level, so with any other
+    rule a flow of newcomers could pass by one that waits for ever.
+    """
 
     def ranked(
         index: int, caller: _Caller, line: list[tuple[int, Sequence]]

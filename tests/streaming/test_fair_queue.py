@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import pytest
@@ -88,7 +89,23 @@ def test_who_comes_back_from_being_idle_starts_level():
     assert order(queue) == ["b3", "a1", "a2", "a3"]
     serve(queue, num_tokens=1000)
     enter(queue, "bob", "b4")
-    assert order(queue) == ["a1", "b4", "a2", "a3"]
+    assert order(queue) == ["a1", "a2", "a3", "b4"], "it was served more than who is in line"
+    serve(queue, num_tokens=2000)
+    assert order(queue) == ["b4", "a2", "a3"], "and is not for ever"
+    queue.check_integrity([])
+
+
+def test_a_debt_is_forgotten_once_all_in_line_have_had_as_much():
+    queue = FairQueue()
+    enter(queue, "bob", "b1")
+    enter(queue, "alice", "a1", "a2", "a3")
+    serve(queue, num_tokens=100)
+    assert queue._departed == {("bob", 0): 100}
+    serve(queue, num_tokens=200)
+    enter(queue, "carol", "c1")
+    assert queue._departed == {}
+    enter(queue, "bob", "b2")
+    assert queue.claim(enter(queue, "bob", "b3")[0]) == (0, 200)
 
 
 def run(queue: FairQueue, owner: str, *, num_tokens: int, priority: int = 0) -> Sequence:
@@ -119,6 +136,18 @@ def test_who_only_ran_has_no_claim_when_it_joins_those_who_wait(loses_place: boo
         queue.put_back(slow)
     enter(queue, "slow", "s1", "s2", "s3")
     assert order(queue).index("one") <= 1
+
+
+def test_a_flow_of_newcomers_passes_nobody_by():
+    """Each of them starts level with the one that waits, and is forgotten when it ends."""
+    queue = FairQueue()
+    run(queue, "busy", num_tokens=100)
+    enter(queue, "busy", "b1", "b2", "b3")
+    served = []
+    for n in range(8):
+        enter(queue, f"new {n % 2}", f"n{n}")
+        served.append(serve(queue).owner)
+    assert served.count("busy") == 3
 
 
 def test_each_priority_has_its_own_level():
@@ -245,7 +274,7 @@ def test_callers_are_forgotten_with_their_last_request():
     for number in range(1000):
         enter(queue, f"caller {number}", f"r{number}")
         serve(queue)
-    assert queue._callers == {}
+    assert queue._callers == queue._departed == {}
 
 
 def test_a_caller_is_kept_while_something_of_it_runs():
@@ -284,3 +313,38 @@ def test_busy_callers_are_served_alike(requests: list[tuple[str, int]]):
         served[sequence.owner] += sequence.num_prompt_tokens
         assert max(served.values()) - min(served.values()) <= largest
         queue.check_integrity([])
+
+
+@property_test
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from("ABC"), st.integers(1, 20)), max_size=3),
+        min_size=60,
+        max_size=60,
+    ),
+    st.integers(0, 20),
+)
+def test_no_interleaving_passes_anybody_by(
+    arrivals: list[list[tuple[str, int]]], num_rounds_before: int
+):
+    """Whoever comes, leaves and comes again, each is served about one request more than `one`."""
+    queue = FairQueue()
+    served: Counter[str] = Counter()
+    sizes: dict[Sequence, int] = {}
+    one: Sequence | None = None
+    for number, coming in enumerate(arrivals):
+        for owner, size in coming:
+            (sequence,) = enter(queue, owner, f"{owner}{number}", prompt="x" * size)
+            sizes[sequence] = size
+        if number == num_rounds_before:
+            (one,) = enter(queue, "one", "one")
+            served.clear()
+        if (head := next(iter(queue), None)) is None:
+            continue
+        if head is one:
+            break
+        serve(queue, num_tokens=sizes[head])
+        served[head.owner] += sizes[head]
+        queue.check_integrity([])
+        if one is not None:
+            assert max(served.values()) <= 2 * 20
