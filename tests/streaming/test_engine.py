@@ -767,6 +767,34 @@ def test_one_that_loses_its_place_goes_on_where_it_was():
     rig.assert_nothing_left()
 
 
+def test_who_gives_its_place_to_another_caller_goes_on_where_it_was():
+    rig = CachedRig(max_num_seqs=2)
+    texts = ["abcdefg", "ABCDEFG", "1234567"]
+    logs = [rig.add(text, prompt=f"{text[0]}{n}", owner="greedy") for n, text in enumerate(texts)]
+    for _ in range(3):
+        rig.step()
+    with Reader(logs[1]) as reader:
+        modest = rig.add("modest", prompt="m", owner="modest")
+        while not modest.text:
+            rig.step()
+        assert (rig.engine.num_preemptions, logs[1].is_ended) == (1, False)
+        rig.finish()
+        assert_well_formed([*reader.read()], logs[1])
+    assert [log.text for log in (*logs, modest)] == [*texts, "modest"]
+    rig.assert_nothing_left()
+
+
+def test_one_that_is_displaced_ends_unless_it_has_begun():
+    rig = Rig(max_num_seqs=1)
+    rig.add("a")
+    rig.add("b")
+    rig.step()
+    for generation_id in ("gen_0", "gen_1", "gen_unknown"):
+        rig.engine.displace(generation_id, SHUTTING_DOWN)
+    rig.finish()
+    assert rig.endings == ["stop", "shutting_down"]
+
+
 def test_one_that_lost_its_place_is_told_no_place_in_the_queue():
     rig = CachedRig(num_blocks=4)
     rig.add("a" * 9, prompt="old!")

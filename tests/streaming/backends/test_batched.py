@@ -224,6 +224,23 @@ def test_small_cache_preempts_and_still_answers_right(attention: str) -> None:
     assert [output_ids(s) for s in sequences] == [reference("llama", p) for p in prompts]
 
 
+def test_who_gives_its_place_to_another_caller_still_answers_right() -> None:
+    engine = make_engine("llama")
+    prompts = [(5, 6, 7, index) for index in range(10, 18)]
+    params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=0)
+    sequences = [make_sequence(str(prompt), prompt, params, "greedy") for prompt in prompts]
+    for sequence in sequences:
+        engine.add(sequence)
+    for _ in range(4):
+        engine.step()
+    prompts.append((20, 21))
+    sequences.append(make_sequence("modest", prompts[-1], params, "modest"))
+    engine.add(sequences[-1])
+    run_to_end(engine)
+    assert engine.num_preemptions == 1
+    assert [output_ids(s) for s in sequences] == [reference("llama", p) for p in prompts]
+
+
 def test_choices_of_one_prompt_share_its_prefill() -> None:
     engine = make_engine("llama")
     prompt = tuple(range(3, 36))
