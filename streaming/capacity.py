@@ -11,9 +11,10 @@ so no count can drift.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
@@ -57,15 +58,11 @@ class _Limit:
 
 @dataclass(slots=True)
 class _Held:
-    """What callers hold at this moment; `places` of a caller are in order, the newest last."""
+    """What each caller holds at this moment."""
 
     requests: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     generations: Counter[str] = field(default_factory=Counter)
-    places: dict[str, list[Place]] = field(default_factory=dict)
-
-    def add_place(self, place: Place) -> None:
-        self.places.setdefault(place.owner, []).append(place)
 
 
 class Capacity:
@@ -137,21 +134,24 @@ class Capacity:
         Raises:
             as `check` does.
         """
-        for place in self._who_gives_way(owner, num_requests, prompts):
-            retry_after_s = self._room_in_s(_begins, place.num_requests)
+        for place, limit, num_held in self._who_gives_way(owner, num_requests, prompts):
             place.give_way(
                 Overloaded(
-                    num_waiting=self._requests.in_all,
-                    max_waiting=self._requests.in_all,
-                    retry_after_s=retry_after_s,
+                    num_waiting=num_held,
+                    max_waiting=limit.in_all,
+                    retry_after_s=self._room_in_s(_begins, place.num_requests),
+                    unit=limit.unit,
                     gave_way=True,
                 )
             )
 
     def _who_gives_way(
         self, owner: str, num_requests: int, prompts: SequenceOf[SequenceOf[int]]
-    ) -> list[Place]:
-        """Return what has to make room for the requests; nothing where there is room."""
+    ) -> list[tuple[Place, _Limit, int]]:
+        """Return what has to make room for the requests, if anything, and for which limit.
+
+        With each comes how much was held of that limit.
+        """
         num_tokens = sum(map(len, prompts))
         # A prompt of any length may wait alone; to all choices of it, admission gives one list.
         if any(prompt is not prompts[0] for prompt in prompts):
@@ -184,45 +184,38 @@ class Capacity:
 
     def _make_room(
         self, held: _Held, owner: str, num_requests: int, num_tokens: int
-    ) -> list[Place]:
-        waiting, tokens = held.requests.total(), held.tokens.total()
-        num_open = held.generations.total()
-        held_then = held.generations[owner] + num_requests
-        giving: list[Place] = []
-        while True:
-            requests_over = waiting + num_requests - self._requests.in_all
-            open_over = num_open + num_requests - self._generations.in_all
-            tokens_over = tokens + num_tokens - self._tokens.in_all if tokens and num_tokens else 0
-            if max(requests_over, open_over, tokens_over) <= 0:
-                return giving
-            place = _pop_newest(
-                held, held_then, but=owner, needs_tokens=max(requests_over, open_over) <= 0
-            )
-            if place is None:
-                break
-            giving.append(place)
-            waiting -= place.num_requests
-            num_open -= place.num_requests
-            tokens -= place.num_tokens
-            held.generations[place.owner] -= place.num_requests
-            held.tokens[place.owner] -= place.num_tokens
-        # Nothing has been changed, so these are the counts without what could have given way.
-        held = self._look()
-        if requests_over > 0:
-            limit, num_held = self._requests, held.requests.total()
-            retry_after_s = self._room_in_s(_begins, num_held + num_requests - limit.in_all)
-        elif open_over > 0:
-            limit, num_held = self._generations, held.generations.total()
-            retry_after_s = self._room_in_s(_ends, num_held + num_requests - limit.in_all)
-        else:
-            limit, num_held = self._tokens, held.tokens.total()
-            retry_after_s = self._room_in_s(_tokens_begin, num_held + num_tokens - limit.in_all)
-        raise Overloaded(
-            num_waiting=num_held,
-            max_waiting=limit.in_all,
-            retry_after_s=retry_after_s,
-            unit=limit.unit,
-        )
+    ) -> list[tuple[Place, _Limit, int]]:
+        limits = [
+            (self._requests, held.requests, num_requests, _begins),
+            (self._generations, held.generations, num_requests, _ends),
+        ]
+        if num_tokens:
+            limits.append((self._tokens, held.tokens, num_tokens, _tokens_begin))
+        num_then = held.generations[owner] + num_requests
+        giving: list[tuple[Place, _Limit, int]] = []
+        places: dict[str, list[Place]] | None = None
+        for limit, counts, num_new, events in limits:
+            num_held = counts.total()
+            # A prompt of any length may wait alone.
+            while counts.total() + num_new > limit.in_all and (
+                limit is not self._tokens or counts.total()
+            ):
+                places = self._places() if places is None else places
+                place = _pop_newest(
+                    places, held, num_then, but=owner, by_tokens=counts is held.tokens
+                )
+                if place is None:
+                    raise Overloaded(
+                        num_waiting=num_held,
+                        max_waiting=limit.in_all,
+                        retry_after_s=self._room_in_s(events, num_held + num_new - limit.in_all),
+                        unit=limit.unit,
+                    )
+                giving.append((place, limit, num_held))
+                held.requests[place.owner] -= place.num_requests
+                held.generations[place.owner] -= place.num_requests
+                held.tokens[place.owner] -= place.num_tokens
+        return giving
 
     def _look(self) -> _Held:
         """Count what is held now."""
@@ -232,19 +225,28 @@ class Capacity:
         for log in self._open_logs():
             if log.is_ended:
                 continue
-            is_waiting = log.started is None
-            if is_waiting and log.generation_id in self._displaced:
-                still_displaced.add(log.generation_id)
-                continue
-            held.generations[log.owner] += 1
-            if is_waiting:
+            if log.started is None:
+                if log.generation_id in self._displaced:
+                    still_displaced.add(log.generation_id)
+                    continue
                 held.requests[log.owner] += 1
                 held.tokens[log.owner] += log.prompt_tokens
-                held.add_place(Place(log.owner, 1, log.prompt_tokens, self._displacing(log)))
-        for place in self._tokenizing_places():
-            held.add_place(place)
+            held.generations[log.owner] += 1
         self._displaced = still_displaced
         return held
+
+    def _places(self) -> dict[str, list[Place]]:
+        """Return what could give way of each caller, the newest last."""
+        waiting = (
+            Place(log.owner, 1, log.prompt_tokens, self._displacing(log))
+            for log in self._open_logs()
+            if log.started is None and not log.is_ended
+            if log.generation_id not in self._displaced
+        )
+        places: dict[str, list[Place]] = {}
+        for place in itertools.chain(waiting, self._tokenizing_places()):
+            places.setdefault(place.owner, []).append(place)
+        return places
 
     def _displacing(self, log: Generation) -> Callable[[Overloaded], None]:
         def give_way(error: Overloaded) -> None:
@@ -286,26 +288,22 @@ class Capacity:
         return max(_MIN_RETRY_AFTER_S, outlook.at + in_s - self._clock())
 
 
-def _pop_newest(held: _Held, held_then: int, *, but: str, needs_tokens: bool) -> Place | None:
-    """Take out the newest place of the caller that has most, if that has more than `held_then`.
+def _pop_newest(
+    places: dict[str, list[Place]], held: _Held, num_then: int, *, but: str, by_tokens: bool
+) -> Place | None:
+    """Take out the newest place of the caller that has most, if that has more open than `num_then`.
 
     Args:
         but: the caller that asks.
-        needs_tokens: only a place that holds tokens helps, of the caller that holds most of them.
+        by_tokens: of the caller that has most tokens, one that holds some.
     """
-    most = held.tokens if needs_tokens else held.generations
-    for owner in sorted(held.places, key=lambda owner: most[owner], reverse=True):
-        if owner == but or held.generations[owner] <= held_then:
-            continue
-        places = held.places[owner]
-        for index in _newest_first(places):
-            if places[index].num_tokens or not needs_tokens:
-                return places.pop(index)
+    most = held.tokens if by_tokens else held.generations
+    for owner in sorted(places, key=lambda owner: most[owner], reverse=True):
+        if owner != but and held.generations[owner] > num_then:
+            for index in reversed(range(len(places[owner]))):
+                if places[owner][index].num_tokens or not by_tokens:
+                    return places[owner].pop(index)
     return None
-
-
-def _newest_first(places: list[Place]) -> Iterator[int]:
-    return iter(range(len(places) - 1, -1, -1))
 
 
 def _begins(expected: Expected) -> tuple[float, int]:

@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from itertools import islice
 
 from streaming.backend import Batch, Chunk
 from streaming.fair_queue import FairQueue
-from streaming.kv_cache import NO_PREFIX, Key, KVCache, Prefix
+from streaming.kv_cache import NO_PREFIX, KVCache, Prefix
 from streaming.sequence import Sequence, SequenceState
 from streaming.step_pacer import StepPacer
 
@@ -251,12 +252,7 @@ class Scheduler:
         started: list[Sequence] = []
         reading = [each for each in self._running if each.num_uncomputed_tokens > 1]
         reading.sort(key=self._queue.claim, reverse=True)  # the next one last
-        # Blocks that a running sequence is about to fill: who needs the same ones waits for them.
-        expected = {
-            cache.next_key(each.token_ids, each.block_table.num_known_blocks, each.block_table.node)
-            for each in reading
-        } - {None}
-        newcomers = self._newcomers(cache, expected)
+        newcomers = self._newcomers(cache, tuple(reading))
         newcomer = next(newcomers, None)
         while budget and (reading or newcomer is not None):
             if newcomer is None or (
@@ -270,8 +266,6 @@ class Scheduler:
                 sequence.num_computed_tokens = len(prefix.block_ids) * cache.block_size
                 self._run(sequence)
                 started.append(sequence)
-                if prefix.next_key is not None:
-                    expected.add(prefix.next_key)
                 newcomer = next(newcomers, None)
             chunks.append(_chunk(sequence, min(sequence.num_uncomputed_tokens, budget)))
             budget -= chunks[-1].num_tokens
@@ -280,23 +274,34 @@ class Scheduler:
         return chunks
 
     def _newcomers(
-        self, cache: KVCache, expected: set[Key | None]
+        self, cache: KVCache, reading: SequenceOf[Sequence]
     ) -> Iterator[tuple[Sequence, Prefix]]:
-        """Yield sequences that can begin now, each with what the cache knows of it."""
-        if not len(self._queue):
+        """Yield sequences that can begin, each with what the cache knows of it.
+
+        Each is to be begun before the next one is asked for.
+        """
+        if not len(self._queue) or len(self._running) == self._max_num_seqs:
             return
-        candidates = iter(self._queue)
+        # Blocks that a running sequence is about to fill: who needs the same ones waits for them.
+        expected = {
+            cache.next_key(each.token_ids, each.block_table.num_known_blocks, each.block_table.node)
+            for each in reading
+        } - {None}
         num_skipped = 0
-        while len(self._running) < self._max_num_seqs and num_skipped < _MAX_SKIPPED:
-            if (sequence := next(candidates, None)) is None:
-                return
+        for sequence in self._queue:
             prefix = _find_prefix(cache, sequence)
             if prefix.next_key in expected:
                 num_skipped += 1
-            elif self._has_room(cache, sequence, prefix):
-                yield sequence, prefix
-            else:
+                if num_skipped == _MAX_SKIPPED:
+                    return
+                continue
+            if not self._has_room(cache, sequence, prefix):
                 return
+            yield sequence, prefix
+            if len(self._running) == self._max_num_seqs:
+                return
+            if prefix.next_key is not None:
+                expected.add(prefix.next_key)
 
     def _fits(self, cache: KVCache, sequence: Sequence) -> bool:
         if len(self._running) == self._max_num_seqs:
