@@ -21,6 +21,8 @@ from streaming import AsyncEngine
 UNAUTHORIZED = ErrorInfo(
     code="unauthorized", message="A valid API key is needed: Authorization: Bearer KEY."
 )
+_RETRY_AFTER_S = 1.0
+"""Said to a caller that has too many requests open: how long they last, nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,11 @@ ServicesDependency = Annotated[Services, Depends(get_services)]
 
 
 def get_caller(request: Request, services: ServicesDependency) -> str:
-    """Return who calls, and count the request, once however often this is asked.
+    """Return who calls, and count the request until it is answered, however often this is asked.
 
     Raises:
         RequestRefused: keys are set and the request has none of them; or the caller has made too
-            many requests of late.
+            many requests of late, or has too many open.
     """
     known: str | None = getattr(request.state, "caller", None)
     if known is not None:
@@ -61,16 +63,23 @@ def get_caller(request: Request, services: ServicesDependency) -> str:
     caller = services.authenticator.identify(bearer_key(request.headers.get("authorization")))
     if caller is None:
         raise RequestRefused(UNAUTHORIZED)
-    # Without keys all are one caller; the rate at least is each address's own.
+    # Without keys all are one caller; these limits at least are each address's own.
     is_open, address = services.authenticator.is_open, request.client
     counted = address.host if is_open and address is not None else caller
     if retry_after_s := services.requests.refused_for_s(counted):
-        message = f"Too many requests; try again in {retry_after_s:.2f} s."
-        raise RequestRefused(
-            ErrorInfo(code="rate_limited", message=message, retry_after_s=retry_after_s)
-        )
+        raise _rate_limited("Too many requests", retry_after_s)
+    if services.requests.is_full_for(counted):
+        raise _rate_limited("As many requests as one caller may have are open", _RETRY_AFTER_S)
+    request.state.held.enter_context(services.requests.open(counted))
     request.state.caller = caller
     return caller
+
+
+def _rate_limited(reason: str, retry_after_s: float) -> RequestRefused:
+    message = f"{reason}; try again in {retry_after_s:.2f} s."
+    return RequestRefused(
+        ErrorInfo(code="rate_limited", message=message, retry_after_s=retry_after_s)
+    )
 
 
 # The scheme only documents the header, for the Authorize button of the docs page.

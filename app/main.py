@@ -98,6 +98,7 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
                 max_connections_per_caller=settings.caller_limits.max_connections,
             ),
             requests=RequestLimiter(
+                max_open_requests=settings.max_open_requests_per_caller,
                 max_requests_per_s=settings.max_requests_per_s,
                 # A burst may open all that the caller may have.
                 max_burst_requests=max(

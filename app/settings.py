@@ -215,6 +215,11 @@ class Settings(BaseSettings):
     max_messages_per_s: float = Field(
         50.0, gt=0, description="Messages that one WebSocket may send, on average over a second."
     )
+    max_open_requests_per_caller: int = Field(
+        512,
+        ge=1,
+        description="REST requests that one caller may have open; without API keys, one address.",
+    )
     max_requests_per_s: float = Field(
         100.0,
         gt=0,

@@ -13,12 +13,14 @@ from app.middleware.body_limit import BodyLimit
 from app.middleware.error_boundary import ErrorBoundary
 from app.middleware.host_check import HostCheck
 from app.middleware.origin_check import OriginCheck
+from app.middleware.request_scope import RequestScope
 from app.middleware.security_headers import SecurityHeaders
 from app.settings import Settings, is_loopback
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
     """Wrap the application, from the inside out."""
+    app.add_middleware(RequestScope)
     app.add_middleware(BodyLimit, max_bytes=settings.max_message_bytes)
     app.add_middleware(ErrorBoundary)
     app.add_middleware(OriginCheck, allowed=settings.allowed_origins)

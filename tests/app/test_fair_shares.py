@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -261,6 +262,28 @@ async def test_without_keys_the_rate_is_each_addresss_own():
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as each:
                 statuses.append((await each.get("/v1/models")).status_code)
     assert statuses == [200, 429, 200]
+
+
+async def test_what_is_open_is_counted_until_it_is_answered():
+    """Also what opens no generation, and what its caller leaves."""
+    gate = Gate()
+    limits: dict[str, Any] = {**KEYS, "max_open_requests_per_caller": 2}
+    backend = endless_backend(gate)
+    async with serving(backend, gate=gate, **limits) as (app, _):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as calling:
+            open_requests = [asyncio.create_task(post(calling, GREEDY)) for _ in range(2)]
+            await entered(gate)
+            requests = app.state.services.requests
+            await until(lambda: requests.is_full_for("key_" + sha256(b"greedy").hexdigest()[:16]))
+            refused = await calling.get("/v1/models", headers=GREEDY)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["error"]["code"] == "rate_limited"
+            assert (await calling.get("/v1/models", headers=MODEST)).status_code == 200
+            for task in open_requests:
+                task.cancel()
+            await asyncio.gather(*open_requests, return_exceptions=True)
+            assert (await calling.get("/v1/models", headers=GREEDY)).status_code == 200
 
 
 # Priority.
