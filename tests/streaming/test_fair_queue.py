@@ -274,7 +274,7 @@ def test_callers_are_forgotten_with_their_last_request():
     for number in range(1000):
         enter(queue, f"caller {number}", f"r{number}")
         serve(queue)
-    assert queue._callers == queue._departed == {}
+    assert (queue._callers, queue._departed) == ({}, {})
 
 
 def test_a_caller_is_kept_while_something_of_it_runs():

@@ -77,7 +77,7 @@ async def test_what_waits_can_give_way_and_what_has_begun_cannot():
         assert rig.queue.num_requests == Counter(a=3), "its place is free at once"
         rig.open()
         results = await asyncio.gather(first, second, third, return_exceptions=True)
-        assert results == ["a", "a", FULL]
+        assert list(results) == ["a", "a", FULL]
         assert rig.done == ["a", "a"]
 
 
@@ -130,4 +130,4 @@ async def test_an_error_ends_its_own_work_only():
         refused = rig.queue.run(fail, owner="a", num_requests=1)
         fine = rig.queue.run(lambda: "fine", owner="a", num_requests=1)
         results = await asyncio.gather(refused, fine, return_exceptions=True)
-    assert results == [FULL, "fine"]
+    assert list(results) == [FULL, "fine"]

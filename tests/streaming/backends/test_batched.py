@@ -226,7 +226,7 @@ def test_small_cache_preempts_and_still_answers_right(attention: str) -> None:
 
 def test_who_gives_its_place_to_another_caller_still_answers_right() -> None:
     engine = make_engine("llama")
-    prompts = [(5, 6, 7, index) for index in range(10, 18)]
+    prompts: list[tuple[int, ...]] = [(5, 6, 7, index) for index in range(10, 18)]
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, seed=0)
     sequences = [make_sequence(str(prompt), prompt, params, "greedy") for prompt in prompts]
     for sequence in sequences:
