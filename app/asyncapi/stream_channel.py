@@ -70,6 +70,7 @@ _CLOSE_CODES = {
     1008: "You took nothing for too long; resume from your cursor.",
     1009: "Your message was too big.",
     1011: "The server failed.",
+    1013: "A caller with fewer sockets needed the place; resume later, or on another socket.",
 }
 
 

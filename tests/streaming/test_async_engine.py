@@ -381,6 +381,21 @@ async def test_what_waits_for_a_tokenizer_at_shutdown_is_told_so():
     assert len(tokenizer.thread_names) == 1, "the others were not tokenised for nothing"
 
 
+async def test_what_waits_for_a_tokenizer_gives_way_to_a_caller_that_has_nothing():
+    backend, tokenizer = held_backend()
+    config = EngineConfig(max_waiting_requests=3, num_tokenizer_threads=1)
+    async with running_engine(backend, config, gate=tokenizer) as engine:
+        many = [asyncio.create_task(engine.submit(ask(str(n)))) for n in range(3)]
+        await entered(tokenizer)
+        request = GenerationRequest(prompt=TextPrompt("one"), owner="modest")
+        modest = asyncio.create_task(engine.submit(request))
+        with pytest.raises(Overloaded, match="gave its place to a caller that has fewer"):
+            await many[-1]
+        tokenizer.open()
+        for submitting in (*many[:-1], modest):
+            await collect(engine, await submitting)
+
+
 # Limits.
 
 
