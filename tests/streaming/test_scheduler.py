@@ -588,10 +588,13 @@ def test_a_newcomer_takes_blocks_as_it_takes_places():
 
 
 def test_who_grows_takes_room_from_the_caller_that_runs_most():
-    rig = Rig(num_blocks=9)
+    rig = Rig(num_blocks=12)
     greedy = [rig.add(f"{n}" * 4, owner="greedy") for n in range(3)]
     rig.step()
     one = rig.add("o" * 4, owner="one")
+    for _ in range(2):
+        rig.step()
+    assert (rig.scheduler.running, rig.scheduler.num_preemptions) == ((*greedy, one), 0)
     while not rig.scheduler.num_preemptions:
         rig.step()
     assert set(rig.scheduler.running) == {*greedy[:2], one}
