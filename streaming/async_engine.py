@@ -372,8 +372,8 @@ class AsyncEngine:
         return ShuttingDown(retry_after_s=_RETRY_AFTER_S)
 
     def _displace(self, generation: Generation, error: Overloaded) -> None:
+        # Not through the watchdog: a log that has begun meanwhile keeps its place.
         generation_id = generation.generation_id
-        self._watchdog.expect_end(generation, due_at=time.monotonic(), error=error)
         self._thread.put(lambda: self._engine.displace(generation_id, error))
 
     def _set_detached(self, generation_id: str, is_detached: bool) -> None:
