@@ -60,8 +60,9 @@ APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.settings": {"app.errors"},
     "app.schemas": {"app.errors"},
     "app.json_object": {"app.errors", "app.schemas"},
+    "app.json_text": set(),
     "app.protocol": {"app.errors", "app.schemas", "app.json_object"},
-    "app.responses": {"app.errors", "app.schemas", "app.settings"},
+    "app.responses": {"app.errors", "app.schemas", "app.settings", "app.json_text"},
 }
 """All of `app` that its lower parts may import, besides themselves."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from app.responses.context import Context
 from app.responses.conversation import to_context
+from app.responses.keeping import Keeping
 from app.responses.writer import EventFields, ResponseHead, ResponseWriter
 from app.schemas.response_items import Item
 from streaming import Generation
@@ -48,6 +49,7 @@ class LiveResponse:
         owner: the caller that it belongs to.
         generation: its log.
         is_stored: it can be fetched, and be gone on from, by whoever has its owner's key.
+        keeping: whether it has been written to the store, where there is one.
     """
 
     head: ResponseHead
@@ -55,6 +57,7 @@ class LiveResponse:
     generation: Generation
     context: Context
     is_stored: bool
+    keeping: Keeping = field(default_factory=Keeping)
     _num_head_bytes: int = 0
     _writer: ResponseWriter | None = None
     _stored: StoredResponse | None = None
@@ -72,7 +75,8 @@ class LiveResponse:
 
     @property
     def is_ended(self) -> bool:
-        return self.generation.is_ended
+        """Whether its last event can be read."""
+        return self.generation.is_ended and self.keeping.is_decided
 
     @property
     def num_bytes(self) -> int:
@@ -85,7 +89,7 @@ class LiveResponse:
 
     def writer(self, *, after: int = -1) -> ResponseWriter:
         """Return a writer for one reader, whose last event was `after`."""
-        return ResponseWriter(self.head, self.generation, after=after)
+        return ResponseWriter(self.head, self.generation, after=after, keeping=self.keeping)
 
     def snapshot(self) -> EventFields:
         """Return the response as it stands.
@@ -108,19 +112,44 @@ class LiveResponse:
         assert self.is_ended, "an open response cannot be settled"
         if self._stored is not None:
             return self._stored
-        writer = self.writer()
+        stored = self._to_stored(self.keeping)
+        self._writer = None
+        self._keep(stored)
+        return stored
+
+    def to_be_written(self) -> StoredResponse:
+        """Return what is to be written to the store, before its end is told; as slow."""
+        assert self.generation.is_ended, "an open response cannot be stored"
+        return self._to_stored(Keeping())
+
+    def decide(self, stored: StoredResponse | None, *, is_lost: bool) -> None:
+        """Let the end be told, and wake all readers.
+
+        Args:
+            stored: what has been written to the store, if anything has.
+            is_lost: it was to be written, and was not.
+        """
+        self.keeping.is_lost = is_lost
+        self.keeping.is_decided = True
+        self._writer = None
+        if stored is not None:
+            self._keep(stored)
+        self.generation.wake()
+
+    def _keep(self, stored: StoredResponse) -> None:
+        if not self.head.reports_logprobs:
+            self._stored = stored
+
+    def _to_stored(self, keeping: Keeping) -> StoredResponse:
+        writer = ResponseWriter(self.head, self.generation, keeping=keeping)
         writer.advance()
-        stored = StoredResponse(
+        return StoredResponse(
             response_id=self.response_id,
             owner=self.owner,
             last_snapshot=writer.snapshot(),
             context=self.context,
             num_bytes=self.num_bytes,
         )
-        self._writer = None
-        if not self.head.reports_logprobs:
-            self._stored = stored
-        return stored
 
     def conversation(self) -> tuple[Item, ...]:
         """Return all items that a response which goes on from here begins with; it has ended."""
