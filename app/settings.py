@@ -270,6 +270,33 @@ def load_settings(model: type[_AnySettings], given: Mapping[str, Any]) -> _AnySe
     return model(**given)
 
 
+def check_keys(settings: Settings) -> None:
+    """Refuse to serve everyone where a key was meant to be asked for.
+
+    A shell may have the key of a client for another server, so that is no error beside keys of the
+    server's own, or where everyone is let in explicitly.
+
+    Raises:
+        ValueError: `TOKENWIRE_API_KEY` is set, and the server would ask for no key.
+    """
+    variable = f"{_PREFIX}API_KEY"
+    if os.environ.get(variable) and not (settings.api_keys or settings.allow_anonymous):
+        raise ValueError(
+            f"{variable} is the key of a client, and this server would ask for none: set "
+            f"{_PREFIX}API_KEYS, or allow_anonymous if everyone may call"
+        )
+
+
+def ignored_variables(model: type[Settings] | type[ClientSettings]) -> list[str]:
+    """Return the `TOKENWIRE_*` variables of the environment that belong to another command."""
+    own = model.model_fields
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in own
+    )
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach `host`."""
     if host == "localhost":

@@ -50,7 +50,8 @@ APP_IMPORTERS = {
     "app.asyncapi": {"app.main", "app.routes"},
     "app.protocol": {"app.main", "app.routes", "app.websocket", "app.asyncapi"},
     "app.responses": {
-        *("app.main", "app.dependencies", "app.routes", "app.websocket", "app.asyncapi"),
+        *("app.main", "app.cli", "app.dependencies", "app.routes", "app.websocket"),
+        "app.asyncapi",
     },
 }
 """Who may import the upper parts of `app`, besides themselves."""
