@@ -179,6 +179,9 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         30.0, gt=0, description="A WebSocket that does not read for so long is closed."
     )
+    sse_keep_alive_s: float = Field(
+        15.0, gt=0, description="Time between comments on an event stream that has nothing to say."
+    )
     log_level: Annotated[str, AfterValidator(_check_log_level)] = Field(
         "info", description="debug, info, warning or error."
     )

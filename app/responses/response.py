@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 from app.responses.context import Context
@@ -61,6 +62,8 @@ class LiveResponse:
     _num_head_bytes: int = 0
     _writer: ResponseWriter | None = None
     _stored: StoredResponse | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the worker thread that reads the log for a snapshot."""
 
     def __post_init__(self) -> None:
         self._num_head_bytes = self.head.num_bytes
@@ -94,14 +97,15 @@ class LiveResponse:
     def snapshot(self) -> EventFields:
         """Return the response as it stands.
 
-        Takes time by the length of the text, so call it for an ended response on a worker thread;
-        the last snapshot is made once.
+        Takes time by the text that has come since the last call, so call it on a worker thread; the
+        last snapshot is made once.
         """
-        if self._stored is not None:
-            return self._stored.last_snapshot
-        writer = self._writer = self._writer or self.writer()
-        writer.advance()
-        return writer.snapshot()
+        if self.is_ended:
+            return self.settle().last_snapshot
+        with self._lock:
+            writer = self._writer = self._writer or self.writer()
+            writer.advance()
+            return writer.snapshot()
 
     def settle(self) -> StoredResponse:
         """Return what is to be kept of it; it has ended. As slow as `snapshot`.
@@ -110,12 +114,13 @@ class LiveResponse:
         each token, which the log does without.
         """
         assert self.is_ended, "an open response cannot be settled"
-        if self._stored is not None:
-            return self._stored
-        stored = self._to_stored(self.keeping)
-        self._writer = None
-        self._keep(stored)
-        return stored
+        with self._lock:
+            if self._stored is not None:
+                return self._stored
+            stored = self._to_stored(self.keeping)
+            self._writer = None
+            self._keep(stored)
+            return stored
 
     def to_be_written(self) -> StoredResponse:
         """Return what is to be written to the store, before its end is told; as slow."""

@@ -277,8 +277,8 @@ class ResponseService:
 
     async def snapshot(self, response: AnyResponse) -> EventFields:
         """Return the response as it stands."""
-        if isinstance(response, LiveResponse) and response.is_ended:
-            return (await asyncio.to_thread(response.settle)).last_snapshot
+        if isinstance(response, LiveResponse):
+            return await asyncio.to_thread(response.snapshot)
         return response.snapshot()
 
     # Finding.

@@ -24,10 +24,10 @@ from app.protocol.responses.events import Event
 from app.protocol.responses.protocol import ResponsesProtocol
 from app.protocol.responses.turn import Refusal, Resume
 from app.responses.response import AnyResponse, LiveResponse
+from app.responses.response_reader import ResponseReader
 from app.responses.service import ResponseService
 from app.settings import Settings
 from app.websocket.connection import Connection
-from app.websocket.response_reader import ResponseReader
 from streaming import Failed
 from streaming.errors import StreamingError
 

@@ -12,7 +12,7 @@ import pytest
 
 from app.protocol.responses.connection_age import GRACE_S
 from app.protocol.responses.parsing import query_resumes
-from app.websocket.response_reader import MAX_EVENTS_PER_READ
+from app.responses.response_reader import MAX_EVENTS_PER_READ
 from streaming import ChatPrompt
 from streaming.backend import EncodedPrompt
 from streaming.backends.scripted import (
