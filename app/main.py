@@ -77,6 +77,7 @@ def make_response_service(settings: Settings, engine: AsyncEngine) -> ResponseSe
         retention_s=settings.retention_s,
         retention_bytes=settings.retention_bytes,
         reasoning_dialect=settings.reasoning_events,
+        socket_memory_bytes=settings.socket_memory_bytes,
     )
 
 

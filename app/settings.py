@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.socket_memory import DEFAULT_MAX_BYTES
 from streaming import BackendName, EngineConfig, ModelConfig
 
 _MODEL = ModelConfig()
@@ -160,6 +161,12 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(1000, ge=1, description="WebSockets open at once.")
     max_streams: int = Field(64, ge=1, description="Generations open at once on one WebSocket.")
+    socket_memory_bytes: int = Field(
+        DEFAULT_MAX_BYTES,
+        ge=2**20,
+        description="Memory for what all WebSockets for responses can go on from, and for their "
+        "large requests.",
+    )
     max_connection_s: float = Field(
         3600.0, gt=0, description="Age at which a WebSocket for responses takes no new work."
     )

@@ -58,12 +58,15 @@ APP_IMPORTERS = {
 
 APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.errors": set(),
-    "app.settings": {"app.errors"},
+    "app.settings": {"app.errors", "app.socket_memory"},
     "app.schemas": {"app.errors"},
     "app.json_object": {"app.errors", "app.schemas"},
     "app.json_text": set(),
-    "app.protocol": {"app.errors", "app.schemas", "app.json_object"},
-    "app.responses": {"app.errors", "app.schemas", "app.settings", "app.json_text"},
+    "app.socket_memory": set(),
+    "app.protocol": {"app.errors", "app.schemas", "app.json_object", "app.socket_memory"},
+    "app.responses": {
+        *("app.errors", "app.schemas", "app.settings", "app.json_text", "app.socket_memory"),
+    },
 }
 """All of `app` that its lower parts may import, besides themselves."""
 

@@ -25,6 +25,7 @@ from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
 from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
+from app.socket_memory import DEFAULT_MAX_BYTES, SocketMemory
 from streaming import AsyncEngine, Failed, GenerationRequest, LogStore, Reader
 from streaming.errors import InvalidRequest
 
@@ -50,6 +51,7 @@ class ResponseService:
         retention_bytes: how much memory ended responses may take.
         max_unwritten: ended responses that may wait to be written to the store.
         reasoning_dialect: how the events of reasoning are called.
+        socket_memory_bytes: what the sockets may take together, beside what is kept here.
         check_interval_s: how often the store is looked at.
     """
 
@@ -62,10 +64,12 @@ class ResponseService:
         retention_bytes: int,
         max_unwritten: int = MAX_UNWRITTEN_RESPONSES,
         reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
+        socket_memory_bytes: int = DEFAULT_MAX_BYTES,
         check_interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
         self._engine = engine
         self._store = store
+        self.socket_memory = SocketMemory(max_bytes=socket_memory_bytes)
         self._reasoning_dialect = reasoning_dialect
         self.registry = LogStore[LiveResponse](
             retention_s=retention_s,

@@ -75,11 +75,18 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
             max_messages_per_s=settings.max_messages_per_s,
             resumes=resumes,
             tells_expiry=tells_expiry,
+            memory=service.socket_memory,
         )
         super().__init__(websocket, self._protocol, settings=settings, clock=clock)
         self._service = service
         self._caller = caller
         self._responses: dict[str, LiveResponse] = {}
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            self._protocol.release()
 
     def execute(self, command: ResponseCommand[AnyResponse]) -> None:
         match command:
