@@ -12,6 +12,9 @@ from app.responses.writer import EventFields, ResponseHead, ResponseWriter
 from app.schemas.response_items import Item
 from streaming import Generation
 
+_MAX_RECORDS_AT_ONCE = 64
+"""Records of a log that are read on the event loop for a snapshot."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResponse:
@@ -94,12 +97,22 @@ class LiveResponse:
         """Return a writer for one reader, whose last event was `after`."""
         return ResponseWriter(self.head, self.generation, after=after, keeping=self.keeping)
 
+    @property
+    def is_snapshot_slow(self) -> bool:
+        """Whether a snapshot should be made on a worker thread."""
+        if self._stored is not None:
+            return False
+        writer = self._writer
+        num_unread = self.generation.last_seq + 1 if writer is None else writer.num_unread
+        return num_unread > _MAX_RECORDS_AT_ONCE
+
     def snapshot(self) -> EventFields:
         """Return the response as it stands.
 
-        Takes time by the text that has come since the last call, so call it on a worker thread; the
-        last snapshot is made once.
+        Takes time by the text that has come since the last call; the last snapshot is made once.
         """
+        if self._stored is not None:
+            return self._stored.last_snapshot
         if self.is_ended:
             return self.settle().last_snapshot
         with self._lock:

@@ -281,7 +281,7 @@ class ResponseService:
 
     async def snapshot(self, response: AnyResponse) -> EventFields:
         """Return the response as it stands."""
-        if isinstance(response, LiveResponse):
+        if isinstance(response, LiveResponse) and response.is_snapshot_slow:
             return await asyncio.to_thread(response.snapshot)
         return response.snapshot()
 

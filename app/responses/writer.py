@@ -132,6 +132,11 @@ class ResponseWriter:
         """How many events have been written, those that the reader had already included."""
         return self._num_events
 
+    @property
+    def num_unread(self) -> int:
+        """How many records of the log have not been read."""
+        return self._generation.last_seq - self._cursor
+
     def events(self) -> Iterator[EventFields]:
         """Write what the log has had since the last call, and return it; never waits.
 

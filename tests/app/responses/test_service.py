@@ -129,6 +129,29 @@ async def test_a_background_response_goes_on_without_followers(tmp_path: Path):
         assert await text_of(service, response) == "hello"
 
 
+async def test_a_long_log_is_read_for_a_snapshot_on_another_thread():
+    gate = Gate()
+    async with serving_responses(scripted_backend(say("x" * 200), gate=gate), gate=gate) as (
+        service,
+        _,
+    ):
+        response = await service.create(body(max_output_tokens=200), caller="me")
+        with service.follow(response, on_wake=lambda: None):
+            gate.allow(64)
+            await until(lambda: response.generation.last_seq == 63)
+            assert not response.is_snapshot_slow
+            gate.allow()
+            await until(lambda: response.generation.last_seq == 64)
+            assert response.is_snapshot_slow
+            assert await text_of(service, response) == "x" * 65
+            assert not response.is_snapshot_slow, "it has been read"
+            gate.open()
+            await service.wait_ended(response)
+            assert response.is_snapshot_slow
+            assert await text_of(service, response) == "x" * 200
+            assert not response.is_snapshot_slow
+
+
 async def test_followers_are_told_of_news():
     gate = Gate()
     async with serving_responses(scripted_backend(say("ab"), gate=gate), gate=gate) as (service, _):
