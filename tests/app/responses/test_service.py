@@ -521,9 +521,10 @@ async def test_the_end_is_told_once_the_response_is_stored(tmp_path: Path):
             assert not response.is_ended
             with pytest.raises(InvalidRequest, match="not ended"):
                 await service.create(body(previous_response_id=response.response_id), caller="me")
-            woken.clear()
             service._store._writing.release()
-            await woken.wait()
+            while not response.is_ended:
+                await woken.wait()
+                woken.clear()
         assert await service._store.find(response.response_id, owner="me") is not None
         events += writer.events()
         assert check_events(events) == await service.snapshot(response)
