@@ -95,7 +95,7 @@ _USED_BYTES = (
 )
 _NUM_UNUSED = "SELECT freelist_count FROM pragma_freelist_count"
 _SIZES = (
-    "SELECT disk_bytes('free'), disk_bytes(''), disk_bytes('-wal'), "
+    "SELECT problem_of_file(FALSE), disk_bytes('free'), disk_bytes(''), disk_bytes('-wal'), "
     "page_count * page_size, freelist_count * page_size FROM "
     "pragma_page_count, pragma_freelist_count, pragma_page_size"
 )
@@ -219,9 +219,8 @@ class ResponseStore:
         if num_bytes > self._max_bytes:
             raise StoreUnavailable(f"a response of {num_bytes} bytes is over the limit of all")
         async with self._using(writes=True) as connection:
-            await self._check_file(connection)
-            await self._check_disk(connection, num_bytes)
-            await self._make_room(connection, num_bytes)
+            num_used_bytes = await self._check_disk(connection, num_bytes)
+            await self._make_room(connection, num_bytes, num_used_bytes)
             expires_at = self._clock.now_s + self._ttl_s
             row = (response.response_id, response.owner, expires_at, body)
             await _change(connection, _INSERT, *row)
@@ -434,21 +433,30 @@ class ResponseStore:
     async def _check_file(self, connection: aiosqlite.Connection, *, closely: bool = False) -> None:
         """Refuse to go on with a file that is no longer the one at its path."""
         [[problem]] = await connection.execute_fetchall("SELECT problem_of_file(?)", (closely,))
+        self._raise_problem(problem)
+
+    def _raise_problem(self, problem: str) -> None:
         if problem:
             raise StoreUnavailable(f"{self.path}: the file is {problem}", StoreProblem(problem))
 
     def _disk_bytes(self, what: str) -> int:
-        if what == "free":
-            return self._disk_usage(self._directory).free
-        return Path(f"{self.path}{what}").stat().st_size
+        try:
+            if what == "free":
+                return self._disk_usage(self._directory).free
+            return Path(f"{self.path}{what}").stat().st_size
+        except OSError:
+            return 0  # what is wrong is told by `_look`
 
-    async def _check_disk(self, connection: aiosqlite.Connection, num_bytes: int) -> None:
-        """Refuse a row for which the disk has no space, while there is enough to delete others.
+    async def _check_disk(self, connection: aiosqlite.Connection, num_bytes: int) -> int:
+        """Refuse a row for which there is no space, and return how much of the file is in use.
+
+        It is refused while there is enough to delete others.
 
         A row is written twice, to the write-ahead log and from there to its place. A log that
         cannot be written back would grow until nothing could be deleted any more.
         """
-        [sizes] = await connection.execute_fetchall(_SIZES)
+        [[problem, *sizes]] = await connection.execute_fetchall(_SIZES)
+        self._raise_problem(problem)
         num_free_bytes, num_file_bytes, num_log_bytes, num_all_bytes, num_unused_bytes = sizes
         log_growth = max(0, _MAX_LOG_BYTES - num_log_bytes) + num_bytes
         file_growth = max(0, num_all_bytes - num_file_bytes) + max(0, num_bytes - num_unused_bytes)
@@ -457,6 +465,8 @@ class ResponseStore:
                 f"{self.path}: the disk is full: {num_free_bytes} bytes are free",
                 StoreProblem.FULL,
             )
+        used: int = num_all_bytes - num_unused_bytes
+        return used
 
     async def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -474,7 +484,7 @@ class ResponseStore:
         if isinstance(error, StoreUnavailable) and error.problem is None:
             return
         if problem is not self._problem:
-            logger.warning("the store of responses cannot be used: %s: %s", self.path, error)
+            logger.warning("the store of responses cannot be used (%s): %s", problem, error)
         if self._problem is not StoreProblem.DAMAGED:  # which only another file ends
             self._problem = problem
         if problem is StoreProblem.NOT_ANSWERING:
@@ -508,13 +518,13 @@ class ResponseStore:
         reading = self._clock.advance(kept)
         await self._delete(connection, _KEEP_CLOCK, reading.counted_s, reading.wall_s)
 
-    async def _make_room(self, connection: aiosqlite.Connection, num_bytes: int) -> None:
-        while True:
-            [[num_used_bytes]] = await connection.execute_fetchall(_USED_BYTES)
-            if num_used_bytes + num_bytes <= self._max_bytes:
-                return
+    async def _make_room(
+        self, connection: aiosqlite.Connection, num_bytes: int, num_used_bytes: int
+    ) -> None:
+        while num_used_bytes + num_bytes > self._max_bytes:
             if not await _change(connection, _DELETE_OLDEST):
                 return  # an empty file has a few pages, too
+            [[num_used_bytes]] = await connection.execute_fetchall(_USED_BYTES)
 
     async def _delete(
         self, connection: aiosqlite.Connection, statement: str, *parameters: Any
