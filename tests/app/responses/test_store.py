@@ -15,7 +15,9 @@ import pytest
 from app.responses.ballast import BALLAST_BYTES
 from app.responses.context import Context
 from app.responses.response import StoredResponse
+from app.responses.retention_clock import RetentionClock
 from app.responses.store import _MAX_ROWS_PER_SWEEP, ResponseStore, encode
+from app.responses.store_file import StoreFile
 from app.responses.store_status import StoreProblem, StoreTooNew, StoreUnavailable
 from tests.support import ManualClock
 
@@ -42,13 +44,12 @@ async def opened(
     monotonic: Callable[[], float] | None = None,
     **options: Any,
 ) -> AsyncIterator[ResponseStore]:
+    monotonic = monotonic or ManualClock()
     store = ResponseStore(
-        directory,
+        StoreFile(directory, monotonic=monotonic, **options),
         ttl_s=ttl_s,
         max_bytes=max_bytes,
-        clock=clock or ManualClock(1000.0),
-        monotonic=monotonic or ManualClock(),
-        **options,
+        clock=RetentionClock(wall=clock or ManualClock(1000.0), monotonic=monotonic),
     )
     try:
         await store.open()
@@ -198,18 +199,18 @@ async def test_a_newer_file_is_left_alone(tmp_path: Path):
         connection.execute("PRAGMA user_version = 7")
     connection.close()
     with pytest.raises(StoreTooNew, match="schema 7"):
-        ResponseStore(tmp_path, ttl_s=1, max_bytes=2**20).check_version()
+        ResponseStore(StoreFile(tmp_path), ttl_s=1, max_bytes=2**20).check_version()
     with pytest.raises(StoreTooNew, match="schema 7"):
         async with opened(tmp_path):
             pass
 
 
 async def test_the_version_of_a_file_is_looked_at_without_touching_it(tmp_path: Path):
-    store = ResponseStore(tmp_path / "new", ttl_s=1, max_bytes=2**20)
+    store = ResponseStore(StoreFile(tmp_path / "new"), ttl_s=1, max_bytes=2**20)
     store.check_version()
     assert not (tmp_path / "new").exists()
     (tmp_path / "responses.sqlite3").write_text("no database " * 20)
-    ResponseStore(tmp_path, ttl_s=1, max_bytes=2**20).check_version()
+    ResponseStore(StoreFile(tmp_path), ttl_s=1, max_bytes=2**20).check_version()
 
 
 async def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path):
@@ -222,7 +223,7 @@ async def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path):
 async def test_a_row_that_is_damaged_is_told(tmp_path: Path):
     async with opened(tmp_path) as store:
         await put(store, make_stored("a"))
-        with closing(sqlite3.connect(store.path)) as other:
+        with closing(sqlite3.connect(store._file.path)) as other:
             other.execute("UPDATE responses SET body = substr(body, 9)")
             other.commit()
         with pytest.raises(StoreUnavailable, match="resp_a is damaged"):
@@ -330,7 +331,7 @@ async def test_deleting_takes_its_space_from_the_ballast(tmp_path: Path, fails: 
 
     async with opened(tmp_path, connect=connect) as store:
         await put(store, make_stored("a"))
-        connection = store._connection
+        connection = store._file._connection
         assert isinstance(connection, FullDiskConnection)
         connection.is_full = True
         with pytest.raises(StoreUnavailable, match="full"):
@@ -396,7 +397,7 @@ async def test_a_file_that_another_has_taken_the_place_of_is_used_next(tmp_path:
         await put(other, make_stored("b"))
         await other.aclose()
         await pragma(store, "wal_checkpoint(TRUNCATE)")
-        other.path.rename(store.path)
+        other._file.path.rename(store._file.path)
         with pytest.raises(StoreUnavailable, match="removed"):
             await put(store, make_stored("c"))
         assert await found(store, "a", "b") == [False, True]
@@ -407,8 +408,8 @@ async def test_a_damaged_file_is_not_used_until_it_is_whole(tmp_path: Path):
     async with opened(tmp_path, ttl_s=1000, monotonic=monotonic) as store:
         await put(store, make_stored("a", num_chars=100_000))
         await pragma(store, "wal_checkpoint(TRUNCATE)")
-        whole = store.path.read_bytes()
-        store.path.write_bytes(b"damaged " * (len(whole) // 8))
+        whole = store._file.path.read_bytes()
+        store._file.path.write_bytes(b"damaged " * (len(whole) // 8))
         for _ in range(2):
             with pytest.raises(StoreUnavailable):
                 await store.check()
@@ -417,11 +418,11 @@ async def test_a_damaged_file_is_not_used_until_it_is_whole(tmp_path: Path):
                 await store.find("resp_a", owner="me")
             monotonic.advance(60)
         half = len(whole) // 2
-        store.path.write_bytes(whole[:half] + b"\0" * (len(whole) - half))
+        store._file.path.write_bytes(whole[:half] + b"\0" * (len(whole) - half))
         with pytest.raises(StoreUnavailable):
             await store.check()
         assert store.problem is StoreProblem.DAMAGED
-        store.path.write_bytes(whole)
+        store._file.path.write_bytes(whole)
         monotonic.advance(60)
         await store.check()
         assert store.problem is None
@@ -431,7 +432,9 @@ async def test_a_damaged_file_is_not_used_until_it_is_whole(tmp_path: Path):
 async def test_a_folder_that_cannot_be_made_is_tried_again(tmp_path: Path):
     monotonic = ManualClock()
     (tmp_path / "file").write_text("in the way")
-    store = ResponseStore(tmp_path / "file", ttl_s=1, max_bytes=2**20, monotonic=monotonic)
+    store = ResponseStore(
+        StoreFile(tmp_path / "file", monotonic=monotonic), ttl_s=1, max_bytes=2**20
+    )
     with pytest.raises(StoreUnavailable):
         await store.open()
     assert store.problem is StoreProblem.CANNOT_OPEN
@@ -464,8 +467,8 @@ async def test_a_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path):
         return StuckConnection(lambda: sqlite3.connect(path, **options), 64)
 
     async with opened(tmp_path, connect=connect, retry_interval_s=0) as store:
-        store._timeout_s = 0.05
-        stuck = store._connection
+        store._file._timeout_s = 0.05
+        stuck = store._file._connection
         assert isinstance(stuck, StuckConnection)
         stuck.stick()
         for _ in range(3):
@@ -474,15 +477,15 @@ async def test_a_disk_that_does_not_answer_holds_nobody_up(tmp_path: Path):
             assert store.problem is StoreProblem.NOT_ANSWERING
         assert num_opened == 1, "no thread more waits for the disk"
         StuckConnection.is_released.set()
-        assert store._abandoned is not None
-        await store._abandoned
-        store._timeout_s = 10.0
+        assert store._file._abandoned is not None
+        await store._file._abandoned
+        store._file._timeout_s = 10.0
         await put(store, make_stored("b"))
         assert store.problem is None
 
 
 async def test_a_store_that_is_not_open_says_so(tmp_path: Path):
-    store = ResponseStore(tmp_path, ttl_s=1, max_bytes=2**20)
+    store = ResponseStore(StoreFile(tmp_path), ttl_s=1, max_bytes=2**20)
     with pytest.raises(StoreUnavailable, match="not open"):
         await store.find("resp_a", owner="me")
     await store.aclose()
@@ -505,13 +508,13 @@ def rows(directory: Path) -> list[tuple[str]]:
 
 
 async def pragma(store: ResponseStore, text: str) -> None:
-    connection = await store._open()
+    connection = await store._file._open()
     await connection.execute_fetchall(f"PRAGMA {text}")
 
 
 async def limit_pages(store: ResponseStore, *, by: int) -> None:
     """Let the file grow by so many pages and no more."""
-    connection = store._connection
+    connection = store._file._connection
     assert connection is not None
     [[num_pages]] = await connection.execute_fetchall("PRAGMA page_count")
     await connection.execute_fetchall(f"PRAGMA max_page_count = {num_pages + by}")

@@ -124,7 +124,7 @@ async def test_a_store_that_cannot_be_used_shows_and_does_not_end_readiness(tmp_
         unavailable = await calling.get("/health")
         answer = await calling.post("/v1/responses", json={"input": "hi"})
         (tmp_path / "moved").rename(folder)
-        app.state.services.responses._store._retry_at = 0.0  # a second is over
+        app.state.services.responses._store._file._retry_at = 0.0  # a second is over
         found = await calling.get("/v1/responses/resp_x")
         available = await calling.get("/health")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
