@@ -131,6 +131,8 @@ class ResponseStore:
             StoreUnavailable: the file cannot be read; or the response is not there, which says
                 nothing as long as the store has a problem.
         """
+        if not response_id.isascii():
+            return None  # as none of ours is
         async with self._file.using() as connection:
             rows = list(
                 await connection.execute_fetchall(_FIND, (response_id, owner, self._clock.now_s))

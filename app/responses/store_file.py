@@ -53,6 +53,8 @@ _MAX_LOG_BYTES = 2**20
 _PAGE_BYTES = 4096
 _PAGES_AT_ONCE = 64
 """Pages that are moved before what that took is given back."""
+_MAX_ROUNDS = 64
+"""How often that is done for one deletion: 16 MiB."""
 _BUSY_TIMEOUT_S = 5.0
 """How long another process may hold the file."""
 _DAMAGED_RETRY_FACTOR = 30
@@ -174,6 +176,8 @@ class StoreFile:
                 finally:
                     if writes or deletes:
                         self._writing.release()
+        except (aiosqlite.IntegrityError, sqlite3.DataError, UnicodeError) as error:
+            raise StoreUnavailable(f"{self.path}: {error}") from error  # the row's fault alone
         except (OSError, aiosqlite.Error, ValueError, StoreUnavailable) as error:
             await self._note_problem(problem_of(error), error)
             if isinstance(error, StoreUnavailable):
@@ -390,7 +394,9 @@ class StoreFile:
         num_unused, num_unused_before = 0, -1
         try:
             await connection.execute_fetchall("PRAGMA secure_delete = FAST")
-            while num_unused != num_unused_before:
+            for _ in range(_MAX_ROUNDS):
+                if num_unused == num_unused_before:
+                    break
                 await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
                 await connection.execute_fetchall(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
                 num_unused_before = num_unused

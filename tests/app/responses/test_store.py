@@ -237,6 +237,17 @@ async def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
             pass
 
 
+async def test_a_row_that_cannot_be_written_says_nothing_about_the_store(tmp_path: Path):
+    async with opened(tmp_path) as store:
+        await put(store, make_stored("a"))
+        for row in (make_stored("a"), make_stored("b", owner="\ud800")):
+            with pytest.raises(StoreUnavailable):
+                await put(store, row)
+            assert store.problem is None
+        assert await found(store, "\ud800", "a") == [False, True]
+        assert store.problem is None
+
+
 # A file that cannot be used any more, and then can.
 
 
