@@ -103,8 +103,9 @@ class LiveResponse:
         if self._stored is not None:
             return False
         writer = self._writer
-        num_unread = self.generation.last_seq + 1 if writer is None else writer.num_unread
-        return num_unread > _MAX_RECORDS_AT_ONCE
+        if writer is None or self.head.reports_logprobs:  # which are written anew each time
+            return self.generation.last_seq >= _MAX_RECORDS_AT_ONCE
+        return writer.num_unread > _MAX_RECORDS_AT_ONCE
 
     def snapshot(self) -> EventFields:
         """Return the response as it stands.
