@@ -13,7 +13,7 @@ from app.choice_writer import ChoiceWriter, cut
 from app.dependencies import Services
 from app.disconnect import run_while_connected
 from app.errors import ErrorInfo
-from app.event_stream import DONE, PING, EventStream, to_message
+from app.event_stream import DONE, EventStream, to_message
 from app.reader_group import ReaderGroup, failure
 from streaming import AsyncEngine, Generation, GenerationRequest
 
@@ -40,13 +40,9 @@ async def answer(
         return await run_while_connected(request.receive, work)
     generations = await engine.submit_all(requests)
     return EventStream(
-        _stream(
-            engine,
-            generations,
-            make_writer(engine, generations),
-            ping_interval_s=settings.ping_interval_s,
-        ),
+        _stream(engine, generations, make_writer(engine, generations)),
         stall_timeout_s=settings.stall_timeout_s,
+        keep_alive_s=settings.sse_keep_alive_s,
     )
 
 
@@ -66,21 +62,16 @@ def _stream(
     engine: AsyncEngine,
     generations: Sequence[Generation],
     writer: ChoiceWriter,
-    *,
-    ping_interval_s: float,
 ) -> Iterator[AsyncGenerator[bytes, None]]:
     with ReaderGroup(engine, generations, every_token=writer.every_token) as readers:
-        yield _messages(writer, readers, ping_interval_s=ping_interval_s)
+        yield _messages(writer, readers)
 
 
-async def _messages(
-    writer: ChoiceWriter, readers: ReaderGroup, *, ping_interval_s: float
-) -> AsyncGenerator[bytes, None]:
+async def _messages(writer: ChoiceWriter, readers: ReaderGroup) -> AsyncGenerator[bytes, None]:
     for chunk in writer.opening():
         yield to_message(chunk)
     while not readers.is_done:
-        if not await readers.wait(timeout_s=ping_interval_s):
-            yield PING
+        await readers.wait()
         for index, events in readers.read():
             for part in cut(events):
                 for chunk in writer.chunks(index, part):

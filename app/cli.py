@@ -26,11 +26,12 @@ from rich.table import Table
 from app.chat import Chat
 from app.heap import freeze_heap
 from app.log import configure_logging
-from app.main import create_app, load_engine
+from app.main import create_app, load_engine, make_response_store
 from app.process_exit import exit_now, exit_within
+from app.responses.store_status import StoreTooNew
 from app.schemas.validation import to_error_info
 from app.server import SIGNALLED_TWICE, Server, bind
-from app.settings import ClientSettings, Settings, load_settings
+from app.settings import ClientSettings, Settings, check_keys, ignored_variables, load_settings
 from streaming import AsyncEngine, list_cached_models
 from streaming.errors import ModelLoadError
 
@@ -101,8 +102,15 @@ def _shown(default: Any) -> str:
 def serve(**given: Any) -> None:
     """Serve the model: the chat page, the WebSocket and the REST routes."""
     settings = _resolve(Settings, given)
+    try:
+        check_keys(settings)
+    except ValueError as error:
+        _fail(str(error), status=2)
     configure_logging(settings.log_level)
     logger.info("settings: %s", settings)
+    if ignored := ignored_variables(Settings):
+        logger.warning("not a setting of the server, so ignored: %s", ", ".join(ignored))
+    _check_store(settings)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
@@ -183,6 +191,16 @@ def _resolve(model: type[Any], given: dict[str, Any]) -> Any:
         _fail(info.message.replace("Value error, ", ""), status=2)
     except ValueError as error:
         _fail(str(error), status=2)
+
+
+def _check_store(settings: Settings) -> None:
+    """End here, before the model is loaded, where the responses belong to a newer version."""
+    store = make_response_store(settings)
+    try:
+        if store is not None:
+            store.check_version()
+    except StoreTooNew as error:
+        _fail(str(error))
 
 
 def _load(settings: Settings) -> AsyncEngine:

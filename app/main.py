@@ -21,6 +21,7 @@ from app.middleware import add_middleware
 from app.request_limiter import RequestLimiter
 from app.responses.service import ResponseService
 from app.responses.store import ResponseStore
+from app.responses.store_file import StoreFile
 from app.routes import (
     asyncapi,
     chat,
@@ -57,23 +58,31 @@ def load_engine(
     return AsyncEngine.load(load, settings.to_engine_config())
 
 
+def make_response_store(settings: Settings) -> ResponseStore | None:
+    """Return where ended responses are kept, which is not open yet; None if only in memory."""
+    if not settings.store_responses:
+        return None
+    directory = (
+        Path(settings.data_dir).expanduser()
+        if settings.data_dir is not None
+        else Path(platformdirs.user_data_dir("tokenwire", appauthor=False))
+    )
+    return ResponseStore(
+        StoreFile(directory),
+        ttl_s=settings.stored_responses_ttl_s,
+        max_bytes=settings.stored_responses_bytes,
+    )
+
+
 def make_response_service(settings: Settings, engine: AsyncEngine) -> ResponseService:
     """Return what keeps responses; it opens its file when it is started."""
-    store = None
-    if settings.store_responses:
-        store = ResponseStore(
-            Path(settings.data_dir).expanduser()
-            if settings.data_dir is not None
-            else Path(platformdirs.user_data_dir("tokenwire", appauthor=False)),
-            ttl_s=settings.stored_responses_ttl_s,
-            max_bytes=settings.stored_responses_bytes,
-        )
     return ResponseService(
         engine,
-        store,
+        make_response_store(settings),
         retention_s=settings.retention_s,
         retention_bytes=settings.retention_bytes,
         reasoning_dialect=settings.reasoning_events,
+        socket_memory_bytes=settings.socket_memory_bytes,
     )
 
 

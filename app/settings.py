@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.socket_memory import DEFAULT_MAX_BYTES
 from streaming import BackendName, EngineConfig, ModelConfig
 
 _MODEL = ModelConfig()
@@ -203,6 +204,12 @@ class Settings(BaseSettings):
         None, ge=1, description=f"Of these, what one caller may have; {_SHARE}."
     )
     max_streams: int = Field(64, ge=1, description="Generations open at once on one WebSocket.")
+    socket_memory_bytes: int = Field(
+        DEFAULT_MAX_BYTES,
+        ge=2**20,
+        description="Memory for what all WebSockets for responses can go on from, and for their "
+        "large requests.",
+    )
     max_connection_s: float = Field(
         3600.0, gt=0, description="Age at which a WebSocket for responses takes no new work."
     )
@@ -232,6 +239,9 @@ class Settings(BaseSettings):
     )
     stall_timeout_s: float = Field(
         30.0, gt=0, description="A WebSocket that does not read for so long is closed."
+    )
+    sse_keep_alive_s: float = Field(
+        15.0, gt=0, description="Time between comments on an event stream that has nothing to say."
     )
     log_level: Annotated[str, AfterValidator(_check_log_level)] = Field(
         "info", description="debug, info, warning or error."
@@ -358,6 +368,33 @@ def load_settings(model: type[_AnySettings], given: Mapping[str, Any]) -> _AnySe
         if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in known:
             raise ValueError(f"{name}: there is no such setting")
     return model(**given)
+
+
+def check_keys(settings: Settings) -> None:
+    """Refuse to serve everyone where a key was meant to be asked for.
+
+    A shell may have the key of a client for another server, so that is no error beside keys of the
+    server's own, or where everyone is let in explicitly.
+
+    Raises:
+        ValueError: `TOKENWIRE_API_KEY` is set, and the server would ask for no key.
+    """
+    variable = f"{_PREFIX}API_KEY"
+    if os.environ.get(variable) and not (settings.api_keys or settings.allow_anonymous):
+        raise ValueError(
+            f"{variable} is the key of a client, and this server would ask for none: set "
+            f"{_PREFIX}API_KEYS, or allow_anonymous if everyone may call"
+        )
+
+
+def ignored_variables(model: type[Settings] | type[ClientSettings]) -> list[str]:
+    """Return the `TOKENWIRE_*` variables of the environment that belong to another command."""
+    own = model.model_fields
+    return sorted(
+        name
+        for name in os.environ
+        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in own
+    )
 
 
 def is_loopback(host: str) -> bool:

@@ -52,18 +52,23 @@ APP_IMPORTERS = {
         *("app.main", "app.routes", "app.websocket", "app.asyncapi", "app.request_limiter"),
     },
     "app.responses": {
-        *("app.main", "app.dependencies", "app.routes", "app.websocket", "app.asyncapi"),
+        *("app.main", "app.cli", "app.dependencies", "app.routes", "app.websocket"),
+        "app.asyncapi",
     },
 }
 """Who may import the upper parts of `app`, besides themselves."""
 
 APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.errors": set(),
-    "app.settings": {"app.errors"},
+    "app.settings": {"app.errors", "app.socket_memory"},
     "app.schemas": {"app.errors"},
     "app.json_object": {"app.errors", "app.schemas"},
-    "app.protocol": {"app.errors", "app.schemas", "app.json_object"},
-    "app.responses": {"app.errors", "app.schemas", "app.settings"},
+    "app.json_text": set(),
+    "app.socket_memory": set(),
+    "app.protocol": {"app.errors", "app.schemas", "app.json_object", "app.socket_memory"},
+    "app.responses": {
+        *("app.errors", "app.schemas", "app.settings", "app.json_text", "app.socket_memory"),
+    },
 }
 """All of `app` that its lower parts may import, besides themselves."""
 

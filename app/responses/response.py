@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 
 from app.responses.context import Context
 from app.responses.conversation import to_context
+from app.responses.keeping import Keeping
 from app.responses.writer import EventFields, ResponseHead, ResponseWriter
 from app.schemas.response_items import Item
 from streaming import Generation
+
+_MAX_RECORDS_AT_ONCE = 64
+"""Records of a log that are read on the event loop for a snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +53,7 @@ class LiveResponse:
         owner: the caller that it belongs to.
         generation: its log.
         is_stored: it can be fetched, and be gone on from, by whoever has its owner's key.
+        keeping: whether it has been written to the store, where there is one.
     """
 
     head: ResponseHead
@@ -55,9 +61,12 @@ class LiveResponse:
     generation: Generation
     context: Context
     is_stored: bool
+    keeping: Keeping = field(default_factory=Keeping)
     _num_head_bytes: int = 0
     _writer: ResponseWriter | None = None
     _stored: StoredResponse | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the worker thread that reads the log for a snapshot."""
 
     def __post_init__(self) -> None:
         self._num_head_bytes = self.head.num_bytes
@@ -72,7 +81,8 @@ class LiveResponse:
 
     @property
     def is_ended(self) -> bool:
-        return self.generation.is_ended
+        """Whether its last event can be read."""
+        return self.generation.is_ended and self.keeping.is_decided
 
     @property
     def num_bytes(self) -> int:
@@ -85,19 +95,31 @@ class LiveResponse:
 
     def writer(self, *, after: int = -1) -> ResponseWriter:
         """Return a writer for one reader, whose last event was `after`."""
-        return ResponseWriter(self.head, self.generation, after=after)
+        return ResponseWriter(self.head, self.generation, after=after, keeping=self.keeping)
+
+    @property
+    def is_snapshot_slow(self) -> bool:
+        """Whether a snapshot should be made on a worker thread."""
+        if self._stored is not None:
+            return False
+        writer = self._writer
+        if writer is None or self.head.reports_logprobs:  # which are written anew each time
+            return self.generation.last_seq >= _MAX_RECORDS_AT_ONCE
+        return writer.num_unread > _MAX_RECORDS_AT_ONCE
 
     def snapshot(self) -> EventFields:
         """Return the response as it stands.
 
-        Takes time by the length of the text, so call it for an ended response on a worker thread;
-        the last snapshot is made once.
+        Takes time by the text that has come since the last call; the last snapshot is made once.
         """
         if self._stored is not None:
             return self._stored.last_snapshot
-        writer = self._writer = self._writer or self.writer()
-        writer.advance()
-        return writer.snapshot()
+        if self.is_ended:
+            return self.settle().last_snapshot
+        with self._lock:
+            writer = self._writer = self._writer or self.writer()
+            writer.advance()
+            return writer.snapshot()
 
     def settle(self) -> StoredResponse:
         """Return what is to be kept of it; it has ended. As slow as `snapshot`.
@@ -106,21 +128,47 @@ class LiveResponse:
         each token, which the log does without.
         """
         assert self.is_ended, "an open response cannot be settled"
-        if self._stored is not None:
-            return self._stored
-        writer = self.writer()
+        with self._lock:
+            if self._stored is not None:
+                return self._stored
+            stored = self._to_stored(self.keeping)
+            self._writer = None
+            self._keep(stored)
+            return stored
+
+    def to_be_written(self) -> StoredResponse:
+        """Return what is to be written to the store, before its end is told; as slow."""
+        assert self.generation.is_ended, "an open response cannot be stored"
+        return self._to_stored(Keeping())
+
+    def decide(self, stored: StoredResponse | None, *, is_lost: bool) -> None:
+        """Let the end be told, and wake all readers.
+
+        Args:
+            stored: what has been written to the store, if anything has.
+            is_lost: it was to be written, and was not.
+        """
+        self.keeping.is_lost = is_lost
+        self.keeping.is_decided = True
+        self._writer = None
+        if stored is not None:
+            self._keep(stored)
+        self.generation.wake()
+
+    def _keep(self, stored: StoredResponse) -> None:
+        if not self.head.reports_logprobs:
+            self._stored = stored
+
+    def _to_stored(self, keeping: Keeping) -> StoredResponse:
+        writer = ResponseWriter(self.head, self.generation, keeping=keeping)
         writer.advance()
-        stored = StoredResponse(
+        return StoredResponse(
             response_id=self.response_id,
             owner=self.owner,
             last_snapshot=writer.snapshot(),
             context=self.context,
             num_bytes=self.num_bytes,
         )
-        self._writer = None
-        if not self.head.reports_logprobs:
-            self._stored = stored
-        return stored
 
     def conversation(self) -> tuple[Item, ...]:
         """Return all items that a response which goes on from here begins with; it has ended."""

@@ -15,14 +15,17 @@ from app.responses.compaction import to_compacted, to_summary_request
 from app.responses.context import Context
 from app.responses.conversation import to_messages
 from app.responses.dialect import in_this_dialect
+from app.responses.keeping import Keeping
 from app.responses.references import resolve
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
 from app.responses.response import AnyResponse, LiveResponse, StoredResponse
-from app.responses.store import ResponseStore, StoreUnavailable, encode
+from app.responses.store import ResponseStore, encode
+from app.responses.store_status import StoreProblem, StoreTooNew, StoreUnavailable
 from app.responses.writer import EventFields, ResponseHead
 from app.schemas.response_items import Item
 from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
+from app.socket_memory import DEFAULT_MAX_BYTES, SocketMemory
 from streaming import AsyncEngine, Failed, GenerationRequest, LogStore, Reader
 from streaming.errors import InvalidRequest
 
@@ -32,6 +35,10 @@ MAX_UNWRITTEN_RESPONSES = 256
 """Ended responses that wait to be written to a slow disk."""
 MAX_ENDED_RESPONSES = 4096
 """Ended responses that are kept in memory, where their size allows so many."""
+CHECK_INTERVAL_S = 5.0
+"""How soon it shows that the store cannot be used, or can be again, where nobody uses it."""
+SWEEP_INTERVAL_S = 60.0
+"""How often expired responses are looked for."""
 
 
 class ResponseService:
@@ -44,6 +51,8 @@ class ResponseService:
         retention_bytes: how much memory ended responses may take.
         max_unwritten: ended responses that may wait to be written to the store.
         reasoning_dialect: how the events of reasoning are called.
+        socket_memory_bytes: what the sockets may take together, beside what is kept here.
+        check_interval_s: how often the store is looked at.
     """
 
     def __init__(
@@ -55,15 +64,20 @@ class ResponseService:
         retention_bytes: int,
         max_unwritten: int = MAX_UNWRITTEN_RESPONSES,
         reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
+        socket_memory_bytes: int = DEFAULT_MAX_BYTES,
+        check_interval_s: float = CHECK_INTERVAL_S,
     ) -> None:
         self._engine = engine
         self._store = store
+        self.socket_memory = SocketMemory(max_bytes=socket_memory_bytes)
         self._reasoning_dialect = reasoning_dialect
         self.registry = LogStore[LiveResponse](
             retention_s=retention_s,
             max_ended=MAX_ENDED_RESPONSES,
             retention_bytes=retention_bytes,
         )
+        self._check_interval_s = check_interval_s
+        self._watcher: asyncio.Task[None] | None = None
         self._keepers: set[asyncio.Task[None]] = set()
         self._max_unwritten = max_unwritten
         self._num_unwritten = 0
@@ -71,22 +85,58 @@ class ResponseService:
         """Ids of responses that are deleted, while their keepers may still write them."""
 
     async def start(self) -> None:
-        """Open the store; without it, say so and go on: responses are in memory only then."""
+        """Open the store. Without it, responses are in memory only until it can be opened.
+
+        Raises:
+            StoreTooNew: the store was written by a newer version.
+        """
         if self._store is None:
             return
         try:
             await self._store.open()
+        except StoreTooNew:
+            raise
         except StoreUnavailable as error:
-            logger.warning("responses are kept in memory only: %s", error)
-            self._store = None
+            logger.warning(
+                "responses are kept in memory only, until the store can be used; "
+                "--no-store-responses does without one: %s",
+                error,
+            )
+        self._watcher = asyncio.create_task(self._watch(self._store))
 
     async def aclose(self) -> None:
         """Wait until all is written, and close the store; the engine has ended every log."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
         try:
             await asyncio.gather(*self._keepers)
         finally:
             if self._store is not None:
                 await self._store.aclose()
+
+    @property
+    def has_store(self) -> bool:
+        return self._store is not None
+
+    @property
+    def store_problem(self) -> StoreProblem | None:
+        """Why the store cannot be used; None if it can, or there is none."""
+        return None if self._store is None else self._store.problem
+
+    async def _watch(self, store: ResponseStore) -> None:
+        """Delete what expires, and find out what becomes of the store."""
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time() + SWEEP_INTERVAL_S
+        while True:
+            await asyncio.sleep(self._check_interval_s)
+            try:
+                await store.check()
+                if loop.time() >= sweep_at:
+                    await store.sweep()
+                    sweep_at = loop.time() + SWEEP_INTERVAL_S
+            except StoreUnavailable as error:
+                logger.debug("the store is looked at again soon: %s", error)
 
     # Making.
 
@@ -127,6 +177,7 @@ class ResponseService:
             generation=generation,
             context=context,
             is_stored=body.is_stored,
+            keeping=Keeping(is_decided=self._store is None or not body.is_stored),
         )
         self.registry.add(response.response_id, response)
         keeper = asyncio.create_task(self._keep(response))
@@ -221,14 +272,17 @@ class ResponseService:
             yield
 
     async def wait_ended(self, response: LiveResponse) -> None:
-        """Wait for the end, as one that the response does not live for."""
-        with Reader(response.generation) as reader:
-            await reader.wait_ended()
+        """Wait until the end can be told, as one that the response does not live for."""
+        woken = asyncio.Event()
+        with self.watch(response, on_wake=woken.set):
+            while not response.is_ended:
+                await woken.wait()
+                woken.clear()
 
     async def snapshot(self, response: AnyResponse) -> EventFields:
         """Return the response as it stands."""
-        if isinstance(response, LiveResponse) and response.is_ended:
-            return (await asyncio.to_thread(response.settle)).last_snapshot
+        if isinstance(response, LiveResponse) and response.is_snapshot_slow:
+            return await asyncio.to_thread(response.snapshot)
         return response.snapshot()
 
     # Finding.
@@ -301,27 +355,31 @@ class ResponseService:
                 raise store_unavailable() from error
 
     async def _keep(self, response: LiveResponse) -> None:
-        """Follow a response to its end, and store it."""
+        """Follow a response to the end of its log, store it, and let its end be told."""
         ended = asyncio.Event()
 
         def check_ended() -> None:
-            if response.is_ended:
+            if response.generation.is_ended:
                 ended.set()
 
         follow = self._engine.follow if response.is_background else Reader
         with follow(response.generation, on_wake=check_ended):
             check_ended()
             await ended.wait()
+        stored = None
         try:
             if response.is_stored:
-                await self._write(response)
+                stored = await self._write(response)
         finally:
             self._deleted.discard(response.response_id)
+            is_lost = response.is_stored and self._store is not None and stored is None
+            response.decide(stored, is_lost=is_lost)
             self.registry.settle(response.response_id)
 
-    async def _write(self, response: LiveResponse) -> None:
+    async def _write(self, response: LiveResponse) -> StoredResponse | None:
+        """Write a response to the store, and return what is there; None if it is not."""
         if self._store is None or response.response_id in self._deleted:
-            return
+            return None
         self._num_unwritten += 1
         try:
             if self._num_unwritten > self._max_unwritten:
@@ -330,10 +388,16 @@ class ResponseService:
             await self._store.put(stored, body)
             if response.response_id in self._deleted:  # meanwhile
                 await self._store.delete(response.response_id, owner=response.owner)
+                return None
         except StoreUnavailable as error:
             logger.warning("%s is in memory only: %s", response.response_id, error)
+            return None
+        except Exception:  # its client waits for its end, whatever is wrong with our own code
+            logger.exception("%s could not be stored", response.response_id)
+            return None
         finally:
             self._num_unwritten -= 1
+        return stored
 
 
 def _go_on(parent: AnyResponse, own: tuple[Item, ...]) -> Context:
@@ -341,5 +405,5 @@ def _go_on(parent: AnyResponse, own: tuple[Item, ...]) -> Context:
 
 
 def _write_out(response: LiveResponse) -> tuple[StoredResponse, str]:
-    stored = response.settle()
+    stored = response.to_be_written()
     return stored, encode(stored)

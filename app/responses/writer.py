@@ -3,7 +3,8 @@
 Events are a pure function of the request and its log. They are not kept: who comes back later has
 them written once more from the log's beginning, and gets the ones after the last that it saw. So
 nothing in them may depend on when the log is read, or by whom. Ids are made of the response's own,
-and the log is taken record by record, however much of it has come at once.
+and the log is taken record by record, however much of it has come at once. The last event also
+depends on whether the response was stored, so it is written once that is decided.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, assert_never
 
+from app.responses.keeping import Keeping
 from app.responses.response_item import ItemKind, ItemStatus, OutputItem
 from app.responses.unshown_tokens import UnshownTokens
 from app.responses.usage import to_usage
@@ -93,12 +95,21 @@ class ResponseWriter:
 
     Args:
         after: the sequence number of the last event that the reader has; -1 is none.
+        keeping: the last event waits for it; without one, nothing is waited for.
     """
 
-    def __init__(self, head: ResponseHead, generation: Generation, *, after: int = -1) -> None:
+    def __init__(
+        self,
+        head: ResponseHead,
+        generation: Generation,
+        *,
+        after: int = -1,
+        keeping: Keeping | None = None,
+    ) -> None:
         self._head = head
         self._generation = generation
         self._after = after
+        self._keeping = keeping or Keeping()
         self._cursor = -1
         self._num_events = 0
         self._parser = OutputParser(generation.output_format)
@@ -110,6 +121,7 @@ class ResponseWriter:
         self._has_answer = False
         self._closed: tuple[OutputItem, list[EventFields]] | None = None
         """The newest item that has ended, with its log probabilities, until the last event."""
+        self._outcome: Finished | Failed | None = None
         self._status = "queued" if head.is_background else "in_progress"
         self._end_fields: EventFields = {}
         self.is_done = False
@@ -119,6 +131,11 @@ class ResponseWriter:
     def num_events(self) -> int:
         """How many events have been written, those that the reader had already included."""
         return self._num_events
+
+    @property
+    def num_unread(self) -> int:
+        """How many records of the log have not been read."""
+        return self._generation.last_seq - self._cursor
 
     def events(self) -> Iterator[EventFields]:
         """Write what the log has had since the last call, and return it; never waits.
@@ -173,11 +190,14 @@ class ResponseWriter:
             self._cursor += 1
             match record:
                 case Finished() | Failed():
-                    yield from self._end(record)
+                    self._outcome = record
+                    yield from self._end_items(record)
                 case Token(text=text):
                     yield from self._feed(text, record)
                 case _:
                     yield from self._feed(record.text, None)
+        if self._outcome is not None and self._keeping.is_decided and not self.is_done:
+            yield self._end(self._outcome)
 
     def _feed(self, text: str, token: Token | None) -> Iterator[EventFields]:
         if self._head.is_warm_up:
@@ -292,25 +312,30 @@ class ResponseWriter:
     def _reasoning_event(self) -> str:
         return _REASONING_EVENTS[self._head.reasoning_dialect]
 
-    def _end(self, record: Finished | Failed) -> Iterator[EventFields]:
+    def _end_items(self, record: Finished | Failed) -> Iterator[EventFields]:
+        if self._head.is_warm_up:
+            return
+        yield from self._write(self._parser.flush())
         is_complete = isinstance(record, Finished) and self._is_complete(record.finish_reason)
-        if not self._head.is_warm_up:
-            yield from self._write(self._parser.flush())
-            is_cut = self._open_item is not None and (
-                # A call that is still open at the end was cut, whatever ended the text.
-                not is_complete or self._open_item.kind is ItemKind.FUNCTION_CALL
-            )
-            yield from self._close(ItemStatus.INCOMPLETE if is_cut else ItemStatus.COMPLETED)
-            if is_complete and not self._has_answer:
-                # An answer of no text is still an answer, which clients look for.
-                yield from self._begin(ItemKind.MESSAGE)
-                yield from self._close(ItemStatus.COMPLETED)
+        is_cut = self._open_item is not None and (
+            # A call that is still open at the end was cut, whatever ended the text.
+            not is_complete or self._open_item.kind is ItemKind.FUNCTION_CALL
+        )
+        yield from self._close(ItemStatus.INCOMPLETE if is_cut else ItemStatus.COMPLETED)
+        if is_complete and not self._has_answer:
+            # An answer of no text is still an answer, which clients look for.
+            yield from self._begin(ItemKind.MESSAGE)
+            yield from self._close(ItemStatus.COMPLETED)
+
+    def _end(self, record: Finished | Failed) -> EventFields:
         event_name = self._settle(record)
         self._end_fields["usage"] = self._usage()
+        if self._keeping.is_lost:
+            self._end_fields["store"] = False
         self.is_done = True
         last_event = self._lifecycle_event(event_name)
         self._closed = None
-        yield last_event
+        return last_event
 
     def _is_complete(self, reason: FinishReason) -> bool:
         if reason is FinishReason.LENGTH:

@@ -7,7 +7,7 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from app.dependencies import Services, ServicesDependency
-from app.schemas.health import Health, Liveness, ServerStatus
+from app.schemas.health import Health, Liveness, ServerStatus, StoreHealth, StoreStatus
 
 _RETRY_AFTER_S = 1
 
@@ -37,6 +37,7 @@ async def get_health(request: Request, response: Response, services: ServicesDep
         has_chat_template=info.has_chat_template,
         batch_invariant=info.batch_invariant,
         attention=info.attention,
+        store=_store_health(services),
     )
 
 
@@ -66,6 +67,14 @@ def _status(services: Services) -> ServerStatus:
     if engine.is_shutting_down or services.connections.is_draining:
         return ServerStatus.DRAINING
     return ServerStatus.OK if engine.is_ready else ServerStatus.LOADING
+
+
+def _store_health(services: Services) -> StoreHealth:
+    if not services.responses.has_store:
+        return StoreHealth(status=StoreStatus.OFF, reason=None)
+    problem = services.responses.store_problem
+    status = StoreStatus.OK if problem is None else StoreStatus.UNAVAILABLE
+    return StoreHealth(status=status, reason=problem)
 
 
 def _set_readiness(response: Response, status: ServerStatus) -> None:

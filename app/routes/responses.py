@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
@@ -11,15 +10,16 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from openresponses_types import CompactResource
 
-from app.dependencies import CallerDependency, ServicesDependency, bearer_scheme
+from app.dependencies import CallerDependency, Services, ServicesDependency, bearer_scheme
 from app.disconnect import run_while_connected
 from app.errors import ErrorInfo, RequestRefused
-from app.event_stream import DONE, PING, EventStream, to_event_message
+from app.event_stream import DONE, EventStream, to_event_message
 from app.json_route import JSONRoute
+from app.json_text import to_json_soon
 from app.responses.refusals import stream_expired
 from app.responses.response import LiveResponse
+from app.responses.response_reader import ResponseReader
 from app.responses.service import ResponseService
-from app.responses.writer import ResponseWriter
 from app.schemas.error import GENERATION_ERRORS, error_responses
 from app.schemas.event_stream import event_stream
 from app.schemas.response_events import ResponseBody, ResponseEvent
@@ -88,9 +88,6 @@ EXAMPLES: dict[str, Any] = {
     },
 }
 
-_EVENTS_AT_ONCE = 64
-"""Events of a replay that are written before others have a turn."""
-
 _MODEL: dict[str, Any] = {"model": ResponseBody}
 _CREATED = {
     **_MODEL,
@@ -131,16 +128,7 @@ async def create_response(
     if not body.stream:
         return await run_while_connected(request.receive, _complete(service, body, caller))
     response = await service.create(body, caller=caller)
-    return EventStream(
-        _stream(
-            service,
-            response,
-            response.writer(),
-            lives_for_it=True,
-            ping_interval_s=services.settings.ping_interval_s,
-        ),
-        stall_timeout_s=services.settings.stall_timeout_s,
-    )
+    return _event_stream(services, response, lives_for_it=True)
 
 
 @router.post(
@@ -169,7 +157,7 @@ async def compact(
     everything stops.
     """
     work = services.responses.compact(body, caller=caller)
-    return _to_json(await run_while_connected(request.receive, work))
+    return await _to_json(await run_while_connected(request.receive, work))
 
 
 @router.get(
@@ -195,19 +183,11 @@ async def get_response(
     service = services.responses
     response = await service.find(response_id, caller=caller)
     if not stream:
-        return _to_json(await service.snapshot(response))
+        return await _to_json(await service.snapshot(response))
     if not isinstance(response, LiveResponse):
         raise stream_expired()
-    return EventStream(
-        _stream(
-            service,
-            response,
-            response.writer(after=-1 if starting_after is None else starting_after),
-            lives_for_it=False,
-            ping_interval_s=services.settings.ping_interval_s,
-        ),
-        stall_timeout_s=services.settings.stall_timeout_s,
-    )
+    after = -1 if starting_after is None else starting_after
+    return _event_stream(services, response, lives_for_it=False, after=after)
 
 
 @router.delete("/{response_id}", response_model=None, responses=_FIND_ERRORS)
@@ -219,7 +199,7 @@ async def delete_response(
     Responses that went on from it keep what they took over.
     """
     await services.responses.delete(response_id, caller=caller)
-    return _to_json({"id": response_id, "object": "response", "deleted": True})
+    return await _to_json({"id": response_id, "object": "response", "deleted": True})
 
 
 @router.post("/{response_id}/cancel", response_model=None, responses={200: _MODEL, **_FIND_ERRORS})
@@ -228,7 +208,7 @@ async def cancel_response(
 ) -> Response:
     """End a background response and return it; one that has ended is returned as it is."""
     service = services.responses
-    return _to_json(await service.snapshot(await service.cancel(response_id, caller=caller)))
+    return await _to_json(await service.snapshot(await service.cancel(response_id, caller=caller)))
 
 
 @router.get("/{response_id}/input_items", response_model=None, responses=_FIND_ERRORS)
@@ -253,7 +233,7 @@ async def list_input_items(
             raise InvalidRequest(param="after", reason="is no item of this response")
         start = len(ids) - ids[::-1].index(after)  # the last, if a client gave an id twice
     page = items[start : start + limit]
-    return _to_json(
+    return await _to_json(
         {
             "object": "list",
             "data": page,
@@ -272,42 +252,46 @@ async def _complete(service: ResponseService, body: ResponseRequest, caller: str
         outcome = response.generation.outcome
         if isinstance(outcome, Failed):
             raise RequestRefused(ErrorInfo.of(outcome.error))
-    return _to_json(await service.snapshot(response))
+    return await _to_json(await service.snapshot(response))
+
+
+def _event_stream(
+    services: Services, response: LiveResponse, *, lives_for_it: bool, after: int = -1
+) -> EventStream:
+    return EventStream(
+        _stream(services.responses, response, lives_for_it=lives_for_it, after=after),
+        stall_timeout_s=services.settings.stall_timeout_s,
+        keep_alive_s=services.settings.sse_keep_alive_s,
+    )
 
 
 @contextmanager
 def _stream(
-    service: ResponseService,
-    response: LiveResponse,
-    writer: ResponseWriter,
-    *,
-    lives_for_it: bool,
-    ping_interval_s: float,
+    service: ResponseService, response: LiveResponse, *, lives_for_it: bool, after: int
 ) -> Iterator[AsyncGenerator[bytes, None]]:
     woken = asyncio.Event()
     enter = service.follow if lives_for_it else service.watch
     with enter(response, on_wake=woken.set):
-        yield _messages(writer, woken, ping_interval_s=ping_interval_s)
+        reader = ResponseReader(response.writer(after=after), on_wake=woken.set)
+        yield _messages(reader, woken, skips=after >= 0)
 
 
 async def _messages(
-    writer: ResponseWriter, woken: asyncio.Event, *, ping_interval_s: float
+    reader: ResponseReader, woken: asyncio.Event, *, skips: bool
 ) -> AsyncGenerator[bytes, None]:
+    if skips:
+        await asyncio.to_thread(reader.skip)
     while True:
         woken.clear()
-        for count, event in enumerate(writer.events(), start=1):
-            yield to_event_message(event["type"], json.dumps(event, ensure_ascii=False))
-            if count % _EVENTS_AT_ONCE == 0:
-                await asyncio.sleep(0)
-        if writer.is_done:
+        for event in reader.read():
+            yield to_event_message(event["type"], await to_json_soon(event))
+        if reader.is_done:
             yield DONE
             return
-        try:
-            async with asyncio.timeout(ping_interval_s):
-                await woken.wait()
-        except TimeoutError:
-            yield PING
+        if woken.is_set():
+            await asyncio.sleep(0)  # others have a turn between two parts of a replay
+        await woken.wait()
 
 
-def _to_json(fields: Item) -> Response:
-    return Response(json.dumps(fields, ensure_ascii=False), media_type="application/json")
+async def _to_json(fields: Item) -> Response:
+    return Response(await to_json_soon(fields), media_type="application/json")

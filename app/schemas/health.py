@@ -18,6 +18,20 @@ class Liveness(BaseModel):
     status: ServerStatus
 
 
+class StoreStatus(StrEnum):
+    OK = "ok"
+    UNAVAILABLE = "unavailable"
+    OFF = "off"
+
+
+class StoreHealth(BaseModel):
+    status: StoreStatus = Field(description="`off` keeps responses in memory only.")
+    reason: str | None = Field(
+        description="Why it is unavailable, such as `disk_full`; responses end with "
+        "`store: false` then."
+    )
+
+
 class Health(Liveness):
     model_loaded: bool
     model: str
@@ -37,3 +51,4 @@ class Health(Liveness):
     attention: str | None = Field(
         description="What attends in batches: `native`, a kernel of our own on the CPU, or `torch`."
     )
+    store: StoreHealth = Field(description="Where ended responses are kept.")

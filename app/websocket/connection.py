@@ -19,6 +19,7 @@ from typing import Generic, Protocol, TypeVar
 
 from fastapi import WebSocket, WebSocketDisconnect
 
+from app.json_text import COMPACT, is_large, to_json
 from app.protocol.commands import Close
 from app.protocol.frames import Frame, serialize
 from app.settings import Settings
@@ -224,7 +225,10 @@ class Connection(ABC, Generic[CommandT, EventT]):
 
     async def _flush(self) -> None:
         for frame in self._core.frames_to_send():
-            await self._send(serialize(frame))
+            if is_large(frame):
+                await self._send(await asyncio.to_thread(to_json, frame, encoder=COMPACT))
+            else:
+                await self._send(serialize(frame))
         self._has_room.set()
 
     async def _send(self, frame: str) -> None:

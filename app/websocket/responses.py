@@ -24,10 +24,10 @@ from app.protocol.responses.events import Event
 from app.protocol.responses.protocol import ResponsesProtocol
 from app.protocol.responses.turn import Refusal, Resume
 from app.responses.response import AnyResponse, LiveResponse
+from app.responses.response_reader import ResponseReader
 from app.responses.service import ResponseService
 from app.settings import Settings
 from app.websocket.connection import Connection
-from app.websocket.response_reader import ResponseReader
 from streaming import Failed
 from streaming.errors import StreamingError
 
@@ -75,11 +75,18 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
             max_messages_per_s=settings.max_messages_per_s,
             resumes=resumes,
             tells_expiry=tells_expiry,
+            memory=service.socket_memory,
         )
         super().__init__(websocket, self._protocol, settings=settings, clock=clock)
         self._service = service
         self._caller = caller
         self._responses: dict[str, LiveResponse] = {}
+
+    async def run(self) -> None:
+        try:
+            await super().run()
+        finally:
+            self._protocol.release()
 
     def execute(self, command: ResponseCommand[AnyResponse]) -> None:
         match command:

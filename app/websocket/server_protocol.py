@@ -41,6 +41,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.close":
             self.writable.set()  # the last frame, and a small one: it may exceed the buffer's mark
         await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            # The handshake has been refused, which completes it. uvicorn notices only when the
+            # connection is gone, and would log an error for an application that has returned.
+            self.handshake_complete = True
 
     def shutdown(self) -> None:
         if self.transport.is_closing() and not self.close_sent:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +45,7 @@ def test_help_lists_every_setting_with_its_variable() -> None:
         (["--host", "0.0.0.0"], {}, "set api_keys, or allow_anonymous"),
         ([], {"TOKENWIRE_PORTS": "1"}, "TOKENWIRE_PORTS: there is no such setting"),
         ([], {"TOKENWIRE_LOG_LEVEL": "loud"}, "log_level: must be one of debug, info"),
+        ([], {"TOKENWIRE_API_KEY": "secret"}, "set TOKENWIRE_API_KEYS, or allow_anonymous"),
     ],
 )
 def test_wrong_settings_end_with_one_line_and_status_2(
@@ -69,6 +73,16 @@ def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str],
     assert result.returncode == 1
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_responses_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "responses.sqlite3")) as connection:
+        connection.execute("PRAGMA user_version = 7")
+    result = run("serve", "--log-level", "error", "--data-dir", str(tmp_path))
+    assert result.returncode == 1
+    assert "has the schema 7, which is newer than this server's" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["responses.sqlite3"]
 
 
 def test_chat_without_a_server_says_so() -> None:

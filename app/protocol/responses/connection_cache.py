@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
 from typing import Generic
 
 from app.protocol.responses.commands import ResponseT
+from app.socket_memory import SocketMemory
 
 MAX_CACHED_BYTES = 16 * 2**20
 
@@ -16,10 +18,12 @@ class ConnectionCache(Generic[ResponseT]):
     It dies with its socket, so a response that is not stored can be continued on no other.
 
     Args:
-        max_bytes: of all kept together; the newest stays even if it alone is larger.
+        memory: shared with other sockets; may want a response to be forgotten at any time.
+        max_bytes: of all kept here; the newest stays even if it alone is larger.
     """
 
-    def __init__(self, *, max_bytes: int = MAX_CACHED_BYTES) -> None:
+    def __init__(self, memory: SocketMemory, *, max_bytes: int = MAX_CACHED_BYTES) -> None:
+        self._memory = memory
         self._max_bytes = max_bytes
         self._latest: OrderedDict[str | None, ResponseT] = OrderedDict()
 
@@ -42,13 +46,23 @@ class ConnectionCache(Generic[ResponseT]):
         self._latest[lane] = response
         self._latest.move_to_end(lane)
         while len(self._latest) > 1 and self._num_bytes > self._max_bytes:
-            self._latest.popitem(last=False)
+            self._forget(next(iter(self._latest)))
+        self._memory.keep((self, lane), response.num_bytes, partial(self._latest.pop, lane))
 
     def evict(self, response_id: str) -> None:
         """Forget a response, whichever lanes have it."""
         for lane, response in tuple(self._latest.items()):
             if response.response_id == response_id:
-                del self._latest[lane]
+                self._forget(lane)
+
+    def clear(self) -> None:
+        """Forget all; the socket is closed."""
+        for lane in tuple(self._latest):
+            self._forget(lane)
+
+    def _forget(self, lane: str | None) -> None:
+        del self._latest[lane]
+        self._memory.release((self, lane))
 
     @property
     def _num_bytes(self) -> int:

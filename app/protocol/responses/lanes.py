@@ -7,6 +7,7 @@ from typing import Generic
 from app.errors import ErrorInfo, RequestRefused
 from app.protocol.responses.commands import ResponseT
 from app.protocol.responses.turn import Refusal, Turn
+from app.socket_memory import SocketMemory
 
 MAX_LANES = 32
 """Named lanes over the life of a socket; the default lane has no name."""
@@ -22,10 +23,12 @@ class Lanes(Generic[ResponseT]):
 
     Args:
         max_turns: that have not ended.
+        memory: shared with other sockets.
     """
 
-    def __init__(self, *, max_turns: int) -> None:
+    def __init__(self, *, max_turns: int, memory: SocketMemory) -> None:
         self._max_turns = max_turns
+        self._memory = memory
         self._names: set[str] = set()
         self._waiting: list[Turn[ResponseT]] = []
         self._running: dict[str | None, Turn[ResponseT]] = {}
@@ -57,13 +60,16 @@ class Lanes(Generic[ResponseT]):
         """Refuse a turn for which the queue is too long.
 
         Raises:
-            RequestRefused: there are too many turns, or their frames are too large together.
+            RequestRefused: there are too many turns, or their frames are too large together, here
+                or on all sockets.
         """
         num_waiting_chars = sum(turn.num_chars for turn in self._waiting)
         if len(self) >= self._max_turns:
             text = f"This connection has {self._max_turns} unfinished responses, the most it may."
         elif num_waiting_chars and num_waiting_chars + num_chars > MAX_WAITING_CHARS:
             text = f"The requests that wait on this connection have {num_waiting_chars} characters."
+        elif not self._memory.has_room_for_request(num_chars):
+            text = "The requests on all connections take as much memory as they may together."
         else:
             return
         raise RequestRefused(
@@ -72,6 +78,7 @@ class Lanes(Generic[ResponseT]):
 
     def add(self, turn: Turn[ResponseT]) -> None:
         self._waiting.append(turn)
+        self._memory.begin_request(turn.num_chars)
 
     def refuse_waiting(self, info: ErrorInfo) -> None:
         """Let all that waits be refused when its turn comes."""
@@ -93,3 +100,11 @@ class Lanes(Generic[ResponseT]):
     def end(self, turn: Turn[ResponseT]) -> None:
         assert self._running[turn.lane] is turn
         del self._running[turn.lane]
+        self._memory.end_request(turn.num_chars)
+
+    def release(self) -> None:
+        """Give back the memory that is shared with other sockets; the socket is closed."""
+        for turn in (*self._waiting, *self._running.values()):
+            self._memory.end_request(turn.num_chars)
+        self._waiting.clear()
+        self._running.clear()

@@ -58,6 +58,7 @@ from app.schemas.responses_socket import (
     ResumeResponseMessage,
     SteerMessage,
 )
+from app.socket_memory import SocketMemory
 
 MAX_ENDED_IDS = 1024
 _AT_ONCE = frozenset({"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"})
@@ -83,6 +84,7 @@ class ResponsesProtocol(Generic[ResponseT]):
         max_messages_per_s: messages in the long run; a burst may begin and cancel every turn.
         resumes: what the handshake wants to be resumed, each with its lane.
         tells_expiry: the client wants to be warned before its connection is too old.
+        memory: shared with the other sockets. Call `release` when the socket is closed.
     """
 
     def __init__(
@@ -93,15 +95,17 @@ class ResponsesProtocol(Generic[ResponseT]):
         max_messages_per_s: float,
         resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
+        memory: SocketMemory | None = None,
     ) -> None:
         self._age = age
+        self._memory = memory or SocketMemory()
         self._tells_expiry = tells_expiry
         self._limiter = MessageRateLimiter(
             max_messages_per_s=max_messages_per_s,
             max_burst_messages=max(max_messages_per_s, 2 * max_turns),
         )
-        self._lanes: Lanes[ResponseT] = Lanes(max_turns=max_turns)
-        self._cache: ConnectionCache[ResponseT] = ConnectionCache()
+        self._lanes: Lanes[ResponseT] = Lanes(max_turns=max_turns, memory=self._memory)
+        self._cache: ConnectionCache[ResponseT] = ConnectionCache(self._memory)
         self._turns: dict[str, Turn[ResponseT]] = {}
         self._ended_ids = RecentIds(max_ids=MAX_ENDED_IDS)
         self._num_turns = 0
@@ -190,6 +194,11 @@ class ResponsesProtocol(Generic[ResponseT]):
                     self._cache.keep(turn.response, turn.lane)
                 self._end(turn, is_failed=is_failed)
         self._start_turns()
+
+    def release(self) -> None:
+        """Give back the memory that is shared with other sockets; nothing is called after this."""
+        self._cache.clear()
+        self._lanes.release()
 
     def receive_drain(self) -> None:
         """Take that the server goes away: the socket is closed once no turn is open."""

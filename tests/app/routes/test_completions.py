@@ -480,7 +480,7 @@ async def test_a_dead_end_of_its_own_rules_is_a_request_error_by_field():
 async def test_a_silent_stream_is_kept_alive():
     gate = Gate()
     backend = scripted_backend(say("a"), gate=gate)
-    async with serving(backend, gate=gate, ping_interval_s=0.01) as (app, _):
+    async with serving(backend, gate=gate, sse_keep_alive_s=0.01) as (app, _):
         call = Call(app, PATH, {"prompt": "x", "stream": True})
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(call())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,7 @@ async def test_health_describes_the_server():
         "has_chat_template": False,
         "batch_invariant": True,
         "attention": None,
+        "store": {"status": "ok", "reason": None},
     }
 
 
@@ -109,6 +111,34 @@ async def test_an_engine_that_has_not_started_is_loading():
         response = await calling.get("/readyz")
         engine._loop = loop
     assert (response.status_code, response.json()) == (503, {"status": "loading"})
+
+
+async def test_a_store_that_cannot_be_used_shows_and_does_not_end_readiness(tmp_path: Path):
+    folder = tmp_path / "data"
+    async with (
+        serving(scripted_backend(say("a")), data_dir=str(folder)) as (app, _),
+        client(app) as calling,
+    ):
+        folder.rename(tmp_path / "moved")
+        refused = await calling.get("/v1/responses/resp_x")
+        unavailable = await calling.get("/health")
+        answer = await calling.post("/v1/responses", json={"input": "hi"})
+        (tmp_path / "moved").rename(folder)
+        app.state.services.responses._store._file._retry_at = 0.0  # a second is over
+        found = await calling.get("/v1/responses/resp_x")
+        available = await calling.get("/health")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+    assert unavailable.status_code == 200
+    assert unavailable.json()["store"] == {"status": "unavailable", "reason": "removed"}
+    assert (answer.status_code, answer.json()["store"]) == (200, False)
+    assert (found.status_code, found.json()["error"]["code"]) == (404, "response_not_found")
+    assert available.json()["store"] == {"status": "ok", "reason": None}
+
+
+async def test_a_server_without_a_store_says_so():
+    async with client_of(scripted_backend(), store_responses=False) as calling:
+        health = (await calling.get("/health")).json()
+    assert health["store"] == {"status": "off", "reason": None}
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])

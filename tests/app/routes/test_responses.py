@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from openresponses_types import CompactResource
 
 from app.routes.responses import EXAMPLES
 from app.schemas.responses import ResponseRequest
-from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
+from streaming.backends.scripted import (
+    ByteTokenizer,
+    Gate,
+    repeat_prompt,
+    say,
+    scripted_backend,
+)
 from tests.app.response_events import TERMINAL, check_events, check_response
 from tests.app.responses.logs import call
 from tests.app.serving import Call, client, client_of, serving, until
@@ -269,13 +277,57 @@ async def test_a_stream_comes_token_by_token():
 async def test_a_silent_stream_is_kept_alive():
     gate = Gate()
     backend = scripted_backend(say("a"), gate=gate)
-    async with serving(backend, gate=gate, ping_interval_s=0.01) as (app, _):
+    async with serving(backend, gate=gate, sse_keep_alive_s=0.01) as (app, _):
         calling = Call(app, PATH, ASK)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(calling())
             await calling.until_shown(b": ping\n\n: ping\n\n")
             gate.open()
     assert text_of(check_events(events_of(calling.body.decode()))) == "a"
+
+
+async def test_a_stream_that_waits_for_its_turn_is_kept_alive():
+    gate = Gate()
+    backend = scripted_backend(say("a"), gate=gate, max_num_seqs=1)
+    async with serving(backend, gate=gate, sse_keep_alive_s=0.01) as (app, engine):
+        first, waiting = Call(app, PATH, ASK), Call(app, PATH, ASK)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(first())
+            await entered(gate)
+            tasks.create_task(waiting())
+            await waiting.until_shown(b": ping\n\n: ping\n\n")
+            assert engine.stats.num_waiting == 1
+            gate.open()
+    assert text_of(check_events(events_of(waiting.body.decode()))) == "a"
+
+
+class NotesThreads(ByteTokenizer):
+    """Notes whether tokens are written on the event loop's thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_main_thread: set[bool] = set()
+
+    def token_text(self, token_id: int) -> str:
+        self.on_main_thread.add(threading.current_thread() is threading.main_thread())
+        return super().token_text(token_id)
+
+
+async def test_what_a_client_has_is_skipped_on_another_thread():
+    tokenizer = NotesThreads()
+    backend = replace(scripted_backend(say("hello" * 100)), tokenizer=tokenizer)
+    async with serving(backend) as (app, _), client(app) as calling:
+        response = await create(
+            calling, max_output_tokens=400, include=["message.output_text.logprobs"]
+        )
+        whole = await stream(calling, response["id"])
+        assert tokenizer.on_main_thread == {True, False}
+        tokenizer.on_main_thread.clear()
+        after = len(whole) - 3
+        assert await stream(calling, response["id"], starting_after=after) == whole[after + 1 :]
+        assert tokenizer.on_main_thread == {False}
+        assert await get(calling, response["id"]) == response
+        assert tokenizer.on_main_thread == {False}
 
 
 async def test_reasoning_is_told_as_the_setting_says():

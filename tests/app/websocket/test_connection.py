@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from app.json_text import LARGE_BYTES
 from app.protocol.commands import Close
 from app.protocol.frames import Frame
 from app.settings import Settings
@@ -116,6 +118,35 @@ async def test_text_and_bytes_reach_the_core_as_they_are() -> None:
     await serving
     assert [frame["heard"] for frame in hand.frames] == ["a", "b"]
     assert hand.close is None
+
+
+class NotesThreads(dict[str, Any]):
+    """A frame that notes on which threads it is looked at."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.on_main_thread: list[bool] = []
+
+    def items(self) -> Any:
+        self.on_main_thread.append(threading.current_thread() is threading.main_thread())
+        return super().items()
+
+
+async def test_large_frames_are_written_on_another_thread_and_in_their_turn() -> None:
+    hand = HandSocket()
+    connection, serving = serve(hand)
+    core = connection._core
+    assert isinstance(core, EchoCore)
+    large = NotesThreads(type="text", heard="a" * LARGE_BYTES)
+    small = NotesThreads(type="text", heard="b")
+    core._outbox += [large, small]
+    hand.put(text="c")
+    await hand.until(lambda frames: len(frames) == 3)
+    hand.leave()
+    await serving
+    assert [frame["heard"] for frame in hand.frames] == ["a" * LARGE_BYTES, "b", "c"]
+    assert large.on_main_thread[-1] is False
+    assert False not in small.on_main_thread
 
 
 async def test_a_close_comes_after_what_was_said_before_it() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from app.protocol.responses.connection_age import GRACE_S
 from app.protocol.responses.parsing import query_resumes
-from app.websocket.response_reader import MAX_EVENTS_PER_READ
+from app.responses.response_reader import MAX_EVENTS_PER_READ
 from streaming import ChatPrompt
 from streaming.backend import EncodedPrompt
 from streaming.backends.scripted import (
@@ -325,6 +325,55 @@ async def test_when_the_log_is_gone_nothing_can_be_resumed() -> None:
         client.resume(response_id)
         error = await client.until_shown("error")
         assert error["error"]["code"] == "response_not_found"
+
+
+# The memory of all sockets
+
+
+async def test_sockets_share_what_they_can_go_on_from() -> None:
+    async with responding(scripted_backend(say("hello"))) as rig:
+        memory = rig.service.socket_memory
+        clients = [rig.connect() for _ in range(3)]
+        ids = []
+        for client in clients:
+            client.create(store=False)
+            ids.append((await client.until_ended())["response"]["id"])
+            if len(ids) == 1:
+                memory._max_bytes = 2 * memory.num_kept_bytes
+        assert memory.num_kept_bytes == memory._max_bytes
+        clients[0].create(previous_response_id=ids[0])
+        error = await clients[0].until_shown("error")
+        assert error["error"]["code"] == "previous_response_not_found"
+        clients[1].create(previous_response_id=ids[1])
+        await clients[1].until_ended(count=2)
+        for client in clients:
+            await client.leave()
+        assert memory.num_kept_bytes == 0
+
+
+async def test_large_requests_of_all_sockets_are_limited_together() -> None:
+    gate = Gate()
+    backend = scripted_backend(say("hello"), gate=gate, max_model_len=10**6)
+    async with responding(backend, gate=gate) as rig:
+        memory = rig.service.socket_memory
+        memory._max_bytes = 2**20
+        hog, other, small = rig.connect(), rig.connect(), rig.connect()
+        hog.create(input="x" * 100_000)
+        await until_running(hog, gate)
+        other.create(input="x" * 100_000)
+        error = await other.until_shown("error")
+        assert error["error"]["code"] == "rate_limit_exceeded"
+        assert "all connections" in error["error"]["message"]
+        small.create()
+        gate.open()
+        await small.until_ended()
+        await hog.until_ended()
+        assert memory.num_request_bytes == 0
+        other.create(input="x" * 100_000)
+        await other.until_ended()
+        hog.create(input="x" * 100_000, max_output_tokens=5)
+        await hog.leave()
+        await until(lambda: memory.num_request_bytes == 0)
 
 
 # Clients that do not take what is sent

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from app.server import Server
 from app.websocket.server_protocol import WebSocketProtocol
@@ -73,3 +75,16 @@ async def test_a_client_that_has_closed_and_reads_nothing_does_not_end_the_shutd
         assert server.server.server_state.connections == {connection}
     client.transport.abort()
     assert server.server.lifespan.shutdown_event.is_set()
+
+
+@pytest.mark.parametrize("path", ["/v1/stream", "/v1/responses", "/nowhere"])
+async def test_a_refused_handshake_is_no_error_in_the_log(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stream_server(scripted_backend(), api_keys="right") as server:
+        with pytest.raises(InvalidStatus) as refused:
+            await server.connect(path)
+        await until(lambda: not server.server.server_state.tasks)
+    assert refused.value.response.status_code == (404 if path == "/nowhere" else 401)
+    assert b"error" in refused.value.response.body
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

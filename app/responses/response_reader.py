@@ -1,12 +1,11 @@
-"""A response, read in parts that do not hold up what else a connection reads."""
+"""A response, read in parts that do not hold up what else runs on the event loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from app.protocol.responses.events import Event
-from app.responses.writer import ResponseWriter
+from app.responses.writer import EventFields, ResponseWriter
 
 MAX_EVENTS_PER_READ = 64
 """What a client has missed is written out in parts of this size, each once the last was sent."""
@@ -23,8 +22,8 @@ class ResponseReader:
     def __init__(self, writer: ResponseWriter, *, on_wake: Callable[[], None]) -> None:
         self._writer = writer
         self._on_wake = on_wake
-        self._events: Iterator[Event] | None = None
-        self._first: Event | None = None
+        self._events: Iterator[EventFields] | None = None
+        self._first: EventFields | None = None
 
     @property
     def is_done(self) -> bool:
@@ -42,7 +41,7 @@ class ResponseReader:
             self._events = None
         return self._first is not None
 
-    def read(self) -> list[Event]:
+    def read(self) -> list[EventFields]:
         """Return what is new, or the first part of it; never waits."""
         events = [] if self._first is None else [self._first]
         self._first = None

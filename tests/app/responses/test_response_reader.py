@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from app.protocol.responses.events import TERMINAL_TYPES, Event
+from app.responses.response_reader import MAX_EVENTS_PER_READ, ResponseReader
 from app.responses.writer import ResponseWriter
-from app.websocket.response_reader import MAX_EVENTS_PER_READ, ResponseReader
 from streaming import FinishReason, Generation
 from tests.app.response_events import check_events
 from tests.app.responses.logs import append, finish, make_head, make_log, write

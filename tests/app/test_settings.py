@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from app.settings import ClientSettings, Settings, check_keys, ignored_variables, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in tuple(os.environ):
+        if name.startswith("TOKENWIRE_"):
+            monkeypatch.delenv(name)
+
+
+def test_a_variable_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENWIRE_PORTS", "1")
+    for model in (Settings, ClientSettings):
+        with pytest.raises(ValueError, match="TOKENWIRE_PORTS: there is no such setting"):
+            load_settings(model, {})
+
+
+@pytest.mark.parametrize("given", [{}, {"api_keys": ""}, {"port": 1}])
+def test_the_key_of_a_client_is_none_of_the_server(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+):
+    monkeypatch.setenv("TOKENWIRE_API_KEY", "secret")
+    with pytest.raises(ValueError, match="set TOKENWIRE_API_KEYS") as refused:
+        check_keys(load_settings(Settings, given))
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [{"api_keys": "a,b"}, {"allow_anonymous": True}])
+def test_a_shell_may_have_both_keys(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]):
+    monkeypatch.setenv("TOKENWIRE_API_KEY", "secret")
+    check_keys(load_settings(Settings, given))
+    monkeypatch.setenv("TOKENWIRE_API_KEYS", "a")
+    check_keys(load_settings(Settings, {}))
+    key = load_settings(ClientSettings, {}).api_key
+    assert key is not None
+    assert key.get_secret_value() == "secret"
+
+
+@pytest.mark.parametrize("key", ["", None])
+def test_without_any_key_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, key: str | None):
+    if key is not None:
+        monkeypatch.setenv("TOKENWIRE_API_KEY", key)
+    check_keys(load_settings(Settings, {}))
+
+
+def test_what_another_command_takes_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TOKENWIRE_MAX_TOKENS", "5")
+    monkeypatch.setenv("TOKENWIRE_PORT", "1")
+    assert ignored_variables(Settings) == ["TOKENWIRE_MAX_TOKENS"]
+    assert ignored_variables(ClientSettings) == ["TOKENWIRE_PORT"]
