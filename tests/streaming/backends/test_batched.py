@@ -46,6 +46,8 @@ from tests.streaming.backends.rig import EngineRig, ending, token_ids
 from tests.support import property_test_of
 
 VOCAB_SIZE = 97
+TIE = 5e-6
+"""Logits are below 100 here, so that float32 rounds them by some 1e-6."""
 MAX_TOKENS = 24
 # Weights far from each other make the best token stand out from the next: with the usual small
 # ones all logits lie within float noise of each other, and equality would be a matter of luck.
@@ -112,6 +114,19 @@ def reference(name: str, prompt: tuple[int, ...]) -> list[int]:
         eos_token_id=None,
     )
     return [int(token_id) for token_id in output[0, len(prompt) :]]
+
+
+def is_greedy_but_for_ties(name: str, prompt: tuple[int, ...], answer: list[int]) -> bool:
+    """Return whether each token is the likeliest, or as likely as float32 can tell.
+
+    One in many thousand steps has two best logits within a rounding error (seen: 4.8e-7), which
+    `generate()` itself breaks one way with its cache and the other way without.
+    """
+    model, _ = models(name)
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+    return bool((chosen >= logits.amax(dim=-1) - TIE).all())
 
 
 def make_sequence(
@@ -205,10 +220,11 @@ def test_greedy_equals_generate_under_any_traffic(
                 engine.check_integrity()
     run_to_end(engine)
     for sequence in sequences:
-        expected = reference(name, sequence.prompt_ids)
         actual = output_ids(sequence)
-        is_whole = ending(sequence.generation) == "length"
-        assert actual == (expected if is_whole else expected[: len(actual)])
+        if ending(sequence.generation) == "length":
+            assert len(actual) == MAX_TOKENS
+        expected = reference(name, sequence.prompt_ids)[: len(actual)]
+        assert actual == expected or is_greedy_but_for_ties(name, sequence.prompt_ids, actual)
 
 
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
