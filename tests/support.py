@@ -30,6 +30,7 @@ from streaming.detokenizer import texts_of
 from streaming.errors import InvalidRequest
 from streaming.generation import Token
 from streaming.grammar import Grammar, GrammarMatcher, Language
+from streaming.host import Host
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 45.0
@@ -60,6 +61,16 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+class ManualHost(Host):
+    """The operating system, with a clock that is set by hand."""
+
+    def __init__(self, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock()
+
+    def now(self) -> float:
+        return self.clock()
 
 
 async def yield_to_loop() -> None:
