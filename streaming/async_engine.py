@@ -282,7 +282,10 @@ class AsyncEngine:
         Raises:
             CursorLost: `after` is not in the log.
         """
-        with Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader:
+        with (
+            Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader,
+            self._store.following(generation.generation_id),
+        ):
             self._followers.add(generation)
             try:
                 yield reader

@@ -256,14 +256,15 @@ class ResponseService:
         When the last follower leaves a response that is not a background one, it is cancelled after
         `grace_s` seconds. Read with a `writer` of the response.
         """
-        if response.is_ended:
-            yield
-        elif response.is_background:
-            with self.watch(response, on_wake=on_wake):
+        with self.registry.following(response.response_id):
+            if response.is_ended:
                 yield
-        else:
-            with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
-                yield
+            elif response.is_background:
+                with self.watch(response, on_wake=on_wake):
+                    yield
+            else:
+                with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
+                    yield
 
     @contextmanager
     def watch(self, response: LiveResponse, *, on_wake: Callable[[], None]) -> Iterator[None]:
