@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,6 +54,7 @@ class ResponseService:
         reasoning_dialect: how the events of reasoning are called.
         socket_memory_bytes: what the sockets may take together, beside what is kept here.
         check_interval_s: how often the store is looked at.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ResponseService:
         reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
         socket_memory_bytes: int = DEFAULT_MAX_BYTES,
         check_interval_s: float = CHECK_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -75,6 +78,7 @@ class ResponseService:
             retention_s=retention_s,
             max_ended=MAX_ENDED_RESPONSES,
             retention_bytes=retention_bytes,
+            clock=clock,
         )
         self._check_interval_s = check_interval_s
         self._watcher: asyncio.Task[None] | None = None

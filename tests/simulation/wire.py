@@ -47,6 +47,8 @@ class Wire:
         self._is_noticed = False
         self._is_closed = False
         self.heard: list[Frame] = []
+        self.generation_ids: dict[str, str] = {}
+        """Which logs the streams of the socket are of, as the server has said."""
         self._to_server.append({"type": "websocket.connect"})
         self._arrive_at_server()
         scope = {"type": "websocket", "path": "/v1/stream", "headers": [], "subprotocols": []}

@@ -24,9 +24,9 @@ from streaming.host import Host, Inbox, Thread
 _MEAN_LINES_PER_TURN = (5, 20, 60, 300)
 """Of watched lines, one for a run; a turn's length is drawn for each turn."""
 _PAUSE_SHARE = 0.03
-"""Of the turns that are taken away: time passes before the next one."""
+"""Of the turns that are taken away: the thread is off its processor for a while."""
 _PAUSES_S = (0.001, 0.01, 0.1, 1.0)
-"""A loaded machine keeps a thread off its processor for about so long."""
+"""On a loaded machine that takes about so long, one of these."""
 _MAX_S = 3600.0
 """Simulated time of a run; one that takes longer never ends."""
 _END_S = 10.0
@@ -49,7 +49,9 @@ class SimulatedThread:
         self.is_done = False
         self.until: Callable[[], bool] | None = None
         self.wakes_at: float | None = None
-        self.turn = threading.Semaphore(0)
+        self.turn = threading.Lock()
+        self.turn.acquire()
+        """Held, except for the moment in which the thread is given its turn."""
         self._world = world
         self._run = run
         self._thread = threading.Thread(target=self._main, name=f"simulated-{name}", daemon=True)
@@ -211,10 +213,11 @@ class World(Host):
         if event == "line":
             self._num_lines_left -= 1
             if self._num_lines_left <= 0 and self._failure is None:
-                if self.rng.random() < _PAUSE_SHARE:
-                    self.time += self.rng.expovariate(1 / self.rng.choice(_PAUSES_S))
                 self.digest = zlib.crc32(b"%d" % frame.f_lineno, self.digest)
-                self._pass_turn()
+                if self.rng.random() < _PAUSE_SHARE:
+                    self.sleep(self.rng.expovariate(1 / self.rng.choice(_PAUSES_S)))
+                else:
+                    self._pass_turn()
         return self._trace_line
 
     def _pass_turn(self) -> None:
@@ -231,7 +234,8 @@ class World(Host):
 
     def _hand_over(self, thread: SimulatedThread) -> None:
         self._current = thread
-        thread.turn.release()
+        if thread.turn.locked():  # always, but at the end of a run that has failed
+            thread.turn.release()
 
     def _next(self) -> SimulatedThread:
         if self._failure is not None:
