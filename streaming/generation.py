@@ -157,7 +157,7 @@ class Generation:
     scored_prompt: Tokens | None = None
     _records: RecordColumns = field(default_factory=RecordColumns)
     _endings: list[_Ending] = field(default_factory=list)
-    _subscribers: set[Callable[[], None]] = field(default_factory=set)
+    _subscribers: dict[Callable[[], None], None] = field(default_factory=dict)  # in order
 
     # The engine's side.
 
@@ -294,17 +294,17 @@ class Generation:
         return self._records.records(start, stop)
 
     def subscribe(self, on_wake: Callable[[], None]) -> None:
-        self._subscribers.add(on_wake)
+        self._subscribers[on_wake] = None
 
     def unsubscribe(self, on_wake: Callable[[], None]) -> None:
-        self._subscribers.discard(on_wake)
+        self._subscribers.pop(on_wake, None)
 
     @property
     def num_subscribers(self) -> int:
         return len(self._subscribers)
 
     def wake(self) -> None:
-        """Tell all readers to look again. Called on the readers' thread only."""
+        """Tell all readers to look again, in their order. Called on the readers' thread only."""
         for on_wake in tuple(self._subscribers):
             on_wake()
 

@@ -45,6 +45,7 @@ WATCHED = frozenset(
     )
 )
 """Where a turn may change between two lines: all that two threads, or two tasks, share."""
+KINDS = (StreamTalk, StreamTalk, ResponseTalk)
 _DRAIN_SHARE = 0.3
 _CANCEL_SHARE = 0.005
 """Of the frames that a client hears."""
@@ -59,9 +60,11 @@ class Scenario:
 
     Args:
         seed: decides everything.
+        kinds: what clients talk, one for each client.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, kinds: Sequence[type[Talk]] = KINDS) -> None:
+        self._kinds = kinds
         self.world = World(seed, watched=WATCHED)
         self.counts: Counter[str] = Counter()
         self._rng = self.world.rng
@@ -71,7 +74,7 @@ class Scenario:
     async def run(self) -> None:
         await self._server.start()
         for _ in range(self._rng.randint(1, 3)):
-            kind = self._rng.choice((StreamTalk, StreamTalk, ResponseTalk))
+            kind = self._rng.choice(self._kinds)
             num_talks = self._rng.randint(1, 3)
             self._spawn([kind(self._server, self.world, self.counts) for _ in range(num_talks)])
         if self._rng.random() < _DRAIN_SHARE:
@@ -148,10 +151,10 @@ class Scenario:
             assert_order(wire.heard, open_ids=begun & set(open_talks))
 
 
-def run(seed: int) -> Scenario:
+def run(seed: int, *, kinds: Sequence[type[Talk]] = KINDS) -> Scenario:
     """Run the scenario of a seed, and return it."""
     with _errors_logged() as errors:
-        scenario = Scenario(seed)
+        scenario = Scenario(seed, kinds=kinds)
         loop = SimulatedLoop(scenario.world)
         try:
             with scenario.world.watching():

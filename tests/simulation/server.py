@@ -124,7 +124,7 @@ class SimulatedServer:
         self._engine = RecordingEngine(backend, self._settings.to_engine_config(), world=world)
         self._service = RecordingService(self._engine, world=world)
         self._connections = ConnectionRegistry(max_connections=1000)
-        self._wires: set[Wire] = set()
+        self._wires: dict[Wire, None] = {}  # in order
         self._serving: set[asyncio.Task[None]] = set()
         self._sent_at: dict[str, float] = {}
         self.cancelled: set[str] = set()
@@ -164,14 +164,14 @@ class SimulatedServer:
         with suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
                 await self._connections.wait_empty()
-        for wire in self._wires:
+        for wire in tuple(self._wires):
             wire.shut()
 
     async def aclose(self) -> None:
         """End, once all clients have left, and assert that nothing is left behind."""
         engine = self._engine
         await engine._idle.wait()  # what clients have left behind ends after its grace
-        for wire in self._wires:
+        for wire in tuple(self._wires):
             wire.shut()
         await asyncio.gather(*self._serving)
         assert not engine._followers._counts
@@ -199,7 +199,7 @@ class SimulatedServer:
     # Inside.
 
     async def _serve(self, wire: Wire, path: str) -> None:
-        self._wires.add(wire)
+        self._wires[wire] = None
         common: dict[str, Any] = {
             "caller": ANYONE,
             "settings": self._settings,
@@ -214,7 +214,7 @@ class SimulatedServer:
             await wire.websocket.accept()
             await connection.run()
         wire.end()
-        self._wires.discard(wire)
+        del self._wires[wire]
 
     def _has_served(self, serving: asyncio.Task[None]) -> None:
         if (error := serving.exception()) is not None:

@@ -23,8 +23,8 @@ from streaming.host import Host, Inbox, Thread
 
 _MEAN_LINES_PER_TURN = (5, 20, 60, 300)
 """Of watched lines, one for a run; a turn's length is drawn for each turn."""
-_PAUSE_SHARE = 0.03
-"""Of the turns that are taken away: the thread is off its processor for a while."""
+_PAUSE_SHARES = (0.01, 0.2)
+"""Of the turns that are taken away, one for a run: the thread is off its processor for a while."""
 _PAUSES_S = (0.001, 0.01, 0.1, 1.0)
 """On a loaded machine that takes about so long, one of these."""
 _MAX_S = 3600.0
@@ -127,6 +127,7 @@ class World(Host):
         self._threads = [self._first]
         self._failure: BaseException | None = None
         self._mean_lines_per_turn = self.rng.choice(_MEAN_LINES_PER_TURN)
+        self._pause_share = self.rng.choice(_PAUSE_SHARES)
         self._num_lines_left = 1
         self.digest = 0
         """Of all changes of turn: equal where two runs took the same course."""
@@ -214,7 +215,7 @@ class World(Host):
             self._num_lines_left -= 1
             if self._num_lines_left <= 0 and self._failure is None:
                 self.digest = zlib.crc32(b"%d" % frame.f_lineno, self.digest)
-                if self.rng.random() < _PAUSE_SHARE:
+                if self.rng.random() < self._pause_share:
                     self.sleep(self.rng.expovariate(1 / self.rng.choice(_PAUSES_S)))
                 else:
                     self._pass_turn()
