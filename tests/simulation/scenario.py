@@ -36,6 +36,8 @@ WATCHED = frozenset(
         "streaming/generation.py",
         "streaming/reader.py",
         "streaming/store.py",
+        "streaming/watchdog.py",
+        "streaming/worker_pool.py",
         "app/responses/service.py",
         "app/responses/writer.py",
         "app/websocket/connection.py",

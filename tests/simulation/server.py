@@ -37,6 +37,8 @@ GRACE_S = 3.0
 RETENTION_S = 5.0
 _GOODBYE_S = 2.0
 """As in `app.server`."""
+_HANG_S = 6.0
+"""A step that hangs takes up to so long; what it holds up, the event loop ends meanwhile."""
 _LAG_S = 1e-6
 """Two sums of the same times may differ by less."""
 
@@ -48,9 +50,12 @@ class SimulatedRunner(ScriptedRunner):
         super().__init__(repeat_prompt, max_num_seqs=world.rng.choice((1, 2, 8)))
         self._world = world
         self._step_s = step_s
+        self._hang_share = world.rng.choice((0.0, 0.0, 0.02))
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
-        self._world.sleep(self._world.rng.expovariate(1 / self._step_s))
+        rng = self._world.rng
+        hangs = rng.random() < self._hang_share
+        self._world.sleep(_HANG_S * rng.random() if hangs else rng.expovariate(1 / self._step_s))
         return super().run(batch)
 
 

@@ -17,9 +17,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from streaming.host import Host, Inbox, Thread
+
+T = TypeVar("T")
 
 _MEAN_LINES_PER_TURN = (5, 20, 60, 300)
 """Of watched lines, one for a run; a turn's length is drawn for each turn."""
@@ -29,6 +31,8 @@ _PAUSES_S = (0.001, 0.01, 0.1, 1.0)
 """On a loaded machine that takes about so long, one of these."""
 _MAX_S = 3600.0
 """Simulated time of a run; one that takes longer never ends."""
+_LEAVE_S = 60.0
+"""Simulated time for threads to end after their run."""
 _END_S = 10.0
 """Real time for a thread to end once its run has failed."""
 
@@ -65,6 +69,10 @@ class SimulatedThread:
     def join(self, timeout: float | None = None) -> None:
         self._world.wait(lambda: self.is_done, timeout_s=timeout)
 
+    @property
+    def ident(self) -> int | None:
+        return self._thread.ident
+
     def is_alive(self) -> bool:
         return self._is_started and not self.is_done
 
@@ -88,24 +96,27 @@ class SimulatedThread:
             self._world.leave(self)
 
 
-class SimulatedInbox:
+class SimulatedInbox(Generic[T]):
     """A queue between threads of a world."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._commands: deque[Callable[[], None]] = deque()
+        self._items: deque[T] = deque()
 
-    def put(self, command: Callable[[], None]) -> None:
-        self._commands.append(command)
+    def empty(self) -> bool:
+        return not self._items
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Callable[[], None]:
+    def put(self, item: T) -> None:
+        self._items.append(item)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
         if block:
-            self._world.wait(lambda: bool(self._commands), timeout_s=timeout)
-        if not self._commands:
+            self._world.wait(lambda: bool(self._items), timeout_s=timeout)
+        if not self._items:
             raise queue.Empty
-        return self._commands.popleft()
+        return self._items.popleft()
 
-    def get_nowait(self) -> Callable[[], None]:
+    def get_nowait(self) -> T:
         return self.get(block=False)
 
 
@@ -141,7 +152,7 @@ class World(Host):
     def make_thread(self, run: Callable[[], None], *, name: str) -> Thread:
         return SimulatedThread(self, run, name)
 
-    def make_inbox(self) -> Inbox:
+    def make_inbox(self) -> Inbox[Any]:
         return SimulatedInbox(self)
 
     # What threads do.
@@ -195,6 +206,8 @@ class World(Host):
 
     def close(self) -> None:
         """End what is left of a run; nothing is, where it has not failed."""
+        if self._failure is None:
+            self.wait(lambda: self._threads == [self._first], timeout_s=_LEAVE_S)
         others = [thread for thread in self._threads if thread is not self._first]
         if others and self._failure is None:
             names = ", ".join(thread.name for thread in others)
