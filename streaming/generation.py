@@ -119,12 +119,26 @@ class Timings:
     tokens_per_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Ending:
-    """A terminal record, and its sequence number: that many records are before it."""
+    """A terminal record; its sequence number is how many records are before it.
 
-    seq: int
+    These are counted once the ending is in the log, since the engine may append until then, and on
+    whichever thread asks first: to append is atomic, so all threads see the same first count.
+    """
+
     record: Finished | Failed
+    _counts: list[int] = field(default_factory=list)
+
+    def seq(self, num_records: int) -> int:
+        """Return the sequence number.
+
+        Args:
+            num_records: how many there are now, counted after the ending has been seen.
+        """
+        if not self._counts:
+            self._counts.append(num_records)
+        return self._counts[0]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -183,10 +197,11 @@ class Generation:
         if self._endings:
             return False
         # Both threads may have come here: to append is atomic, and the first in the list counts.
-        ending = _Ending(len(self._records), record)
+        ending = _Ending(record)
         self._endings.append(ending)
         if self._endings[0] is not ending:
             return False
+        ending.seq(len(self._records))
         self.queued = None
         return True
 
@@ -210,11 +225,13 @@ class Generation:
 
         Both are of one moment.
         """
-        # The ending is looked for first: what is counted after that may be more, but not less.
-        if self._endings:
-            ending = self._endings[0]
-            return ending.seq, ending.record
-        return len(self._records), None
+        # Counted before the ending is looked for: a record that the engine appends while another
+        # thread ends the log may come too late, and whoever had counted it would wait for ever.
+        num_records = len(self._records)
+        if not self._endings:
+            return num_records, None
+        ending = self._endings[0]
+        return ending.seq(len(self._records)), ending.record
 
     @property
     def last_seq(self) -> int:

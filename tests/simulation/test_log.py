@@ -1,0 +1,70 @@
+"""One log, which the engine writes, the event loop ends and several threads read, line by line.
+
+The event loop reads on its own thread; what the client of a response has missed, a worker reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streaming import generation as log_module
+from streaming.errors import EngineFailure
+from streaming.generation import Failed, Finished, FinishReason, Generation, Record, Tail, Token
+from streaming.reader import Reader
+from tests.simulation.world import World
+from tests.support import assert_well_formed, make_generation
+
+_NUM_SEEDS = 300
+_WATCHED = frozenset(
+    {str(log_module.__file__), str(Path(str(log_module.__file__)).with_name("reader.py"))}
+)
+
+
+def write(log: Generation) -> None:
+    """Write as the engine does, which does not know that the log may be ended meanwhile."""
+    log.start(cached_tokens=0, at=1.0)
+    for number in range(5):
+        log.append(Token(number, "a" if number % 2 else "", at=1.0))
+    log.append(Tail("x", at=1.0))
+    log.end(Finished(FinishReason.STOP, at=1.0))
+
+
+def read_to_the_end(world: World, log: Generation, records: list[Record]) -> None:
+    """Read as a writer of events does, on any thread."""
+    cursor = -1
+    while not any(isinstance(record, Finished | Failed) for record in records):
+        new = log.read_after(cursor)
+        cursor += len(new)
+        records += new
+        world.sleep(0.0)
+
+
+@pytest.mark.parametrize("is_ended_twice", [False, True])
+def test_who_reads_on_another_thread_sees_the_same_log(is_ended_twice: bool):
+    for seed in range(_NUM_SEEDS):
+        world, log, records = World(seed, watched=_WATCHED), make_generation(), list[Record]()
+        threads = [
+            world.make_thread(lambda log=log: write(log), name="engine"),  # type: ignore[misc]
+            world.make_thread(
+                lambda world=world, log=log, records=records: read_to_the_end(world, log, records),  # type: ignore[misc]
+                name="worker",
+            ),
+        ]
+        for thread in threads:
+            thread.start()
+        with world.watching():
+            if is_ended_twice:
+                log.end(Failed(EngineFailure(), at=1.0))
+            with Reader(log) as reader:
+                events = reader.read()
+                while not reader.is_done:
+                    world.sleep(0.0)
+                    events += reader.read()
+        for thread in threads:
+            thread.join()
+        world.close()
+        assert_well_formed(events, log)
+        assert records == log.read_after(-1), f"seed {seed}"
+        assert len(records) == log.last_seq + 1
