@@ -39,7 +39,6 @@ WATCHED = frozenset(
         "streaming/watchdog.py",
         "streaming/worker_pool.py",
         "app/responses/service.py",
-        "app/responses/writer.py",
         "app/websocket/connection.py",
         "app/websocket/response_reader.py",
         "app/websocket/responses.py",

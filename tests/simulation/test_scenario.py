@@ -14,9 +14,9 @@ from tests.app.conversation import Frame
 from tests.simulation.scenario import run
 from tests.simulation.talk import StreamTalk
 
-_NUM_SEEDS = 200
-_NUM_SEEDS_PER_TEST = 25
-_NUM_QUICK_SEEDS = 75
+_NUM_SEEDS = 120
+_NUM_SEEDS_PER_TEST = 20
+_NUM_QUICK_SEEDS = 40
 
 
 def _chosen() -> range:
