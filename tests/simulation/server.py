@@ -123,6 +123,7 @@ class SimulatedServer:
             retention_s=RETENTION_S,
             stall_timeout_s=world.rng.choice((0.5, 8.0, 30.0)),
             max_messages_per_s=1e6,
+            request_timeout_s=1e6,
         )
         runner = SimulatedRunner(world, self.step_s)
         backend: Backend = dataclasses.replace(scripted_backend(), runner=runner)
