@@ -48,7 +48,7 @@ class ResponseService:
     Args:
         engine: generates.
         store: keeps what has ended; None keeps it in memory only.
-        retention_s: how long an ended response stays in memory.
+        retention_s: how long an ended response stays in memory that nobody follows any more.
         retention_bytes: how much memory ended responses may take.
         max_unwritten: ended responses that may wait to be written to the store.
         reasoning_dialect: how the events of reasoning are called.
