@@ -35,6 +35,7 @@ WATCHED = frozenset(
         "streaming/followers.py",
         "streaming/generation.py",
         "streaming/reader.py",
+        "streaming/records.py",
         "streaming/store.py",
         "streaming/watchdog.py",
         "streaming/worker_pool.py",

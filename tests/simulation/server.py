@@ -127,7 +127,8 @@ class SimulatedServer:
         )
         runner = SimulatedRunner(world, self.step_s)
         backend: Backend = dataclasses.replace(scripted_backend(), runner=runner)
-        self._engine = RecordingEngine(backend, self._settings.to_engine_config(), world=world)
+        config = dataclasses.replace(self._settings.to_engine_config(), close_timeout_s=1e6)
+        self._engine = RecordingEngine(backend, config, world=world)
         self._service = RecordingService(self._engine, world=world)
         self._connections = ConnectionRegistry(max_connections=1000)
         self._wires: dict[Wire, None] = {}  # in order

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming import generation as log_module
+import streaming
 from streaming.errors import EngineFailure
 from streaming.generation import Failed, Finished, FinishReason, Generation, Record, Tail, Token
 from streaming.reader import Reader
@@ -18,7 +18,8 @@ from tests.support import assert_well_formed, make_generation
 
 _NUM_SEEDS = 300
 _WATCHED = frozenset(
-    {str(log_module.__file__), str(Path(str(log_module.__file__)).with_name("reader.py"))}
+    str(Path(streaming.__file__).with_name(name))
+    for name in ("generation.py", "reader.py", "records.py", "tokens.py")
 )
 
 
