@@ -16,7 +16,9 @@ from streaming.reader import Reader
 from tests.simulation.world import World
 from tests.support import assert_well_formed, make_generation
 
-_NUM_SEEDS = 300
+_NUM_SEEDS = 1000
+_PERIODS_S = (0.0, 0.0, 0.0, 0.01)
+_LATEST = World(0, watched=frozenset()).now() + 60.0
 _WATCHED = frozenset(
     str(Path(streaming.__file__).with_name(name))
     for name in ("generation.py", "reader.py", "records.py", "tokens.py")
@@ -34,12 +36,10 @@ def write(log: Generation) -> None:
 
 def read_to_the_end(world: World, log: Generation, records: list[Record]) -> None:
     """Read as a writer of events does, on any thread."""
-    cursor = -1
-    while not any(isinstance(record, Finished | Failed) for record in records):
-        new = log.read_after(cursor)
-        cursor += len(new)
-        records += new
-        world.sleep(0.0)
+    while not (records and isinstance(records[-1], Finished | Failed)):
+        world.sleep(world.rng.choice(_PERIODS_S))
+        assert world.now() < _LATEST, "the end never comes"
+        records += log.read_after(len(records) - 1)
 
 
 @pytest.mark.parametrize("is_ended_twice", [False, True])
@@ -61,7 +61,8 @@ def test_who_reads_on_another_thread_sees_the_same_log(is_ended_twice: bool):
             with Reader(log) as reader:
                 events = reader.read()
                 while not reader.is_done:
-                    world.sleep(0.0)
+                    world.sleep(world.rng.choice(_PERIODS_S))
+                    assert world.now() < _LATEST, "the end never comes"
                     events += reader.read()
         for thread in threads:
             thread.join()
