@@ -79,9 +79,7 @@ class AsyncEngine:
         self._now = host.now
         self._backend = backend
         self._config = config or EngineConfig()
-        self._admission = Admission(
-            backend, max_priority=self._config.max_priority, clock=host.now
-        )
+        self._admission = Admission(backend, max_priority=self._config.max_priority, clock=host.now)
         self._engine = Engine(backend.runner, clock=host.now)
         self._store = LogStore[Generation](
             retention_s=self._config.retention_s,
@@ -114,6 +112,7 @@ class AsyncEngine:
             tokenizing_places=lambda: self._tokenizing.places,
             displace=self._displace,
             outlook=lambda: self._engine.outlook,
+            clock=host.now,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()

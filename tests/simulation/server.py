@@ -217,7 +217,7 @@ class SimulatedServer:
             if path == "/v1/stream"
             else ResponsesConnection(wire.websocket, service=self._service, **common)
         )
-        with self._connections.register(connection.drain):
+        with self._connections.register(ANYONE, connection):
             await wire.websocket.accept()
             await connection.run()
         wire.end()
