@@ -45,12 +45,18 @@ class Admission:
     Args:
         backend: serves it.
         max_priority: the highest priority that may be asked for.
+        clock: monotonic seconds.
     """
 
     def __init__(
-        self, backend: Backend, *, max_priority: int = GenerationRequest.max_priority
+        self,
+        backend: Backend,
+        *,
+        max_priority: int = GenerationRequest.max_priority,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_priority = max_priority
+        self._clock = clock
         self._info = backend.info
         self._tokenizer = backend.tokenizer
         self._grammars = backend.grammars
@@ -230,7 +236,7 @@ class Admission:
             timeout_s: it ends then, or earlier where the request says so.
         """
         request, prompt_ids = prepared.request, prepared.prompt_ids
-        now = time.monotonic()
+        now = self._clock()
         if request.timeout_s is not None:
             timeout_s = min(timeout_s, request.timeout_s)
         generation = Generation(

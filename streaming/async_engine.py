@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from streaming.errors import (
 )
 from streaming.followers import Followers
 from streaming.generation import Failed, Generation
+from streaming.host import OPERATING_SYSTEM, Host
 from streaming.reader import Reader
 from streaming.request import ANYONE, GenerationRequest
 from streaming.store import LogStore
@@ -65,6 +65,7 @@ class AsyncEngine:
         backend: owned from here on; `aclose` closes its runner.
         config: limits.
         thread: drives the engine; the one that has loaded the backend's model, or else a new one.
+        host: gives time, threads and queues.
     """
 
     def __init__(
@@ -73,16 +74,22 @@ class AsyncEngine:
         config: EngineConfig | None = None,
         *,
         thread: EngineThread | None = None,
+        host: Host = OPERATING_SYSTEM,
     ) -> None:
+        self._now = host.now
         self._backend = backend
         self._config = config or EngineConfig()
-        self._admission = Admission(backend, max_priority=self._config.max_priority)
-        self._engine = Engine(backend.runner)
+        self._admission = Admission(backend, max_priority=self._config.max_priority, clock=host.now)
+        self._engine = Engine(backend.runner, clock=host.now)
         self._store = LogStore[Generation](
-            retention_s=self._config.retention_s, retention_bytes=self._config.retention_bytes
+            retention_s=self._config.retention_s,
+            retention_bytes=self._config.retention_bytes,
+            clock=host.now,
         )
-        self._thread = EngineThread() if thread is None else thread
-        self._watchdog = Watchdog(self._thread, step_timeout_s=self._config.step_timeout_s)
+        self._thread = EngineThread(host=host) if thread is None else thread
+        self._watchdog = Watchdog(
+            self._thread, step_timeout_s=self._config.step_timeout_s, clock=host.now
+        )
         self._watch_timer: asyncio.TimerHandle | None = None
         self._followers = Followers(
             cancel=self.cancel,
@@ -90,7 +97,7 @@ class AsyncEngine:
             call_later=lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call),
         )
         self._tokenizer_pool = WorkerPool(
-            self._config.num_tokenizer_threads, name="tokenwire-tokenizer"
+            self._config.num_tokenizer_threads, name="tokenwire-tokenizer", host=host
         )
         self._tokenizing = TokenizerQueue(
             self._tokenizer_pool,
@@ -105,6 +112,7 @@ class AsyncEngine:
             tokenizing_places=lambda: self._tokenizing.places,
             displace=self._displace,
             outlook=lambda: self._engine.outlook,
+            clock=host.now,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._idle = asyncio.Event()
@@ -252,7 +260,7 @@ class AsyncEngine:
         if generation.is_ended:
             return  # and a dead engine, whose logs have all ended, would never empty its inbox
         generation_id = generation.generation_id
-        self._watchdog.expect_end(generation, due_at=time.monotonic())
+        self._watchdog.expect_end(generation, due_at=self._now())
         self._thread.put(lambda: self._engine.cancel(generation_id))
 
     @contextmanager
@@ -273,7 +281,10 @@ class AsyncEngine:
         Raises:
             CursorLost: `after` is not in the log.
         """
-        with Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader:
+        with (
+            Reader(generation, after=after, every_token=every_token, on_wake=on_wake) as reader,
+            self._store.following(generation.generation_id),
+        ):
             self._followers.add(generation)
             try:
                 yield reader
@@ -290,7 +301,7 @@ class AsyncEngine:
         self._tokenizer_pool.fail_all(error)
         for generation in self._store.open_logs:
             if generation.started is None:
-                self._watchdog.expect_end(generation, due_at=time.monotonic(), error=error)
+                self._watchdog.expect_end(generation, due_at=self._now(), error=error)
         self._thread.put(lambda: self._engine.fail_all(error, waiting_only=True))
         try:
             async with asyncio.timeout(deadline_s):
@@ -410,7 +421,7 @@ class AsyncEngine:
         if reason is not None:
             logger.critical("the engine has failed and takes no more work: %s", reason)
             self.has_failed = True
-            self._end_open_logs(Failed(EngineFailure(), time.monotonic()))
+            self._end_open_logs(Failed(EngineFailure(), self._now()))
 
     async def _end_all(self) -> None:
         """End all logs, on the engine's thread if that still listens."""
@@ -422,7 +433,7 @@ class AsyncEngine:
             async with asyncio.timeout(PATIENCE_S):
                 await self._idle.wait()
         except TimeoutError:
-            self._end_open_logs(Failed(error, time.monotonic()))
+            self._end_open_logs(Failed(error, self._now()))
 
     def _end_open_logs(self, ending: Failed) -> None:
         for generation in self._store.open_logs:

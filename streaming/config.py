@@ -71,7 +71,7 @@ class EngineConfig:
         request_timeout_s: a generation that runs longer is ended with an error.
         step_timeout_s: a step that takes longer hangs, and the engine with it: it fails for good.
             A prompt whose tokenisation takes longer is given up.
-        retention_s: how long an ended log can be read.
+        retention_s: how long an ended log can be read that nobody follows any more.
         retention_bytes: how much memory ended logs may take; the oldest go first.
         num_tokenizer_threads: prompts that are tokenised at once.
         close_timeout_s: time for threads to end when the engine is closed.

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -20,6 +18,7 @@ from typing import TypeVar
 from streaming.engine import Engine
 from streaming.errors import EngineFailure, StreamingError
 from streaming.generation import Generation
+from streaming.host import OPERATING_SYSTEM, Host, Inbox
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -29,12 +28,12 @@ class EngineThread:
     """Runs commands in their order, and steps an engine while that has work.
 
     Args:
-        clock: monotonic seconds.
+        host: gives time, the thread and its inbox.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+    def __init__(self, *, host: Host = OPERATING_SYSTEM) -> None:
+        self._clock = host.now
+        self._inbox: Inbox[Callable[[], None]] = host.make_inbox()
         # Read and written by the thread.
         self._engine: Engine | None = None
         self._on_step: Callable[[list[Generation]], None] = lambda _: None
@@ -43,7 +42,7 @@ class EngineThread:
         self.busy_since: float | None = None
         """When the command or step began that runs now; None while the thread waits. Written by the
         thread, read by any."""
-        self._thread = threading.Thread(target=self._run, name="tokenwire-engine", daemon=True)
+        self._thread = host.make_thread(self._run, name="tokenwire-engine")
 
     @property
     def is_alive(self) -> bool:

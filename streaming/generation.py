@@ -119,12 +119,26 @@ class Timings:
     tokens_per_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Ending:
-    """A terminal record, and its sequence number: that many records are before it."""
+    """A terminal record; its sequence number is how many records are before it.
 
-    seq: int
+    These are counted once the ending is in the log, since the engine may append until then, and on
+    whichever thread asks first: to append is atomic, so all threads see the same first count.
+    """
+
     record: Finished | Failed
+    _counts: list[int] = field(default_factory=list)
+
+    def seq(self, num_records: int) -> int:
+        """Return the sequence number.
+
+        Args:
+            num_records: how many there are now, counted after the ending has been seen.
+        """
+        if not self._counts:
+            self._counts.append(num_records)
+        return self._counts[0]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -157,7 +171,7 @@ class Generation:
     scored_prompt: Tokens | None = None
     _records: RecordColumns = field(default_factory=RecordColumns)
     _endings: list[_Ending] = field(default_factory=list)
-    _subscribers: set[Callable[[], None]] = field(default_factory=set)
+    _subscribers: dict[Callable[[], None], None] = field(default_factory=dict)  # in order
 
     # The engine's side.
 
@@ -183,10 +197,11 @@ class Generation:
         if self._endings:
             return False
         # Both threads may have come here: to append is atomic, and the first in the list counts.
-        ending = _Ending(len(self._records), record)
+        ending = _Ending(record)
         self._endings.append(ending)
         if self._endings[0] is not ending:
             return False
+        ending.seq(len(self._records))
         self.queued = None
         return True
 
@@ -210,11 +225,13 @@ class Generation:
 
         Both are of one moment.
         """
-        # The ending is looked for first: what is counted after that may be more, but not less.
-        if self._endings:
-            ending = self._endings[0]
-            return ending.seq, ending.record
-        return len(self._records), None
+        # Counted before the ending is looked for: a record that the engine appends while another
+        # thread ends the log may come too late, and whoever had counted it would wait for ever.
+        num_records = len(self._records)
+        if not self._endings:
+            return num_records, None
+        ending = self._endings[0]
+        return ending.seq(len(self._records)), ending.record
 
     @property
     def last_seq(self) -> int:
@@ -294,17 +311,17 @@ class Generation:
         return self._records.records(start, stop)
 
     def subscribe(self, on_wake: Callable[[], None]) -> None:
-        self._subscribers.add(on_wake)
+        self._subscribers[on_wake] = None
 
     def unsubscribe(self, on_wake: Callable[[], None]) -> None:
-        self._subscribers.discard(on_wake)
+        self._subscribers.pop(on_wake, None)
 
     @property
     def num_subscribers(self) -> int:
         return len(self._subscribers)
 
     def wake(self) -> None:
-        """Tell all readers to look again. Called on the readers' thread only."""
+        """Tell all readers to look again, in their order. Called on the readers' thread only."""
         for on_wake in tuple(self._subscribers):
             on_wake()
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 
@@ -29,14 +30,17 @@ LogT = TypeVar("LogT", bound=OwnedLog)
 class _Ended(Generic[LogT]):
     log: LogT
     num_bytes: int
-    settled_at: float
+    used_at: float
 
 
 class LogStore(Generic[LogT]):
     """Open logs, and ended ones up to an age, a number and a size; the oldest ended goes first.
 
+    The age of an ended log is the time since it was last followed: a client that is still taking a
+    log may lose its line at any moment, and comes back to it then.
+
     Args:
-        retention_s: how long an ended log stays readable.
+        retention_s: how long an ended log stays readable that nobody follows.
         retention_bytes: how much memory the ended logs may take together.
         max_ended: how many of them stay; None leaves that to their size.
         clock: monotonic seconds.
@@ -55,7 +59,8 @@ class LogStore(Generic[LogT]):
         self._max_ended = max_ended
         self._clock = clock
         self._open: dict[str, LogT] = {}
-        self._ended: OrderedDict[str, _Ended[LogT]] = OrderedDict()
+        self._ended: OrderedDict[str, _Ended[LogT]] = OrderedDict()  # by `used_at`
+        self._num_followers: Counter[str] = Counter()
         self.num_ended_bytes = 0
 
     @property
@@ -93,6 +98,18 @@ class LogStore(Generic[LogT]):
             log = ended.log
         return log if log is not None and log.owner == owner else None
 
+    @contextmanager
+    def following(self, log_id: str) -> Iterator[None]:
+        """Keep a log from growing old while the block runs; its age begins anew at the end."""
+        self._num_followers[log_id] += 1
+        try:
+            yield
+        finally:
+            self._num_followers[log_id] -= 1
+            if not self._num_followers[log_id]:
+                del self._num_followers[log_id]
+            self._renew(log_id)
+
     def remove(self, log_id: str) -> bool:
         """Forget a log, and return whether it was open: ended, but not yet settled, is."""
         self._drop(log_id)
@@ -103,14 +120,23 @@ class LogStore(Generic[LogT]):
         oldest_kept_at = self._clock() - self._retention_s
         while self._ended:
             log_id, oldest = next(iter(self._ended.items()))
-            if oldest.settled_at >= oldest_kept_at and not self._is_over_a_limit:
+            if self._is_over_a_limit:
+                self._drop(log_id)
+            elif oldest.used_at >= oldest_kept_at:
                 break
-            self._drop(log_id)
+            elif log_id in self._num_followers:
+                self._renew(log_id)
+            else:
+                self._drop(log_id)
 
     @property
     def _is_over_a_limit(self) -> bool:
         is_too_many = self._max_ended is not None and self.num_ended > self._max_ended
         return is_too_many or self.num_ended_bytes > self._retention_bytes
+
+    def _renew(self, log_id: str) -> None:
+        if (ended := self._ended.pop(log_id, None)) is not None:
+            self._ended[log_id] = replace(ended, used_at=self._clock())
 
     def _drop(self, log_id: str) -> None:
         ended = self._ended.pop(log_id, None)

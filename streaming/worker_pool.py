@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import queue
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from streaming.host import OPERATING_SYSTEM, Host, Inbox
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -32,13 +32,13 @@ class _Job:
 class _Worker:
     """One thread, and what it does now."""
 
-    def __init__(self, name: str, jobs: queue.SimpleQueue[_Job | None], clock: Callable[[], float]):
+    def __init__(self, name: str, jobs: Inbox[_Job | None], host: Host) -> None:
         self._jobs = jobs
-        self._clock = clock
+        self._clock = host.now
         self.running: tuple[_Job, float] | None = None
         """The job and when it began. Written by the thread, read by any."""
         self.is_given_up = False
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread = host.make_thread(self._run, name=name)
         self.thread.start()
 
     def _run(self) -> None:
@@ -79,16 +79,14 @@ class WorkerPool:
     Args:
         num_threads: at work at once.
         name: of the threads.
-        clock: monotonic seconds.
+        host: gives time, threads and queues.
     """
 
-    def __init__(
-        self, num_threads: int, *, name: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, num_threads: int, *, name: str, host: Host = OPERATING_SYSTEM) -> None:
         self._num_threads = num_threads
         self._name = name
-        self._clock = clock
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._host = host
+        self._jobs: Inbox[_Job | None] = host.make_inbox()
         self._workers: list[_Worker] = []
         self._given_up: list[_Worker] = []
 
@@ -112,7 +110,7 @@ class WorkerPool:
         Returns:
             How many there were.
         """
-        late_at = self._clock() - timeout_s
+        late_at = self._host.now() - timeout_s
         num_stuck = 0
         for index, worker in enumerate(self._workers):
             running = worker.running
@@ -146,10 +144,10 @@ class WorkerPool:
         """
         for _ in self._workers:
             self._jobs.put(None)
-        end_at = time.monotonic() + timeout_s
+        end_at = self._host.now() + timeout_s
         for worker in self._workers:
-            worker.thread.join(max(0.0, end_at - time.monotonic()))
+            worker.thread.join(max(0.0, end_at - self._host.now()))
         return not any(each.thread.is_alive() for each in (*self._workers, *self._given_up))
 
     def _new_worker(self) -> _Worker:
-        return _Worker(self._name, self._jobs, self._clock)
+        return _Worker(self._name, self._jobs, self._host)

@@ -30,6 +30,7 @@ from streaming.detokenizer import texts_of
 from streaming.errors import InvalidRequest
 from streaming.generation import Token
 from streaming.grammar import Grammar, GrammarMatcher, Language
+from streaming.host import OPERATING_SYSTEM, Host
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 45.0
@@ -60,6 +61,16 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
+
+
+class ManualHost(Host):
+    """The operating system, with a clock that is set by hand."""
+
+    def __init__(self, clock: ManualClock | None = None) -> None:
+        self.clock = clock or ManualClock()
+
+    def now(self) -> float:
+        return self.clock()
 
 
 async def yield_to_loop() -> None:
@@ -268,7 +279,11 @@ def ended_logs(engine: AsyncEngine) -> list[Generation]:
 
 @asynccontextmanager
 async def running_engine(
-    backend: Backend, config: EngineConfig | None = None, *, gate: Barrier | None = None
+    backend: Backend,
+    config: EngineConfig | None = None,
+    *,
+    gate: Barrier | None = None,
+    host: Host = OPERATING_SYSTEM,
 ) -> AsyncIterator[AsyncEngine]:
     """Start an engine; at exit, close it and assert that it leaves nothing behind.
 
@@ -276,6 +291,7 @@ async def running_engine(
         backend: a scripted one, mostly.
         config: limits.
         gate: what holds the backend back; opened at exit, so that the engine can end.
+        host: gives time, threads and queues.
     """
     assert tokenwire_threads() == [], "an earlier test left a thread"
     tasks_before = asyncio.all_tasks()
@@ -283,7 +299,7 @@ async def running_engine(
     handler_before = loop.get_exception_handler()
     failed_callbacks: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: failed_callbacks.append(context))
-    engine = AsyncEngine(backend, config)
+    engine = AsyncEngine(backend, config, host=host)
     async with asyncio.timeout(TIMEOUT_S):
         await engine.start()
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -47,12 +48,13 @@ class ResponseService:
     Args:
         engine: generates.
         store: keeps what has ended; None keeps it in memory only.
-        retention_s: how long an ended response stays in memory.
+        retention_s: how long an ended response stays in memory that nobody follows any more.
         retention_bytes: how much memory ended responses may take.
         max_unwritten: ended responses that may wait to be written to the store.
         reasoning_dialect: how the events of reasoning are called.
         socket_memory_bytes: what the sockets may take together, beside what is kept here.
         check_interval_s: how often the store is looked at.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class ResponseService:
         reasoning_dialect: ReasoningDialect = ReasoningDialect.OPENAI,
         socket_memory_bytes: int = DEFAULT_MAX_BYTES,
         check_interval_s: float = CHECK_INTERVAL_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -75,6 +78,7 @@ class ResponseService:
             retention_s=retention_s,
             max_ended=MAX_ENDED_RESPONSES,
             retention_bytes=retention_bytes,
+            clock=clock,
         )
         self._check_interval_s = check_interval_s
         self._watcher: asyncio.Task[None] | None = None
@@ -256,14 +260,15 @@ class ResponseService:
         When the last follower leaves a response that is not a background one, it is cancelled after
         `grace_s` seconds. Read with a `writer` of the response.
         """
-        if response.is_ended:
-            yield
-        elif response.is_background:
-            with self.watch(response, on_wake=on_wake):
+        with self.registry.following(response.response_id):
+            if response.is_ended:
                 yield
-        else:
-            with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
-                yield
+            elif response.is_background:
+                with self.watch(response, on_wake=on_wake):
+                    yield
+            else:
+                with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
+                    yield
 
     @contextmanager
     def watch(self, response: LiveResponse, *, on_wake: Callable[[], None]) -> Iterator[None]:

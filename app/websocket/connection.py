@@ -151,8 +151,15 @@ class Connection(ABC, Generic[CommandT, EventT]):
     def execute(self, command: CommandT) -> None:
         """Do what the core wants, without waiting: what takes time is a task of its own."""
 
+    def forget(self, key: str) -> None:
+        """Take that a reader has come to its end: its key may name another one from now on."""
+
     def follow(self, key: str, reader: LogReader[EventT], leave: ExitStack) -> None:
-        """Give the core what the reader reads, until its end; then, or at the socket's, leave."""
+        """Give the core what the reader reads, until its end.
+
+        Leave once all of it is in the socket, so that a client that is slow to take the end can
+        still come back; or at the socket's end.
+        """
         self._followed[key] = _Followed(reader, leave)
 
     def has_changed(self) -> None:
@@ -194,8 +201,8 @@ class Connection(ABC, Generic[CommandT, EventT]):
             await self._wait_woken()
             self._wake.clear()
             for key in tuple(self._followed):
-                self._read_log(key)
-                await self._flush()
+                with self._read_log(key):
+                    await self._flush()
             self._core.release_due(now=self._clock())
             self._obey()
             await self._flush()
@@ -215,13 +222,16 @@ class Connection(ABC, Generic[CommandT, EventT]):
         except TimeoutError:
             pass
 
-    def _read_log(self, key: str) -> None:
+    def _read_log(self, key: str) -> ExitStack:
+        """Give the core what is new; return what to leave once it has been sent."""
         followed = self._followed[key]
         events = followed.reader.read()
         self._core.receive_events(key, events, now=self._clock())
-        if followed.reader.is_done:
-            del self._followed[key]
-            followed.leave.close()
+        if not followed.reader.is_done:
+            return ExitStack()
+        del self._followed[key]
+        self.forget(key)
+        return followed.leave
 
     async def _flush(self) -> None:
         for frame in self._core.frames_to_send():

@@ -99,6 +99,9 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
             case _:
                 assert_never(command)
 
+    def forget(self, key: str) -> None:
+        del self._responses[key]
+
     async def _create(self, command: CreateResponse[AnyResponse]) -> None:
         try:
             response = await self._service.create(
@@ -159,6 +162,5 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
         self, turn_id: str, response: LiveResponse, reader: ResponseReader, stack: ExitStack
     ) -> None:
         self._responses[turn_id] = response
-        stack.callback(self._responses.pop, turn_id)
         self.follow(turn_id, reader, stack.pop_all())
         self._protocol.receive_created(turn_id, response)

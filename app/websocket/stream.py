@@ -67,6 +67,9 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
             case _:
                 assert_never(command)
 
+    def forget(self, key: str) -> None:
+        del self._generations[key]
+
     async def _submit(self, command: StartGeneration) -> None:
         try:
             generation = await self._engine.submit(command.request)
@@ -106,6 +109,5 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
                 )
             )
             self._generations[stream_id] = generation
-            stack.callback(self._generations.pop, stream_id)
             self.follow(stream_id, reader, stack.pop_all())
         self._protocol.receive_accepted(stream_id, generation)

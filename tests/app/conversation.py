@@ -17,9 +17,20 @@ _NEXT = {
 
 
 def assert_conversation(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()) -> None:
+    """Assert `assert_order`, and that each frame is as described in `/asyncapi.json`.
+
+    Args:
+        open_ids: streams that have not ended yet.
+    """
+    frames = list(frames)
+    for frame in frames:
+        assert_described("stream", frame)
+    assert_order(frames, open_ids=open_ids)
+
+
+def assert_order(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()) -> None:
     """Assert the order of one socket's frames: for one id accepted, queued*, started?, delta*, then
-    exactly one done or error. After its end an id may be used again. Each is as described in
-    `/asyncapi.json`.
+    exactly one done or error. After its end an id may be used again.
 
     Args:
         open_ids: streams that have not ended yet.
@@ -27,7 +38,6 @@ def assert_conversation(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()
     states: dict[str, str] = {}
     seqs: dict[str, int] = {}
     for frame in frames:
-        assert_described("stream", frame)
         kind, stream_id = frame["type"], frame.get("id")
         if stream_id is None:
             assert kind == "error", frame

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,10 +15,12 @@ from streaming.engine import Engine
 from streaming.engine_thread import EngineThread
 from streaming.errors import ShuttingDown
 from streaming.generation import Failed, Generation
+from streaming.host import OPERATING_SYSTEM, Host
 from streaming.sequence import Sequence
 from tests.support import (
     TIMEOUT_S,
     ManualClock,
+    ManualHost,
     Panic,
     finish_reason,
     make_sequence,
@@ -32,12 +33,12 @@ GOING = ShuttingDown(retry_after_s=1.0)
 class Rig:
     """A thread with its engine, and what it tells."""
 
-    def __init__(self, runner: ScriptedRunner, clock: Callable[[], float]) -> None:
+    def __init__(self, runner: ScriptedRunner, host: Host) -> None:
         self.engine = Engine(runner)
         self.told: queue.SimpleQueue[list[Generation]] = queue.SimpleQueue()
         self.tellers: set[str] = set()
         self.has_died = threading.Event()
-        self.thread = EngineThread(clock=clock)
+        self.thread = EngineThread(host=host)
         self.thread.drive(self.engine, on_step=self._take_step, on_death=self.has_died.set)
 
     def _take_step(self, touched: list[Generation]) -> None:
@@ -66,10 +67,10 @@ def running(
     runner: ScriptedRunner,
     *,
     gate: Gate | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    host: Host = OPERATING_SYSTEM,
 ) -> Iterator[Rig]:
     """Start a thread, and leave none behind."""
-    rig = Rig(runner, clock)
+    rig = Rig(runner, host)
     rig.thread.start()
     try:
         yield rig
@@ -157,7 +158,7 @@ def test_a_thread_that_never_began_has_ended():
 
 def test_a_thread_tells_since_when_it_is_busy():
     clock, gate = ManualClock(5.0), Gate()
-    with running(ScriptedRunner(say("ab"), gate=gate), gate=gate, clock=clock) as rig:
+    with running(ScriptedRunner(say("ab"), gate=gate), gate=gate, host=ManualHost(clock)) as rig:
         rig.add("a")
         for now in (5.0, 7.0):
             assert gate.entered.acquire(timeout=TIMEOUT_S)

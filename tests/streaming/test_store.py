@@ -212,3 +212,66 @@ def test_the_byte_count_is_that_of_the_logs_that_are_there(steps: list[tuple[int
         assert kept == list(range(n + 1 - len(kept), n + 1)), "the oldest go first"
         assert store.num_ended_bytes == sum(sizes[at] for at in kept) <= 2000
         assert store.num_ended == len(kept) <= 12
+
+
+# Followed logs.
+
+
+def test_a_log_that_is_followed_does_not_grow_old():
+    store, clock = make_store(retention_s=10.0)
+    with store.following("b"):
+        add_ended(store, *"abc")
+        for _ in range(3):
+            clock.advance(9.0)
+            assert store.find("b", owner="alice") is not None
+    assert found(store, "abc") == "b"
+
+
+def test_the_age_of_a_log_begins_when_its_last_follower_leaves():
+    store, clock = make_store(retention_s=10.0)
+    with store.following("a"), store.following("b"):
+        add_ended(store, *"ab")
+        with store.following("a"):
+            clock.advance(100.0)
+    clock.advance(10.0)
+    assert found(store, "ab") == "ab"
+    clock.advance(0.1)
+    assert found(store, "ab") == ""
+
+
+def test_who_comes_back_to_an_ended_log_begins_its_age_anew():
+    store, clock = make_store(retention_s=10.0)
+    add_ended(store, *"ab")
+    clock.advance(9.0)
+    with store.following("a"):
+        pass
+    clock.advance(2.0)
+    assert found(store, "ab") == "a"
+
+
+def test_a_log_that_is_followed_counts_towards_the_limits():
+    store, _ = make_store(retention_bytes=250)
+    with store.following("a"), store.following("b"):
+        add_ended(store, *"abc")
+        assert found(store, "abc") == "bc"
+        assert store.num_ended_bytes == 200
+    assert found(store, "abc") == "bc"
+
+
+def test_the_one_that_was_followed_last_stays_longest():
+    store, _ = make_store(retention_bytes=250)
+    add_ended(store, *"ab")
+    with store.following("a"):
+        pass
+    add_ended(store, "c")
+    assert found(store, "abc") == "ac"
+
+
+def test_who_follows_a_log_that_is_gone_or_removed_brings_nothing_back():
+    store, _ = make_store()
+    with store.following("a"):
+        add_ended(store, "a")
+        assert not store.remove("a")
+    assert found(store, "a") == ""
+    assert (store.num_ended, store.num_ended_bytes) == (0, 0)
+    assert not store._num_followers

@@ -12,7 +12,7 @@ import pytest
 
 from streaming.errors import EngineFailure
 from streaming.worker_pool import WorkerPool, WorkPanicked
-from tests.support import TIMEOUT_S, ManualClock, Panic, tokenwire_threads
+from tests.support import TIMEOUT_S, ManualClock, ManualHost, Panic, tokenwire_threads
 
 
 class Hang:
@@ -45,7 +45,7 @@ def make_pool(clock: ManualClock) -> Iterator[MakePool]:
     pools: list[WorkerPool] = []
 
     def make(num_threads: int = 1) -> WorkerPool:
-        pools.append(WorkerPool(num_threads, name="tokenwire-test", clock=clock))
+        pools.append(WorkerPool(num_threads, name="tokenwire-test", host=ManualHost(clock)))
         return pools[-1]
 
     yield make

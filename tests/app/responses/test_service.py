@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backe
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
 from tests.app.response_events import check_events
 from tests.app.serving import until
-from tests.support import Barrier, entered, running_engine
+from tests.support import Barrier, ManualClock, entered, running_engine
 
 
 @asynccontextmanager
@@ -39,6 +40,7 @@ async def serving_responses(
     max_disk_bytes: int = 2**26,
     max_unwritten: int = 1000,
     check_interval_s: float = 1000.0,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[tuple[ResponseService, AsyncEngine]]:
     async with running_engine(backend, gate=gate) as engine:
         store = (
@@ -53,6 +55,7 @@ async def serving_responses(
             retention_bytes=retention_bytes,
             max_unwritten=max_unwritten,
             check_interval_s=check_interval_s,
+            clock=clock,
         )
         try:
             await service.start()
@@ -656,3 +659,16 @@ async def test_a_thousand_responses_stay_within_their_limits(tmp_path: Path):
 
 def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
+
+
+async def test_a_response_that_is_still_being_taken_is_found() -> None:
+    clock = ManualClock()
+    async with serving_responses(scripted_backend(), retention_s=10.0, clock=clock) as (service, _):
+        response = await complete(service)
+        with service.follow(response, on_wake=lambda: None):
+            clock.advance(100.0)
+            assert service.find_live(response.response_id, caller="me") is response
+        clock.advance(10.0)
+        assert service.find_live(response.response_id, caller="me") is response
+        clock.advance(0.1)
+        assert service.find_live(response.response_id, caller="me") is None

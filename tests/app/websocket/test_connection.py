@@ -16,7 +16,9 @@ from app.protocol.commands import Close
 from app.protocol.frames import Frame
 from app.settings import Settings
 from app.websocket.connection import Connection
+from tests.app.serving import until
 from tests.app.sockets import HandSocket
+from tests.support import yield_to_loop
 
 
 class EchoCore:
@@ -171,6 +173,39 @@ async def test_what_is_followed_is_read_after_each_wake_and_left_at_its_end() ->
     assert connection.numbers.has_been_left
     hand.leave()
     await serving
+
+
+async def test_what_is_followed_is_left_once_its_end_has_been_sent() -> None:
+    hand = HandSocket(takes=5)
+    connection, serving = serve(hand)
+    hand.put(text="count")
+    await hand.until_shown("text")
+    hand.put(text="more")
+    await until_counted(hand, 2)
+    hand.put(text="more")
+    await until(lambda: connection.numbers.is_done)
+    await yield_to_loop()
+    assert len(hand.shown("count")) == 2
+    assert not connection.numbers.has_been_left
+    hand.take_on()
+    await until_counted(hand, 3)
+    assert connection.numbers.has_been_left
+    hand.leave()
+    await serving
+
+
+async def test_what_is_followed_is_left_with_the_socket_though_its_end_cannot_be_sent() -> None:
+    hand = HandSocket(takes=5)
+    connection, serving = serve(hand)
+    hand.put(text="count")
+    await hand.until_shown("text")
+    hand.put(text="more")
+    await until_counted(hand, 2)
+    hand.put(text="more")
+    await until(lambda: connection.numbers.is_done)
+    hand.leave()
+    await serving
+    assert connection.numbers.has_been_left
 
 
 async def test_what_is_followed_is_left_with_the_socket() -> None:

@@ -18,7 +18,14 @@ from streaming.backends.scripted import ByteTokenizer, Gate, say, scripted_backe
 from tests.app.conversation import assert_conversation, text_of
 from tests.app.serving import until
 from tests.app.sockets import HandSocket, run_connection
-from tests.support import ManualClock, entered, finish_reason, running_engine, yield_to_loop
+from tests.support import (
+    ManualClock,
+    ManualHost,
+    entered,
+    finish_reason,
+    running_engine,
+    yield_to_loop,
+)
 
 LONG = "abcdefghij" * 20
 
@@ -76,6 +83,35 @@ async def test_a_client_that_leaves_is_noticed_though_nothing_is_sent() -> None:
         assert not log.is_ended
         assert log.num_subscribers == 0
         assert engine._followers.in_grace == {log.generation_id}
+
+
+@pytest.mark.parametrize("num_taken", [1, 2])
+async def test_a_client_that_has_not_taken_the_end_can_come_back_to_it(num_taken: int) -> None:
+    host, config = ManualHost(), EngineConfig(retention_s=10.0)
+    async with running_engine(scripted_backend(say("hello")), config, host=host) as engine:
+        slow = HandSocket(takes=num_taken)
+        serving = asyncio.create_task(run_connection(slow, engine))
+        ask(slow)
+        await slow.until_shown("accepted")
+        log = log_of(engine, slow)
+        await until(lambda: engine._store.num_ended == 1)
+        await until(lambda: len(slow.frames) == num_taken)
+        host.clock.advance(100.0)
+        slow.leave()
+        await serving
+
+        for away_s, expected in ((9.0, "done"), (9.0, "done"), (11.0, "error")):
+            host.clock.advance(away_s)
+            back = HandSocket()
+            serving = asyncio.create_task(run_connection(back, engine))
+            back.say(type="resume", id="b", generation_id=log.generation_id, after=-1)
+            *_, ending = await back.until(lambda f: bool(f) and f[-1]["type"] in ("done", "error"))
+            back.leave()
+            await serving
+            assert_conversation(back.frames)
+            assert ending["type"] == expected
+            assert text_of(back.frames) == ("hello" if expected == "done" else "")
+        assert ending["error"]["code"] == "generation_not_found"
 
 
 async def test_without_grace_a_running_generation_is_cancelled_at_the_next_step() -> None:
