@@ -145,9 +145,10 @@ class WorkerPool:
         for _ in self._workers:
             self._jobs.put(None)
         end_at = self._host.now() + timeout_s
-        for worker in self._workers:
+        workers = (*self._workers, *self._given_up)
+        for worker in workers:
             worker.thread.join(max(0.0, end_at - self._host.now()))
-        return not any(each.thread.is_alive() for each in (*self._workers, *self._given_up))
+        return not any(worker.thread.is_alive() for worker in workers)
 
     def _new_worker(self) -> _Worker:
         return _Worker(self._name, self._jobs, self._host)
