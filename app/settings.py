@@ -168,7 +168,9 @@ class Settings(BaseSettings):
         "with an error and exits. A prompt whose tokenisation takes longer is refused.",
     )
     retention_s: float = Field(
-        _ENGINE.retention_s, ge=0, description="How long an ended generation can be resumed."
+        _ENGINE.retention_s,
+        ge=0,
+        description="How long an ended generation can be resumed once nobody follows it.",
     )
     retention_bytes: int = Field(
         _ENGINE.retention_bytes, ge=0, description="Memory that ended generations may take."
