@@ -13,7 +13,7 @@ LOCK ?= constraints.txt
 NOT_LOCKED = torch sympy mpmath networkx $(firstword $(subst =, ,$(DEFAULT_MODEL)))
 # Flags of `tokenwire serve`: make serve ARGS="--port 9000"
 ARGS ?=
-# Processes that the light tests are spread over
+# Processes that tests and types are spread over
 WORKERS ?= 2
 
 VENV = .venv
@@ -22,8 +22,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --constraint $(LOCK)
 SOURCES = app streaming tests examples benchmarks
 JS = tests/e2e/js
-# What needs a model, a browser or Node's packages keeps the machine busy by itself.
-LIGHT = not model and not browser and not node
+# What `make check` leaves out
+QUICK = not model and not browser and not node and not slow
 SPREAD = -n $(WORKERS) --dist worksteal
 
 .PHONY: serve test check lint format lock clean
@@ -32,17 +32,17 @@ serve: $(VENV)/.serve
 	$(BIN)/tokenwire serve $(ARGS)
 
 test: lint $(VENV)/.browser $(JS)/node_modules/.installed
-	$(BIN)/python -m pytest -m "$(LIGHT)" $(SPREAD)
-	$(BIN)/python -m pytest -m "not ($(LIGHT))"
+	$(BIN)/python -m pytest -m "not alone" $(SPREAD)
+	$(BIN)/python -m pytest -m alone
 	node --test tests/static/
 
 check: lint
-	$(BIN)/python -m pytest -m "$(LIGHT) and not slow" $(SPREAD) --hypothesis-profile quick -q
+	$(BIN)/python -m pytest -m "$(QUICK)" $(SPREAD) --hypothesis-profile quick -q
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers $(WORKERS)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
