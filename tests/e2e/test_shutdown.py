@@ -59,6 +59,7 @@ async def test_first_signal_refuses_new_work_and_lets_the_running_finish(start_s
     assert server.wait() == 0, server.log
 
 
+@pytest.mark.slow
 @pytest.mark.pain(15)
 async def test_deadline_ends_what_still_runs(start_endless) -> None:
     server = start_endless("--drain_timeout_s", "0.2")
@@ -71,6 +72,7 @@ async def test_deadline_ends_what_still_runs(start_endless) -> None:
     assert server.wait() == 0, server.log
 
 
+@pytest.mark.slow
 async def test_second_signal_ends_at_once(start_endless) -> None:
     server = start_endless("--drain_timeout_s", "3600")
     async with connect(server.ws_url) as socket:
