@@ -22,9 +22,9 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --constraint $(LOCK)
 SOURCES = app streaming tests examples benchmarks
 JS = tests/e2e/js
-# What `make check` leaves out; the file takes seconds to import, and all in it is slow.
-QUICK = -m "not model and not browser and not node and not slow" \
-	--ignore tests/app/test_openapi_conformance.py --hypothesis-profile quick
+# What `make check` leaves out; what is ignored is left out anyway, and takes seconds to import.
+QUICK = -m "not model and not browser and not node and not slow" --hypothesis-profile quick \
+	--ignore tests/app/test_openapi_conformance.py --ignore tests/e2e/clients
 SPREAD = -n $(WORKERS) --dist worksteal
 
 .PHONY: serve test check lint format lock clean
