@@ -13,7 +13,7 @@ LOCK ?= constraints.txt
 NOT_LOCKED = torch sympy mpmath networkx $(firstword $(subst =, ,$(DEFAULT_MODEL)))
 # Flags of `tokenwire serve`: make serve ARGS="--port 9000"
 ARGS ?=
-# Processes that tests and types are spread over
+# Processes that tests are spread over
 WORKERS ?= 2
 
 VENV = .venv
@@ -27,7 +27,7 @@ QUICK = -m "not model and not browser and not node and not slow" --hypothesis-pr
 	--ignore tests/app/test_openapi_conformance.py --ignore tests/e2e/clients
 SPREAD = -n $(WORKERS) --dist worksteal
 
-.PHONY: serve test check lint format lock clean
+.PHONY: serve test check quick lint format lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tokenwire serve $(ARGS)
@@ -37,13 +37,17 @@ test: lint $(VENV)/.browser $(JS)/node_modules/.installed
 	$(BIN)/python -m pytest -m alone
 	node --test tests/static/
 
-check: lint
+# The types beside the tests: the first time, they take one core for most of a minute.
+check:
+	$(MAKE) --jobs 2 lint quick
+
+quick: $(VENV)/.test
 	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -q
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy --num-workers $(WORKERS)
+	$(BIN)/mypy
 
 format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
