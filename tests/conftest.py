@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
 
+from tests.watching_loop import WatchingLoop
+
 settings.register_profile("quick", max_examples=25)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], AbstractEventLoop]]:
+    """Run each async test on a loop that can wait for a condition."""
+    return {"watching": WatchingLoop}
 
 
 @pytest.fixture(scope="session", autouse=True)

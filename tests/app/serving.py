@@ -18,7 +18,8 @@ from app.server import bind
 from app.settings import Settings
 from streaming import AsyncEngine, Backend
 from streaming.backends.scripted import Gate
-from tests.support import TIMEOUT_S, tokenwire_threads, yield_to_loop
+from tests.support import TIMEOUT_S, tokenwire_threads
+from tests.watching_loop import until as until
 
 KEY = {"authorization": "Bearer secret"}
 
@@ -154,12 +155,6 @@ class Call:
         self.messages.append(message)
         async with self._sent:
             self._sent.notify_all()
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    """Give the loop turns until the engine's thread has brought it about."""
-    while not is_true():
-        await yield_to_loop()
 
 
 def sse(text: str) -> list[str]:

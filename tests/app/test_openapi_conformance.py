@@ -16,6 +16,8 @@ from app.settings import Settings
 from streaming.backends.scripted import scripted_backend
 from tests.app.serving import live
 
+pytest_plugins = ["schemathesis.pytest.plugin"]
+
 REFUSALS = ["400", "401", "404", "405", "413", "415", "422"]
 CONFIG = schemathesis.Config.from_dict(
     {

@@ -26,8 +26,10 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
     """Start servers with flags of the test's own; they are stopped at its end."""
     started: list[ServerProcess] = []
 
-    def start(*flags: str, env: dict[str, str] | None = None) -> ServerProcess:
-        started.append(ServerProcess(*flags, env=env))
+    def start(
+        *flags: str, env: dict[str, str] | None = None, module: str | None = None
+    ) -> ServerProcess:
+        started.append(ServerProcess(*flags, env=env, module=module))
         return started[-1]
 
     yield start

@@ -2,7 +2,8 @@
 
 It is served as `tokenwire serve` serves a model; only the backend is scripted. A prompt with the
 word "fault" brings the fault about: `hanging-step`, `hanging-tokenizer`, `panicking-step` or
-`broken-model`, whose steps all fail from then on.
+`broken-model`, whose steps all fail from then on; `none` never fails. Answers do not end by
+themselves.
 """
 
 from __future__ import annotations

@@ -43,8 +43,13 @@ class ServerProcess:
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._is_ready.wait(_START_TIMEOUT_S), self.log
-        assert self.url, self.log
+        try:
+            assert self._is_ready.wait(_START_TIMEOUT_S), self.log
+            assert self.url, self.log
+        except BaseException:  # such as the test's own timeout
+            self.process.kill()
+            self.wait()
+            raise
 
     @property
     def ws_url(self) -> str:

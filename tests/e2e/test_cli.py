@@ -1,25 +1,55 @@
-"""The command line as a user meets it: help, mistakes, models, and the chat."""
+"""The command line as a user meets it: help, mistakes, models, and the chat.
+
+Most commands run in this process, which saves the imports; those in a process of their own, which
+`make check` leaves out, show that it ends in the same way.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from app.cli import cli
+from app.log import _QUIET
 from app.settings import Settings
+from streaming.backends.scripted import scripted_backend
+from tests.app.serving import live
 from tests.e2e.server_process import ROOT
 
 pytestmark = pytest.mark.timeout(120)
 
 
+@pytest.fixture(autouse=True)
+def _logging_of_its_own() -> Iterator[None]:
+    """Let a command in this process configure logging, and undo that."""
+    root = logging.getLogger()
+    libraries = [logging.getLogger(name) for name in _QUIET]
+    handlers, levels = root.handlers[:], [logger.level for logger in (root, *libraries)]
+    root.handlers.clear()  # it would close those that it finds
+    yield
+    root.handlers[:] = handlers
+    for logger, level in zip((root, *libraries), levels, strict=True):
+        logger.setLevel(level)
+
+
+def call(*arguments: str, stdin: str = "", **env: str) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(cli, arguments, input=stdin, env={"COLUMNS": "200", **env})
+
+
 def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments],
         cwd=ROOT,
@@ -32,10 +62,24 @@ def run(*arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedPro
 
 
 def test_help_lists_every_setting_with_its_variable() -> None:
-    text = run("serve", "--help").stdout
+    text = call("serve", "--help").stdout
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in text
         assert f"TOKENWIRE_{name.upper()}" in text
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_the_process_with_one_line_and_its_status() -> None:
+    wrong = run("serve", "--port", "70000")
+    impossible = run("serve", "--log-level", "error", "--host", "a..b", "--allow-anonymous")
+    assert (wrong.returncode, impossible.returncode) == (2, 1)
+    for result, says in (
+        (wrong, "port: Input should be less than or equal to 65535"),
+        (impossible, "cannot listen on a..b:8000"),
+    ):
+        assert says in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+        assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -51,26 +95,24 @@ def test_help_lists_every_setting_with_its_variable() -> None:
 def test_wrong_settings_end_with_one_line_and_status_2(
     flags: list[str], env: dict[str, str], says: str
 ) -> None:
-    result = run("serve", *flags, **env)
-    assert result.returncode == 2
+    result = call("serve", *flags, **env)
+    assert result.exit_code == 2
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        # These two are found out after the model libraries have been imported.
-        pytest.param(["--model", "/nowhere/at/all"], "/nowhere/at/all", marks=pytest.mark.slow),
-        pytest.param(["--dtype", "float7"], "float7", marks=pytest.mark.slow),
-        (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen on 192.0.2.1:8000"),
-        (["--host", "a..b", "--allow-anonymous"], "cannot listen on a..b:8000"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--dtype", "float7"], "float7"),
+        (["--host", "192.0.2.1", "--allow-anonymous"], "cannot listen on 192.0.2.1:0"),
+        (["--host", "a..b", "--allow-anonymous"], "cannot listen on a..b:0"),
     ],
 )
 def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str], says: str) -> None:
-    result = run("serve", "--log-level", "error", *flags)
-    assert result.returncode == 1
+    result = call("serve", "--log-level", "error", "--port", "0", *flags)
+    assert result.exit_code == 1
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
@@ -78,25 +120,41 @@ def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str],
 def test_responses_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "responses.sqlite3")) as connection:
         connection.execute("PRAGMA user_version = 7")
-    result = run("serve", "--log-level", "error", "--data-dir", str(tmp_path))
-    assert result.returncode == 1
+    result = call("serve", "--port", "0", "--log-level", "error", "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
     assert "has the schema 7, which is newer than this server's" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["responses.sqlite3"]
 
 
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_process() -> None:
+    result = run("serve", "--log-level", "error", "--port", "0", "--model", "/nowhere/at/all")
+    assert result.returncode == 1
+    assert "/nowhere/at/all" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_chat_without_a_server_says_so() -> None:
+    result = call("chat", "--url", "http://127.0.0.1:9", "hello")
+    assert result.exit_code == 1
+    assert "cannot reach http://127.0.0.1:9" in result.stdout
+
+
+@pytest.mark.slow
+def test_chat_without_a_server_ends_the_process() -> None:
     result = run("chat", "--url", "http://127.0.0.1:9", "hello")
     assert result.returncode == 1
     assert "cannot reach http://127.0.0.1:9" in result.stdout
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "", "ftp://here", "http://", "http://[::1", "http://here:99999"]
 )
 def test_chat_takes_addresses_only(url: str) -> None:
-    result = run("chat", "--url", url, "hello")
-    assert result.returncode == 2
+    result = call("chat", "--url", url, "hello")
+    assert result.exit_code == 2
     assert result.stderr == "tokenwire: url: must be an address such as http://127.0.0.1:8000\n"
 
 
@@ -111,29 +169,31 @@ def test_chat_says_where_there_is_no_such_server() -> None:
         thread = threading.Thread(target=greet)
         thread.start()
         url = f"http://127.0.0.1:{mail.getsockname()[1]}"
-        other = run("chat", "--url", url, "hello")
+        other = call("chat", "--url", url, "hello")
         thread.join()
-    no_name = run("chat", "--url", "http://a..b", "hello")
-    assert (other.returncode, no_name.returncode) == (1, 1)
+    no_name = call("chat", "--url", "http://a..b", "hello")
+    assert (other.exit_code, no_name.exit_code) == (1, 1)
     assert other.stdout == f"{url} is no server of this kind\n"
     assert no_name.stdout.startswith("cannot reach http://a..b: ")
     assert other.stderr == no_name.stderr == ""
 
 
 def test_chat_shows_brackets_as_they_are() -> None:
-    result = run("chat", "--url", "http://127.0.0.1:9/[/x]", stdin="/[/y]\nhello\n/quit\n")
-    assert result.returncode == 0, result.stderr
+    result = call("chat", "--url", "http://127.0.0.1:9/[/x]", stdin="/[/y]\nhello\n/quit\n")
+    assert result.exit_code == 0, result.stderr
     assert "There is no command /[/y]; try /help." in result.stdout
     assert "cannot reach http://127.0.0.1:9/[/x]: " in result.stdout
 
 
-def test_chat_shows_nothing_that_a_terminal_would_obey(start_server) -> None:
-    server = start_server("--backend", "scripted")
-    result = run("chat", "--url", server.url, "ab\x1b[2J\x9b2Jc\x07\x7fd")
+def test_chat_shows_nothing_that_a_terminal_would_obey() -> None:
+    with live(scripted_backend()) as url:
+        result = call("chat", "--url", url, "ab\x1b[2J\x9b2Jc\x07\x7fd")
     assert result.stdout.startswith("user: ab[2J2Jcd\n")
 
 
+@pytest.mark.slow
 def test_chat_talks_across_turns(start_server) -> None:
+    """In processes of their own, on both sides."""
     server = start_server("--backend", "scripted")
     result = run("chat", "--url", server.url, stdin="hello\n/retry\n/new\n/nonsense\n/quit\n")
     assert result.returncode == 0, result.stderr
@@ -141,15 +201,16 @@ def test_chat_talks_across_turns(start_server) -> None:
     assert "there is no command /nonsense" in result.stdout.lower()
 
 
-def test_chat_is_told_that_its_key_is_wrong(start_server) -> None:
-    server = start_server("--backend", "scripted", "--api-keys", "right")
-    wrong = run("chat", "--url", server.url, "--api-key", "wrong", "hello")
-    right = run("chat", "--url", server.url, "hello", TOKENWIRE_API_KEY="right")
-    assert (wrong.returncode, right.returncode) == (1, 0)
+def test_chat_is_told_that_its_key_is_wrong() -> None:
+    with live(scripted_backend(), api_keys=("right",)) as url:
+        wrong = call("chat", "--url", url, "--api-key", "wrong", "hello")
+        right = call("chat", "--url", url, "hello", TOKENWIRE_API_KEY="right")
+    assert (wrong.exit_code, right.exit_code) == (1, 0)
     assert "API key" in wrong.stdout
     assert "user: hello" in right.stdout
 
 
+@pytest.mark.slow
 def test_serve_keeps_what_is_loaded_out_of_garbage_collections(start_server) -> None:
     server = start_server("--backend", "scripted", "--log-level", "debug")
     assert "the garbage collector leaves out" in server.log

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.server_process import ROOT, ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(120)]
 
 
 def _run(script: str, *arguments: str) -> str:

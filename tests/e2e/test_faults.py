@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from tests.e2e.client import receive, receive_stream, receive_until, send
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.pain(23), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.pain(23), pytest.mark.slow, pytest.mark.timeout(120)]
 
 StartFaulty = Callable[..., ServerProcess]
 

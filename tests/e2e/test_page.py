@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 from tests.e2e.chat_page import ChatPage, read_log
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.browser, pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 OpenPage = Callable[..., ChatPage]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.app.response_events import check_events
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 MODEL = "SmolLM2-135M-Instruct"
 TOOL: Any = {

@@ -12,7 +12,7 @@ from tests.app.response_events import check_events
 from tests.app.responses_conversation import Frame, text_of
 from tests.e2e.tcp_proxy import TcpProxy
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 ENDS = ("response.completed", "response.incomplete", "response.failed", "error")
 

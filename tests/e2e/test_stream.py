@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from tests.e2e.client import receive, receive_stream, receive_until, send, text_of
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 QUESTION = {"role": "user", "content": "What is the capital of France?"}
 PROMPT = "The capital of France is"
@@ -115,9 +115,18 @@ async def test_two_streams_on_one_socket_and_one_is_cancelled(server: ServerProc
     assert endings == {"a": "cancelled", "b": "length"}
 
 
+@pytest.fixture(scope="module")
+def crowd_server() -> Iterator[ServerProcess]:
+    """The real model for many at once, who get what they would get alone and leave at any time."""
+    grace = ("--disconnect-grace-s", "0", "--max-message-bytes", "65536")
+    process = ServerProcess("--batch-invariant", *grace)
+    yield process
+    assert process.stop() == 0, process.log
+
+
 @pytest.mark.pain(3)
-async def test_clients_that_vanish_leave_nothing_behind(start_server) -> None:
-    server = start_server("--disconnect-grace-s", "0", "--max-message-bytes", "65536")
+async def test_clients_that_vanish_leave_nothing_behind(crowd_server: ServerProcess) -> None:
+    server = crowd_server
     randomness = random.Random(2)
 
     async def vanish() -> None:
@@ -140,8 +149,8 @@ async def test_clients_that_vanish_leave_nothing_behind(start_server) -> None:
 
 
 @pytest.mark.pain(14)
-async def test_a_crowd_gets_what_each_would_get_alone(start_server) -> None:
-    server = start_server("--batch-invariant")
+async def test_a_crowd_gets_what_each_would_get_alone(crowd_server: ServerProcess) -> None:
+    server = crowd_server
     prompts = [f"{word} is" for word in ("Paris", "Water", "The sun", "A dog", "Music", "Time")]
 
     async def ask(prompt: str) -> tuple[str, int]:

@@ -60,6 +60,7 @@ from tests.support import (
     tokenwire_threads,
     yield_to_loop,
 )
+from tests.watching_loop import until
 
 
 def say_for_ever(_: Sequence) -> Iterable[int]:
@@ -116,8 +117,8 @@ async def test_a_log_is_found_by_its_owner_only_and_while_it_is_kept():
         with pytest.raises(GenerationNotFound):
             engine.find(generation.generation_id, owner="bob")
         await collect(engine, generation)
-        while engine._store.num_open:  # the end is in the log a moment before it is filed
-            await yield_to_loop()
+        # The end is in the log a moment before it is filed.
+        await until(lambda: not engine._store.num_open)
         with pytest.raises(GenerationNotFound):
             engine.find(generation.generation_id, owner="anyone")
 
@@ -335,8 +336,7 @@ async def test_a_submit_that_is_cancelled_while_it_tokenises_leaves_nothing():
         tokenizer.open()
         assert engine.stats == EngineStats(0, 0)
         assert engine._store.num_open == 0
-        while engine._tokenizing.num_requests:
-            await yield_to_loop()
+        await until(lambda: not engine._tokenizing.num_requests)
         await collect(engine, await engine.submit(ask()))  # its place is free again
 
 
@@ -358,8 +358,7 @@ async def test_callers_that_come_and_go_do_not_fill_the_tokenizers_queue():
             assert [type(result) for result in results] == [asyncio.CancelledError] * num_places
             assert engine._tokenizing.num_requests.total() == 1
         tokenizer.open()
-        while engine._tokenizing.num_requests:
-            await yield_to_loop()
+        await until(lambda: not engine._tokenizing.num_requests)
         await collect(engine, await engine.submit(ask()))
     assert len(tokenizer.thread_names) == 2, "what was cancelled in the queue is not tokenised"
 
@@ -372,8 +371,7 @@ async def test_what_waits_for_a_tokenizer_at_shutdown_is_told_so():
         submitting = [asyncio.create_task(engine.submit(ask())) for _ in range(3)]
         await entered(tokenizer)
         closing = asyncio.create_task(engine.aclose())
-        while not engine.is_shutting_down:
-            await yield_to_loop()
+        await until(lambda: engine.is_shutting_down)
         tokenizer.open()
         results = await asyncio.gather(*submitting, return_exceptions=True)
         await closing
@@ -799,8 +797,7 @@ async def test_a_dead_engine_takes_no_more(caplog: pytest.LogCaptureFixture):
     async with running_engine(backend) as engine:
         generation = await engine.submit(ask())
         assert await wait_ended(generation) == "stop"
-        while not engine.has_failed:
-            await yield_to_loop()
+        await until(lambda: engine.has_failed)
         assert not engine.is_ready
         with pytest.raises(EngineFailure):
             await engine.submit(ask())

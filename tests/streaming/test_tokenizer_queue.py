@@ -13,7 +13,8 @@ import pytest
 
 from streaming.errors import Overloaded, ShuttingDown, StreamingError
 from streaming.tokenizer_queue import TokenizerQueue
-from tests.support import entered, yield_to_loop
+from tests.support import entered
+from tests.watching_loop import until
 
 FULL = Overloaded(num_waiting=1, max_waiting=1, retry_after_s=1.0)
 
@@ -91,8 +92,7 @@ async def test_who_leaves_frees_what_waits_at_once_and_what_has_begun_when_it_is
         assert [type(result) for result in results] == [asyncio.CancelledError] * 2
         assert rig.queue.num_requests == Counter(a=1)
         rig.open()
-        while rig.queue.num_requests:
-            await yield_to_loop()
+        await until(lambda: not rig.queue.num_requests)
         assert rig.done == ["a"]
 
 

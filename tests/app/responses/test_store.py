@@ -163,19 +163,19 @@ async def test_the_oldest_go_where_there_are_too_many(tmp_path: Path):
 
 @pytest.mark.pain(16)
 @pytest.mark.slow
-async def test_ten_thousand_responses_stay_under_the_cap(tmp_path: Path):
+async def test_thousands_of_responses_stay_under_the_cap(tmp_path: Path):
     """Counted as what the files really take: the log beside the file has a limit of its own."""
     async with opened(tmp_path, max_bytes=2**20) as store:
-        for number in range(10_000):
+        for number in range(2_000):
             await put(store, make_stored(str(number), num_chars=number % 300))
             if number % 100 == 0:
                 file, log = (tmp_path / f"responses.sqlite3{end}" for end in ("", "-wal"))
                 assert file.stat().st_size <= 2**20
                 assert log.stat().st_size <= 2**23
-        assert await found(store, "0", "9999") == [False, True]
-        assert await found(store, "9999", owner="you") == [False]
+        assert await found(store, "0", "1999") == [False, True]
+        assert await found(store, "1999", owner="you") == [False]
     left = [row[0] for row in rows(tmp_path)]
-    assert left == [f"resp_{number}" for number in range(10_000 - len(left), 10_000)]
+    assert left == [f"resp_{number}" for number in range(2_000 - len(left), 2_000)]
 
 
 async def test_a_response_larger_than_all_may_be_is_refused(tmp_path: Path):

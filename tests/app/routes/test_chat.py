@@ -29,6 +29,7 @@ from tests.app.chat_answers import (
 )
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
 from tests.support import WordCompiler, ended_logs, entered
+from tests.watching_loop import WakingSemaphore
 
 NO_DETAILS = {
     "prompt_tokens_details": {"cached_tokens": 0},
@@ -367,6 +368,7 @@ async def test_streamed_is_the_same_as_whole(text: str, body: dict[str, Any]):
 @pytest.mark.parametrize(("text", "body"), SAME.values(), ids=SAME.keys())
 async def test_streamed_token_by_token_is_the_same_again(text: str, body: dict[str, Any]):
     gate = Gate()
+    gate.entered = WakingSemaphore()
     backend = scripted_backend(say(text), reasons=True, gate=gate)
     async with serving(backend, gate=gate) as (app, _):
         calling = Call(app, PATH, {"messages": ask(), **body, "stream": True})

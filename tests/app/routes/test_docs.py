@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import sync_playwright
+from starlette.testclient import TestClient
 
 from app.errors import ERRORS
 from app.routes import chat, completions, tokenize
@@ -18,13 +19,15 @@ from app.schemas.responses import ResponseRequest
 from app.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from app.schemas.wire_model import WireModel
 from streaming.backends.scripted import say, scripted_backend
-from tests.app.serving import client_of
+from tests.app.serving import make_app
 
 
-@pytest.fixture
-async def document() -> dict[str, Any]:
-    async with client_of(scripted_backend()) as calling:
-        answer: dict[str, Any] = (await calling.get("/openapi.json")).json()
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """The description, which takes half a second to make; not to be changed."""
+    app, _ = make_app(scripted_backend())
+    with TestClient(app, base_url="http://localhost") as calling:
+        answer: dict[str, Any] = calling.get("/openapi.json").json()
     return answer
 
 

@@ -10,7 +10,7 @@ from tests.app.response_events import check_events
 from tests.e2e.node import run_script
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.node, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.node, pytest.mark.timeout(300)]
 
 
 def test_a_streamed_chat_and_a_streamed_response(model_server: ServerProcess) -> None:

@@ -11,7 +11,7 @@ from langchain_openai import ChatOpenAI
 
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 @tool

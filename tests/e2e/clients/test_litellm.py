@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from openai import AsyncOpenAI
 
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 ASKED: list[str] = []
 

@@ -12,7 +12,7 @@ from tests.e2e.clients.either import each, entered, result
 from tests.e2e.server_process import ServerProcess
 from tests.e2e.tcp_proxy import TcpProxy
 
-pytestmark = [pytest.mark.model, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.model, pytest.mark.alone, pytest.mark.timeout(300)]
 
 Event = dict[str, Any]
 

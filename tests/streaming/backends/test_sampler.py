@@ -58,8 +58,10 @@ def draw(logits: torch.Tensor, sequence: Sequence) -> int:
 
 
 def drawn(logits: torch.Tensor, num_draws: int, **params: Any) -> list[int]:
-    """Return one draw for each of so many seeds."""
-    return [draw(logits, sequence_with(seed=seed, **params)) for seed in range(num_draws)]
+    """Return one draw for each of so many seeds, all from one batch."""
+    sequences = [sequence_with(seed=seed, **params) for seed in range(num_draws)]
+    rows = sample(logits.reshape(1, -1).repeat(num_draws, 1), sequences)
+    return [row.token_id for row in rows if isinstance(row, SampledToken)]
 
 
 def allowed(

@@ -88,10 +88,12 @@ def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_kills_its_process_is_not_kept(tmp_path: Path) -> None:
     """As a library does that has instructions which the CPU lacks."""
-    death = "#include <cstdlib>\n__attribute__((constructor)) void die() { std::abort(); }\n"
-    sources = changed_sources(tmp_path, lambda text: text + death)
+    death = tmp_path / "death.cpp"
+    death.write_text(
+        "#include <cstdlib>\n__attribute__((constructor)) void die() { std::abort(); }\n"
+    )
     with pytest.raises(NoKernels, match="exit status -6"):
-        build(find_compiler(), sources, tmp_path / "kernels.so")
+        build(find_compiler(), [death], tmp_path / "kernels.so")
     assert not list(tmp_path.glob("*.so"))
 
 
