@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from app.server import Server
-from app.websocket.server_protocol import WebSocketProtocol
+from app.transport.websocket import WebSocketProtocol
 from streaming.backends.scripted import say, scripted_backend
 from tests.app.conversation import text_of
 from tests.app.serving import until
