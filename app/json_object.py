@@ -119,6 +119,7 @@ def _to_float(infinite: list[str], text: str) -> float:
 
 
 def _check_finite(fields: dict[str, Any]) -> None:
+    """Name the field that has an infinite number."""
     for name, value in fields.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -128,6 +129,8 @@ def _check_finite(fields: dict[str, Any]) -> None:
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:
+    if _is_unicode(fields):  # once for all: a text can have a hundred thousand fields
+        return
     for name, value in fields.items():
         if not _is_unicode(name):
             reason = "A field's name has a lone surrogate."
