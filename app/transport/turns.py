@@ -25,11 +25,15 @@ class Turns:
         self._clock = clock
         self._waiting: dict[Callable[[], None], None] = {}  # in order, each once
         self._spent_s = 0.0
+        self._is_working = False
         self._is_scheduled = False
 
     def run(self, work: Callable[[], None]) -> None:
-        """Do the work now or in a later turn; work that waits already is not added again."""
-        if self._waiting or self._spent_s >= self._budget_s:
+        """Do the work now or in a later turn; work that waits already is not added again.
+
+        Work that calls this for what is left of it goes to the end of the row.
+        """
+        if self._is_working or self._waiting or self._spent_s >= self._budget_s:
             self._waiting[work] = None
         else:
             self._do(work)
@@ -37,9 +41,11 @@ class Turns:
 
     def _do(self, work: Callable[[], None]) -> None:
         started_at = self._clock()
+        self._is_working = True
         try:
             work()
         finally:
+            self._is_working = False
             self._spent_s += self._clock() - started_at
 
     def _schedule(self) -> None:
@@ -56,5 +62,5 @@ class Turns:
                 del self._waiting[work]
                 self._do(work)
         finally:
-            if self._spent_s:
+            if self._waiting or self._spent_s:
                 self._schedule()
