@@ -8,7 +8,7 @@ carry most tokens, pay at the handshake only.
 What a client may cost before the application hears of it:
 
 * Bytes are parsed in pieces and in turns (`Turns`), so the loop comes back to everyone else.
-* Bytes and parts of a request are counted a second (`Allowance`); a client that sends more is read
+* Bytes and chunks of bodies are counted a second (`Allowance`); a client that sends more is read
   more slowly.
 * Headers and bodies have a time limit each, and every connection has a place (`Door`).
 """
@@ -40,11 +40,15 @@ _MAX_HEADER_BYTES = 32 * 1024
 _MAX_HANDSHAKE_LINE_BYTES = 8000
 _MAX_HANDSHAKE_HEADERS = 100
 """websockets parses a handshake, and gives up without an answer at 8,192 bytes and 128 headers."""
-_PIECE_BYTES = 1024
-"""Parsed without a look at the clock: at most 170 chunks of a body, each a byte."""
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 256, 4096
+"""Parsed without a look at anything: the more the fewer chunks come of it."""
 _BYTES_AT_A_TIME = 16 * 1024
-_EVENTS_PER_S = 4000.0
-_BURST_EVENTS = 8192.0
+_CHUNKS_AT_A_TIME = 32
+_DENSE_CHUNKS = 4
+"""A piece of a body that comes in long chunks has fewer."""
+_CHUNKS_PER_S = 1000.0
+_BURST_CHUNKS = 1024.0
+"""A megabyte in chunks of 1 kB."""
 _HEALTH_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics"})
 
 _NO_HTTP = ErrorInfo(code="malformed_http", message="This is not a valid HTTP request.")
@@ -60,6 +64,9 @@ _HANDSHAKE_TOO_BIG = ErrorInfo(
 _HANDSHAKE_WITH_BODY = ErrorInfo(
     code="malformed_http", message="A WebSocket handshake must have no body."
 )
+_SHUTTING_DOWN = ErrorInfo(
+    code="shutting_down", message="The server is shutting down.", retry_after_s=1.0
+)
 _TOO_MANY = ErrorInfo(
     code="too_many_connections",
     message="The server, or your address, has as many connections open as it may.",
@@ -68,17 +75,18 @@ _TOO_MANY = ErrorInfo(
 
 
 class _Connection(h11.Connection):
-    """Counts events, and keeps what is wrong with a request for whoever answers it."""
+    """Counts chunks of bodies, and keeps what is wrong with a request for whoever answers it."""
 
-    num_events = 0
+    num_chunks = 0
     refusal: ErrorInfo | None = None
 
     def next_event(self) -> Any:
         if self.refusal is not None:
             return h11.NEED_DATA
-        self.num_events += 1
         try:
-            return super().next_event()
+            event = super().next_event()
+            self.num_chunks += isinstance(event, h11.Data)
+            return event
         except h11.RemoteProtocolError as error:
             is_size = error.error_status_hint == 431
             self.refusal = _HEADERS_TOO_BIG if is_size else _NO_HTTP
@@ -114,8 +122,9 @@ class HttpProtocol(H11Protocol):
         self.conn: _Connection = _Connection(h11.SERVER, _MAX_HEADER_BYTES)
         self._place: Place | None = None
         self._unread = bytearray()
+        self._piece_bytes = _MAX_PIECE_BYTES
         self._bytes = config.make_byte_allowance()
-        self._events = Allowance(per_s=_EVENTS_PER_S, max_burst=_BURST_EVENTS)
+        self._chunks = Allowance(per_s=_CHUNKS_PER_S, max_burst=_BURST_CHUNKS)
         self._throttle: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._awaited: tuple[Any, RequestResponseCycle | None] | None = None
@@ -155,7 +164,7 @@ class HttpProtocol(H11Protocol):
             self._unset_keepalive_if_required()
             self._awaited = None
         self._unread += data
-        self._shared.turns.run(self._parse)
+        self._run_parse()
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -170,6 +179,8 @@ class HttpProtocol(H11Protocol):
     def shutdown(self) -> None:
         if self._farewell is not None:
             self.transport.abort()
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._refuse(_SHUTTING_DOWN)
         else:
             super().shutdown()
 
@@ -197,23 +208,40 @@ class HttpProtocol(H11Protocol):
         else:
             self.transport.resume_reading()
         if self._unread and not must_wait:
-            self._shared.turns.run(self._parse)
+            self._shared.turns.go_on(self._parse, address=self._address)
+
+    def _run_parse(self) -> None:
+        self._shared.turns.run(self._parse, address=self._address)
+
+    @property
+    def _address(self) -> str:
+        return self._place.address if self._place is not None else ""
 
     def _parse_some(self) -> float:
         """Return how many seconds to wait before more may be parsed."""
-        num_bytes, num_events = 0, self.conn.num_events
-        while self._unread and num_bytes < _BYTES_AT_A_TIME and not self.flow.read_paused:
-            piece = bytes(self._unread[:_PIECE_BYTES])
-            del self._unread[:_PIECE_BYTES]
-            num_bytes += len(piece)
+        num_bytes, num_chunks = 0, 0
+        while (
+            self._unread
+            and num_bytes < _BYTES_AT_A_TIME
+            and num_chunks < _CHUNKS_AT_A_TIME
+            and not self.flow.read_paused
+        ):
+            piece = bytes(self._unread[: self._piece_bytes])
+            del self._unread[: self._piece_bytes]
+            chunks_before = self.conn.num_chunks
             self.conn.receive_data(piece)
             self.handle_events()
             if self._is_over():
                 return 0.0
+            num_chunks_of_piece = self.conn.num_chunks - chunks_before
+            is_dense = num_chunks_of_piece > _DENSE_CHUNKS
+            self._piece_bytes = _MIN_PIECE_BYTES if is_dense else _MAX_PIECE_BYTES
+            num_bytes += len(piece)
+            num_chunks += num_chunks_of_piece
         now = self.loop.time()
         return max(
             self._bytes.take(num_bytes, now=now),
-            self._events.take(self.conn.num_events - num_events, now=now),
+            self._chunks.take(num_chunks, now=now),
         )
 
     def _is_over(self) -> bool:
@@ -222,11 +250,11 @@ class HttpProtocol(H11Protocol):
 
     def _on_paid(self) -> None:
         self._throttle = None
-        self._shared.turns.run(self._parse)
+        self._run_parse()
 
     def _on_flow_resumed(self) -> None:
         # Not at once: uvicorn calls this in the middle of its own work.
-        self.loop.call_soon(self._shared.turns.run, self._parse)
+        self.loop.call_soon(self._run_parse)
 
     # Waiting for the client.
 

@@ -51,9 +51,7 @@ _BYTES_AT_A_TIME = 16 * 1024
 _FRAMES_AT_A_TIME = 128
 _FRAMES_PER_MESSAGE = 20
 """What a message may have in the long run, pings counted with them."""
-_BURST_FRAMES = 4096
-_FLOOD_S = 5.0
-"""A client that has sent more frames than it may for so long is closed."""
+_BURST_FRAMES = 2048
 _BAD_HANDSHAKE = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\n"
     b"content-length: 36\r\nconnection: close\r\n\r\nThis is no valid WebSocket handshake."
@@ -88,7 +86,14 @@ class _Conversation(ServerProtocol):
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Closes for certain: what a client has not read `close_timeout` seconds later is dropped."""
+    """Closes for certain: what a client has not read `close_timeout` seconds later is dropped.
+
+    Attributes:
+        flood_timeout: seconds; a client that has sent more frames than it may for so long is
+            closed.
+    """
+
+    flood_timeout = 5.0
 
     def __init__(
         self,
@@ -139,7 +144,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             return
         self.handle_events()
         self._unread += early
-        self._shared.turns.run(self._parse)
+        self._run_parse()
 
     def evict(self) -> None:
         """Close at once; never called, as a WebSocket does not wait in the door's sense."""
@@ -163,7 +168,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._farewell.discard(data)
             return
         self._unread += data
-        self._shared.turns.run(self._parse)
+        self._run_parse()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -199,9 +204,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self._farewell.timer  # uvicorn closes at once where there is none
 
     async def receive(self) -> ASGIReceiveEvent:
-        message = await super().receive()
-        if self._unread:
-            self._shared.turns.run(self._parse)
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            # uvicorn would read on here, whatever has been read and waits to be parsed.
+            self._run_parse()
         return message
 
     async def send(self, message: ASGISendEvent) -> None:
@@ -215,7 +222,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.handshake_complete and self._handshake_timer is not None:
             self._handshake_timer.cancel()
             self._handshake_timer = None
-            self._shared.turns.run(self._parse)
+            self._run_parse()
+        elif message["type"] == "websocket.close":
+            self._run_parse()  # the client's close frame may wait there
 
     def shutdown(self) -> None:
         if self._farewell is not None or (self.transport.is_closing() and not self.close_sent):
@@ -250,7 +259,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             self.transport.resume_reading()
         if self._unread and not must_wait:
-            self._shared.turns.run(self._parse)
+            self._shared.turns.go_on(self._parse, address=self._address)
+
+    def _run_parse(self) -> None:
+        self._shared.turns.run(self._parse, address=self._address)
+
+    @property
+    def _address(self) -> str:
+        return self._place.address if self._place is not None else ""
 
     def _parse_some(self) -> float:
         """Return how many seconds to wait before more may be parsed."""
@@ -285,7 +301,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self._flooded_since = None
         elif self._flooded_since is None:
             self._flooded_since = now
-        elif now - self._flooded_since > _FLOOD_S:
+        elif now - self._flooded_since > self.flood_timeout:
             self._fail("too many frames")
 
     def _fail(self, reason: str) -> None:
@@ -295,7 +311,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _on_paid(self) -> None:
         self._throttle = None
-        self._shared.turns.run(self._parse)
+        self._run_parse()
 
     def _on_late_handshake(self) -> None:
         self.transport.abort()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from functools import partial
 
 import pytest
 
+from app.json_object import parse_object
 from app.large_json import LargeMessages
 from tests.support import TIMEOUT_S, yield_to_loop
 
@@ -81,3 +83,17 @@ async def test_a_failure_is_raised_and_ends_the_turn() -> None:
     with pytest.raises(ZeroDivisionError):
         await large.run("a", lambda: 1 // 0)
     assert await large.run("a", lambda: 1) == 1
+
+
+async def test_the_loop_turns_while_a_megabyte_is_parsed() -> None:
+    message = {"role": "user", "content": "x"}
+    body = json.dumps({"messages": [message] * 26_000}).encode()
+    parsing = asyncio.create_task(
+        LargeMessages().run("a", partial(parse_object, body, what="body"))
+    )
+    num_turns = 0
+    while not parsing.done():
+        await yield_to_loop()
+        num_turns += 1
+    assert len((await parsing)["messages"]) == 26_000
+    assert num_turns > 100  # parsed on the loop it takes two

@@ -54,20 +54,44 @@ async def test_work_that_waits_is_not_added_again() -> None:
     assert done == ["first", "again"]
 
 
-async def test_work_that_goes_on_goes_to_the_end_of_the_row() -> None:
+async def test_what_is_new_goes_before_the_rest_of_what_is_long() -> None:
     clock, done = ManualClock(), list[Any]()
     turns = Turns(budget_s=0.001, clock=clock)
 
     def long() -> None:
         Job(clock, done, "long").work()
         if done.count("long") < 3:
-            turns.run(long)
+            turns.go_on(long)
 
     turns.run(long)
-    turns.run(Job(clock, done, "short").work)
-    for _ in range(6):
+    for name in range(5):
+        turns.run(Job(clock, done, name).work)
+    for _ in range(8):
         await yield_to_loop()
-    assert done == ["long", "long", "short", "long"]
+    assert done == ["long", 0, 1, 2, "long", 3, 4, "long"]  # but does not starve it
+
+
+async def test_addresses_take_turns() -> None:
+    clock, done = ManualClock(), list[Any]()
+    turns = Turns(budget_s=0.001, clock=clock)
+    turns.run(Job(clock, done, "first").work, address="a")
+    for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
+        turns.run(Job(clock, done, name).work, address=name[0])
+    for _ in range(7):
+        await yield_to_loop()
+    assert done == ["first", "a1", "b1", "c1", "a2", "b2", "a3"]
+
+
+async def test_work_never_runs_inside_of_work() -> None:
+    turns, done = Turns(budget_s=1.0), list[str]()
+
+    def outer() -> None:
+        turns.run(lambda: done.append("inner"))
+        done.append("outer")
+
+    turns.run(outer)
+    await yield_to_loop()
+    assert done == ["outer", "inner"]
 
 
 async def test_a_failure_holds_up_nobody_else() -> None:
