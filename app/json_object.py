@@ -15,8 +15,8 @@ from app.errors import ErrorInfo, RequestRefused
 from app.schemas.validation import printable
 
 _MAX_CONTAINERS = 2**15
-"""Most arrays and objects in one text. To read a megabyte of them takes 200 ms, in which nobody
-else is served; so many take 65 at most (AMD EPYC, Zen 4)."""
+"""Most arrays and objects in one text. To read a megabyte of them takes 200 ms, and large texts are
+read one at a time; so many take 65 at most (AMD EPYC, Zen 4)."""
 _MAX_DEPTH = 512
 """Most of them within each other. Python reads near a thousand, and then cannot write them, nor
 look at them, from where a few more calls are on its stack."""

@@ -40,9 +40,9 @@ _MAX_HEADER_BYTES = 32 * 1024
 _MAX_HANDSHAKE_LINE_BYTES = 8000
 _MAX_HANDSHAKE_HEADERS = 100
 """websockets parses a handshake, and gives up without an answer at 8,192 bytes and 128 headers."""
-_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 256, 4096
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 256, 8192
 """Parsed without a look at anything: the more the fewer chunks come of it."""
-_BYTES_AT_A_TIME = 16 * 1024
+_BYTES_AT_A_TIME = 64 * 1024
 _CHUNKS_AT_A_TIME = 32
 _DENSE_CHUNKS = 4
 """A piece of a body that comes in long chunks has fewer."""
@@ -122,7 +122,7 @@ class HttpProtocol(H11Protocol):
         self.conn: _Connection = _Connection(h11.SERVER, _MAX_HEADER_BYTES)
         self._place: Place | None = None
         self._unread = bytearray()
-        self._piece_bytes = _MAX_PIECE_BYTES
+        self._piece_bytes = _MIN_PIECE_BYTES
         self._bytes = config.make_byte_allowance()
         self._chunks = Allowance(per_s=_CHUNKS_PER_S, max_burst=_BURST_CHUNKS)
         self._throttle: asyncio.TimerHandle | None = None
@@ -234,8 +234,10 @@ class HttpProtocol(H11Protocol):
             if self._is_over():
                 return 0.0
             num_chunks_of_piece = self.conn.num_chunks - chunks_before
-            is_dense = num_chunks_of_piece > _DENSE_CHUNKS
-            self._piece_bytes = _MIN_PIECE_BYTES if is_dense else _MAX_PIECE_BYTES
+            if num_chunks_of_piece > _DENSE_CHUNKS:
+                self._piece_bytes = _MIN_PIECE_BYTES
+            else:
+                self._piece_bytes = min(4 * self._piece_bytes, _MAX_PIECE_BYTES)
             num_bytes += len(piece)
             num_chunks += num_chunks_of_piece
         now = self.loop.time()

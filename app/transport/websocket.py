@@ -45,10 +45,12 @@ _DEFLATE = ServerPerMessageDeflateFactory(
 
 _MAX_FRAGMENTS = 1024
 """Frames of one message: a megabyte in pieces of 1 kB."""
-_PIECE_BYTES = 1024
-"""Parsed without a look at the clock: at most 170 frames, all empty."""
-_BYTES_AT_A_TIME = 16 * 1024
-_FRAMES_AT_A_TIME = 128
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 512, 8192
+"""Parsed without a look at anything: the more the fewer frames come of it."""
+_BYTES_AT_A_TIME = 64 * 1024
+_FRAMES_AT_A_TIME = 64
+_DENSE_FRAMES = 4
+"""A piece of a message in long frames has fewer."""
 _FRAMES_PER_MESSAGE = 20
 """What a message may have in the long run, pings counted with them."""
 _BURST_FRAMES = 2048
@@ -110,6 +112,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         )
         self._place: Place | None = None
         self._unread = bytearray()
+        self._piece_bytes = _MIN_PIECE_BYTES
         self._bytes = config.make_byte_allowance()
         frames_per_s = _FRAMES_PER_MESSAGE * config.settings.max_messages_per_s
         self._frames = Allowance(per_s=frames_per_s, max_burst=max(frames_per_s, _BURST_FRAMES))
@@ -270,17 +273,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _parse_some(self) -> float:
         """Return how many seconds to wait before more may be parsed."""
-        num_bytes, num_frames = 0, self.conn.num_frames
+        num_bytes, num_frames = 0, 0
         num_payload_bytes = self.conn.num_payload_bytes
         while (
             self._unread
             and not self.read_paused
             and num_bytes < _BYTES_AT_A_TIME
-            and self.conn.num_frames - num_frames < _FRAMES_AT_A_TIME
+            and num_frames < _FRAMES_AT_A_TIME
         ):
-            piece = bytes(self._unread[:_PIECE_BYTES])
-            del self._unread[:_PIECE_BYTES]
-            num_bytes += len(piece)
+            piece = bytes(self._unread[: self._piece_bytes])
+            del self._unread[: self._piece_bytes]
+            frames_before = self.conn.num_frames
             self.conn.receive_data(piece)
             if self.conn.parser_exc is not None:
                 self.handle_parser_exception()
@@ -288,10 +291,17 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self.handle_events()
             if self._farewell is not None or self.transport.is_closing():
                 return 0.0
+            num_frames_of_piece = self.conn.num_frames - frames_before
+            if num_frames_of_piece > _DENSE_FRAMES:
+                self._piece_bytes = _MIN_PIECE_BYTES
+            else:
+                self._piece_bytes = min(4 * self._piece_bytes, _MAX_PIECE_BYTES)
+            num_bytes += len(piece)
+            num_frames += num_frames_of_piece
         now = self.loop.time()
         # Compressed or not, a byte of a message costs what it costs.
         num_bytes = max(num_bytes, self.conn.num_payload_bytes - num_payload_bytes)
-        frames_wait_s = self._frames.take(self.conn.num_frames - num_frames, now=now)
+        frames_wait_s = self._frames.take(num_frames, now=now)
         self._check_flood(is_flooding=frames_wait_s > 0, now=now)
         return max(frames_wait_s, self._bytes.take(num_bytes, now=now))
 

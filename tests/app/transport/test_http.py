@@ -340,6 +340,22 @@ async def test_the_kernel_watches_the_peer() -> None:
         assert [peer.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [5, 5, 7000]
 
 
+async def test_a_stream_of_events_that_nobody_reads_ends() -> None:
+    """The kernel sees to it: uvicorn waits for room without limit."""
+    body = json.dumps({"prompt": "x" * 1000, "max_tokens": 1000, "stream": True}).encode()
+    asked = request(
+        "/v1/completions", JSON[0], f"Content-Length: {len(body)}", method="POST", body=body
+    )
+    async with parrot(send_buffer_bytes=4096, stall_timeout_s=0.5) as server:
+        with socket.socket() as narrow:
+            narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            narrow.connect(server.address)
+            narrow.sendall(asked)
+            await until(lambda: bool(connections(server)))
+            await until(lambda: not connections(server))
+            await server.until_idle()
+
+
 async def test_a_server_goes_away_from_clients_that_are_being_refused() -> None:
     async with parrot() as server, dial(server) as line, server.connect() as client:
         await line.send(b"nonsense\r\n\r\n")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
+from websockets.frames import Frame
 
 from app.server import Server
 from app.transport.websocket import WebSocketProtocol
@@ -158,9 +159,9 @@ async def test_only_the_last_of_many_pings_is_answered() -> None:
         pongs: list[bytes] = []
         receive_frame = client.protocol.recv_frame
 
-        def note(received: Any) -> None:
-            pongs.append(bytes(received.data))
-            receive_frame(received)
+        def note(frame: Frame) -> None:
+            pongs.append(bytes(frame.data))
+            receive_frame(frame)
 
         client.protocol.recv_frame = note  # type: ignore[method-assign]
         client.transport.write(b"".join(frame(PING, b"%d" % number) for number in range(1000)))
