@@ -11,12 +11,14 @@ What a client may cost before the application hears of it:
 * Bytes and chunks of bodies are counted a second (`Allowance`); a client that sends more is read
   more slowly.
 * Headers and bodies have a time limit each, and every connection has a place (`Door`).
+* A client that takes nothing of an answer is cut off, as on a WebSocket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,8 @@ from app.transport.config import TransportConfig
 from app.transport.door import Place
 from app.transport.farewell import Farewell
 from app.transport.websocket import WebSocketProtocol
+
+logger = logging.getLogger(__name__)
 
 _MAX_HEADER_BYTES = 32 * 1024
 """Of one request, its first line included; a little more may pass."""
@@ -127,6 +131,7 @@ class HttpProtocol(H11Protocol):
         self._chunks = Allowance(per_s=_CHUNKS_PER_S, max_burst=_BURST_CHUNKS)
         self._throttle: asyncio.TimerHandle | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
         self._awaited: tuple[Any, RequestResponseCycle | None] | None = None
         self._farewell: Farewell | None = None
         self._is_upgraded = False
@@ -148,7 +153,7 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self._unread.clear()
-        for timer in (self._throttle, self._deadline):
+        for timer in (self._throttle, self._deadline, self._stall):
             if timer is not None:
                 timer.cancel()
         if self._farewell is not None:
@@ -170,6 +175,17 @@ class HttpProtocol(H11Protocol):
         super().handle_events()
         if self.conn.refusal is not None and self._farewell is None and not self._is_upgraded:
             self._refuse(self.conn.refusal)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # uvicorn waits for room without limit.
+        self._stall = self.loop.call_later(self._shared.settings.stall_timeout_s, self._on_stall)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -288,6 +304,12 @@ class HttpProtocol(H11Protocol):
 
     def _on_late_body(self) -> None:
         self._refuse(_late("body", self._shared.settings.body_timeout_s))
+
+    def _on_stall(self) -> None:
+        logger.info(
+            "a client took nothing for %g s and is cut off", self._shared.settings.stall_timeout_s
+        )
+        self.transport.abort()
 
     # Refusing.
 

@@ -6,6 +6,8 @@ import math
 import socket
 
 _NUM_PROBES = 3
+_KERNEL_GRACE_S = 15.0
+"""What the kernel waits beyond our own time limits, in which a client is still told why."""
 
 
 def watch_peers(listener: socket.socket, *, idle_s: float, stall_timeout_s: float) -> None:
@@ -18,7 +20,8 @@ def watch_peers(listener: socket.socket, *, idle_s: float, stall_timeout_s: floa
     Args:
         listener: takes connections.
         idle_s: quiet time before the first probe, and between two.
-        stall_timeout_s: how long data may wait to be acknowledged or to fit in the peer's window.
+        stall_timeout_s: how long a client may read nothing; the kernel drops one whose data has
+            waited longer, to be acknowledged or to fit in its window.
     """
     seconds = max(1, math.ceil(idle_s))
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -26,7 +29,7 @@ def watch_peers(listener: socket.socket, *, idle_s: float, stall_timeout_s: floa
         ("TCP_KEEPIDLE", seconds),
         ("TCP_KEEPINTVL", seconds),
         ("TCP_KEEPCNT", _NUM_PROBES),
-        ("TCP_USER_TIMEOUT", max(1, math.ceil(1000 * stall_timeout_s))),
+        ("TCP_USER_TIMEOUT", math.ceil(1000 * (stall_timeout_s + _KERNEL_GRACE_S))),
     ):
         option = getattr(socket, name, None)  # other systems have some of them
         if option is not None:

@@ -337,11 +337,11 @@ async def test_the_kernel_watches_the_peer() -> None:
         peer = connection.transport.get_extra_info("socket")
         options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT]
         assert peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        assert [peer.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [5, 5, 7000]
+        assert [peer.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [5, 5, 22_000]
 
 
 async def test_a_stream_of_events_that_nobody_reads_ends() -> None:
-    """The kernel sees to it: uvicorn waits for room without limit."""
+    """uvicorn waits for room without limit."""
     body = json.dumps({"prompt": "x" * 1000, "max_tokens": 1000, "stream": True}).encode()
     asked = request(
         "/v1/completions", JSON[0], f"Content-Length: {len(body)}", method="POST", body=body
