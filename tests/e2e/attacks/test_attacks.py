@@ -58,6 +58,7 @@ def many(watch: Watch, count: int, said: bytes) -> Iterator[list[socket.socket]]
 # HTTP.
 
 
+@pytest.mark.pain(24)
 def test_a_header_without_end(watch: Watch) -> None:
     def attack() -> None:
         with dial(watch.address) as connection:
@@ -112,6 +113,7 @@ def test_a_body_that_is_announced_and_too_big(watch: Watch) -> None:
     ],
     ids=["body", "long header", "many headers", "POST", "zeros"],
 )
+@pytest.mark.pain(24)
 def test_a_malformed_handshake(watch: Watch, asked: bytes, status: bytes) -> None:
     with dial(watch.address) as connection:
         connection.sendall(asked)
@@ -127,6 +129,7 @@ def _expect(answer: bytes, status: bytes) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", HALF_HEADERS, HALF_BODY], ids=["silent", "headers", "body"])
+@pytest.mark.pain(24)
 def test_more_connections_than_places(watch: Watch, said: bytes) -> None:
     with many(watch, 3 * MAX_CONNECTIONS, said) as opened:
         for _ in range(20):
@@ -136,6 +139,7 @@ def test_more_connections_than_places(watch: Watch, said: bytes) -> None:
     assert all(answer.startswith(expected) for answer in answers)
 
 
+@pytest.mark.pain(24)
 def test_every_place_taken_by_a_websocket(watch: Watch) -> None:
     with ExitStack() as stack:
         sockets = [stack.enter_context(RawWebSocket(watch.address)) for _ in range(MAX_CONNECTIONS)]
@@ -169,6 +173,7 @@ def test_no_descriptor_is_left(start_server: Callable[..., ServerProcess]) -> No
 # WebSockets.
 
 
+@pytest.mark.pain(24)
 def test_a_message_in_fragments_of_a_byte(watch: Watch) -> None:
     flood = fragments(b'{"a": "' + b"x" * MEGABYTE + b'"}', 1)
 
@@ -180,6 +185,7 @@ def test_a_message_in_fragments_of_a_byte(watch: Watch) -> None:
     watch.during(attack)
 
 
+@pytest.mark.pain(24)
 def test_empty_continuations(watch: Watch) -> None:
     flood = frame(0, is_last=False) * 20_000
 
@@ -193,6 +199,7 @@ def test_empty_continuations(watch: Watch) -> None:
     watch.during(attack)
 
 
+@pytest.mark.pain(24)
 def test_floods_of_pings_from_several_clients(watch: Watch) -> None:
     flood = frame(PING, b"x" * 125) * 5_000
 
@@ -205,6 +212,7 @@ def test_floods_of_pings_from_several_clients(watch: Watch) -> None:
     watch.during(attack, num_attackers=4)
 
 
+@pytest.mark.pain(24)
 def test_who_goes_on_flooding_is_closed(watch: Watch) -> None:
     with RawWebSocket(watch.address) as attacker:
         attacker.socket.settimeout(0.1)
@@ -217,6 +225,7 @@ def test_who_goes_on_flooding_is_closed(watch: Watch) -> None:
 # Legal and large.
 
 
+@pytest.mark.pain(24)
 def test_large_messages_from_several_clients(watch: Watch) -> None:
     messages = [{"role": "user", "content": "x"}] * 26_000
     large = json.dumps({"type": "generate", "messages": messages, "max_tokens": 1}).encode()
@@ -237,6 +246,7 @@ def _take(attacker: RawWebSocket, count: int) -> list[tuple[int, bytes]]:
     return [next(frames) for _ in range(count)]
 
 
+@pytest.mark.pain(24)
 def test_large_bodies_from_several_clients(watch: Watch) -> None:
     messages = [{"role": "user", "content": "x"}] * 26_000
     body = json.dumps({"messages": messages}).encode()
