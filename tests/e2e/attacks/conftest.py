@@ -18,6 +18,8 @@ def attacked_server() -> Iterator[ServerProcess]:
         "--max-tcp-connections-per-address": "0",
         "--header-timeout-s": "1",
         "--body-timeout-s": "2",
+        "--max-requests-per-s": "100000",  # the limits of a caller are shown elsewhere
+        "--max-open-requests-per-caller": "100000",
     }
     flags = [part for limit in limits.items() for part in limit]
     process = ServerProcess("--backend", "scripted", *flags)
