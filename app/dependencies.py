@@ -13,6 +13,7 @@ from fastapi.security import HTTPBearer
 from app.auth import Authenticator, bearer_key
 from app.connections import ConnectionRegistry
 from app.errors import ErrorInfo, RequestRefused
+from app.large_json import LargeMessages
 from app.request_limiter import RequestLimiter
 from app.responses.service import ResponseService
 from app.settings import Settings
@@ -39,6 +40,8 @@ class Services:
     """Monotonic seconds."""
     created_at: float = field(default_factory=time.time)
     """The same moment in unix seconds, for people."""
+    large: LargeMessages = field(default_factory=LargeMessages)
+    """Parses what is too large for the event loop."""
 
 
 def get_services(connection: HTTPConnection) -> Services:

@@ -15,8 +15,8 @@ from app.errors import ErrorInfo, RequestRefused
 from app.schemas.validation import printable
 
 _MAX_CONTAINERS = 2**15
-"""Most arrays and objects in one text. To read a megabyte of them takes 200 ms, in which nobody
-else is served; so many take 65 at most (AMD EPYC, Zen 4)."""
+"""Most arrays and objects in one text. To read a megabyte of them takes 200 ms, and large texts are
+read one at a time; so many take 65 at most (AMD EPYC, Zen 4)."""
 _MAX_DEPTH = 512
 """Most of them within each other. Python reads near a thousand, and then cannot write them, nor
 look at them, from where a few more calls are on its stack."""
@@ -119,6 +119,7 @@ def _to_float(infinite: list[str], text: str) -> float:
 
 
 def _check_finite(fields: dict[str, Any]) -> None:
+    """Name the field that has an infinite number."""
     for name, value in fields.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -128,6 +129,8 @@ def _check_finite(fields: dict[str, Any]) -> None:
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:
+    if _is_unicode(fields):  # once for all: a text can have a hundred thousand fields
+        return
     for name, value in fields.items():
         if not _is_unicode(name):
             reason = "A field's name has a lone surrogate."

@@ -13,7 +13,11 @@ from fastapi import FastAPI
 
 from app.dependencies import Services
 from app.settings import Settings, is_loopback
-from app.websocket.server_protocol import WebSocketProtocol
+from app.transport.config import TransportConfig
+from app.transport.descriptors import OutOfDescriptors
+from app.transport.http import HttpProtocol
+from app.transport.listener import watch_peers
+from app.transport.websocket import WebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +50,10 @@ class Server(uvicorn.Server):
         exit_within: Callable[[float, str], None] = lambda *_: None,
     ) -> None:
         super().__init__(
-            uvicorn.Config(
+            TransportConfig(
                 app,
-                host=settings.host,
-                port=settings.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
+                settings,
+                http=HttpProtocol,
                 ws=WebSocketProtocol,
                 ws_max_size=settings.max_message_bytes,
                 ws_ping_interval=settings.ping_interval_s,
@@ -83,8 +84,14 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for given in sockets or ():
             given.listen()  # the event loop would not tell that another server was faster
+        asyncio.get_running_loop().set_exception_handler(OutOfDescriptors())
         await super().startup(sockets)
         for listener in self.servers[0].sockets:
+            watch_peers(
+                listener,
+                idle_s=self._settings.ping_interval_s,
+                stall_timeout_s=self._settings.stall_timeout_s,
+            )
             logger.info("the chat page is at %s", _url(listener))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

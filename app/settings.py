@@ -235,12 +235,32 @@ class Settings(BaseSettings):
         description="REST requests that one caller may make, on average over a second; without "
         "API keys, one address.",
     )
+    max_bytes_per_s: int = Field(
+        2**22,
+        ge=2**16,
+        description="Bytes that one connection may send, on average over a second; it is read more "
+        "slowly beyond.",
+    )
+    max_tcp_connections: int = Field(
+        2000, ge=16, description="Connections open at once, HTTP and WebSocket together."
+    )
+    max_tcp_connections_per_address: int = Field(
+        1000,
+        ge=0,
+        description="Those from one address; 0 is no limit, for a server behind a reverse proxy.",
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Time for the headers of a request, and for a WebSocket handshake."
+    )
+    body_timeout_s: float = Field(
+        60.0, gt=0, description="Time for a request's body, from its headers on."
+    )
     ping_interval_s: float = Field(20.0, gt=0, description="Time between pings to a WebSocket.")
     ping_timeout_s: float = Field(
         20.0, gt=0, description="A WebSocket that does not answer a ping for so long is closed."
     )
     stall_timeout_s: float = Field(
-        30.0, gt=0, description="A WebSocket that does not read for so long is closed."
+        30.0, gt=0, description="A client that does not read for so long is closed."
     )
     sse_keep_alive_s: float = Field(
         15.0, gt=0, description="Time between comments on an event stream that has nothing to say."

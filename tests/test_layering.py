@@ -45,7 +45,8 @@ APP_IMPORTERS = {
     "app.main": {"app.cli", "app.server"},
     "app.server": {"app.cli"},
     "app.routes": {"app.main"},
-    "app.websocket": {"app.main", "app.routes", "app.server"},
+    "app.websocket": {"app.main", "app.routes"},
+    "app.transport": {"app.server"},
     "app.middleware": {"app.main", "app.routes"},
     "app.asyncapi": {"app.main", "app.routes"},
     "app.protocol": {

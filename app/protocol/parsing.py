@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
 
 from app.errors import ErrorInfo, RequestRefused
-from app.json_object import parse_object
+from app.json_object import FieldsRefused, parse_object
 from app.schemas.stream import (
     CLIENT_MESSAGE,
     CLIENT_MESSAGE_TYPES,
@@ -23,7 +25,43 @@ _MAX_SHOWN_CHARS = 64
 _MAX_GLANCE_CHARS = 4096
 
 
-def glance_at(frame: str) -> dict[str, Any]:
+MessageT = TypeVar("MessageT")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed(Generic[MessageT]):
+    """One frame, read: a message, or why it is none.
+
+    Attributes:
+        fields: the frame's, as far as they could be read.
+        num_chars: size of the frame.
+    """
+
+    message: MessageT | None
+    refusal: ErrorInfo | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    num_chars: int = 0
+
+
+def parse_frame(
+    frame: str | bytes, to_message: Callable[[dict[str, Any]], MessageT]
+) -> Parsed[MessageT]:
+    """Read one frame; pure, so that a thread can do it.
+
+    Args:
+        to_message: turns its object into a message, or raises `RequestRefused`.
+    """
+    fields: dict[str, Any] = {}
+    try:
+        fields = parse_object(frame, what="frame")
+        return Parsed(to_message(fields), fields=fields, num_chars=len(frame))
+    except FieldsRefused as refused:
+        return Parsed(None, refused.info, refused.fields)
+    except RequestRefused as refused:
+        return Parsed(None, refused.info, fields)
+
+
+def glance_at(frame: str | bytes) -> dict[str, Any]:
     """Return the object of a frame that is refused unread, for its id; {} if that takes reading."""
     if len(frame) > _MAX_GLANCE_CHARS:
         return {}

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, assert_never
+from typing import TypeAlias, assert_never
 
 from app.errors import ErrorInfo, RequestRefused
-from app.json_object import FieldsRefused, parse_object
 from app.protocol.commands import (
     CancelGeneration,
     Close,
@@ -38,13 +37,15 @@ from app.protocol.frames import (
     started_frame,
 )
 from app.protocol.open_stream import OpenStream, StreamState
-from app.protocol.parsing import attempted_id, glance_at, to_message
+from app.protocol.parsing import Parsed, attempted_id, glance_at, parse_frame, to_message
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.protocol.recent_ids import RecentIds
 from app.schemas.stream import CancelMessage, GenerateMessage, ResumeMessage
 from app.schemas.stream_frames import ServerFrame
 from streaming import Delta, Ended, Event, Generation, Queued, Started
 from streaming.errors import StreamingError
+
+ClientMessage: TypeAlias = GenerateMessage | CancelMessage | ResumeMessage
 
 STREAMS_RETRY_AFTER_S = 1.0
 """Said when a socket has all the streams it may: how long they last, nobody knows."""
@@ -83,21 +84,40 @@ class StreamProtocol:
 
     def receive_text(self, frame: str, *, now: float) -> None:
         """Take one text frame; nothing is heard any more once a `Close` has been given out."""
+        if self.admit(frame, now=now):
+            self.receive_parsed(self.parse(frame), now=now)
+
+    def admit(self, frame: str | bytes, *, now: float) -> bool:
+        """Count one frame; return whether it is to be parsed and received."""
+        if isinstance(frame, bytes):
+            self.receive_bytes(frame, now=now)
+            return False
+        if self._is_closed:
+            return False
+        if retry_after_s := self._limiter.refused_for_s(now=now):
+            info = _rate_limited("too many messages", retry_after_s)
+            self._refuse(info, attempted_id(glance_at(frame)))
+            return False
+        return True
+
+    def parse(self, frame: str | bytes) -> Parsed[ClientMessage]:
+        """Read an admitted frame; touches nothing of the conversation, so a thread may do it."""
+        return parse_frame(frame, to_message)
+
+    def receive_parsed(self, parsed: Parsed[ClientMessage], *, now: float) -> None:
+        """Take an admitted frame that has been parsed."""
         if self._is_closed:
             return
-        fields: dict[str, Any] = {}
+        if parsed.refusal is not None:
+            self._refuse(parsed.refusal, attempted_id(parsed.fields))
+            return
+        assert parsed.message is not None
         try:
-            if retry_after_s := self._limiter.refused_for_s(now=now):
-                fields = glance_at(frame)
-                raise RequestRefused(_rate_limited("too many messages", retry_after_s))
-            fields = parse_object(frame, what="frame")
-            self._receive_message(to_message(fields))
-        except FieldsRefused as refused:
-            self._refuse(refused.info, attempted_id(refused.fields))
+            self._receive_message(parsed.message)
         except RequestRefused as refused:
-            self._refuse(refused.info, attempted_id(fields))
+            self._refuse(refused.info, attempted_id(parsed.fields))
         except StreamingError as error:
-            self._refuse(ErrorInfo.of(error), attempted_id(fields))
+            self._refuse(ErrorInfo.of(error), attempted_id(parsed.fields))
 
     def receive_bytes(self, _: bytes, *, now: float) -> None:
         """Take one binary frame, whatever is in it."""
@@ -182,7 +202,7 @@ class StreamProtocol:
 
     # Inside.
 
-    def _receive_message(self, message: GenerateMessage | CancelMessage | ResumeMessage) -> None:
+    def _receive_message(self, message: ClientMessage) -> None:
         match message:
             case GenerateMessage():
                 request = message.to_request(owner=self._owner)

@@ -27,6 +27,7 @@ async def responses(websocket: WebSocket, services: ServicesDependency) -> None:
             service=services.responses,
             caller=caller,
             settings=services.settings,
+            large=services.large,
             resumes=query_resumes(
                 query.getlist("resume"),
                 query.getlist("starting_after"),

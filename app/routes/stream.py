@@ -26,7 +26,11 @@ async def stream(websocket: WebSocket, services: ServicesDependency) -> None:
 
     def open_connection(caller: str) -> StreamConnection:
         return StreamConnection(
-            websocket, engine=services.engine, caller=caller, settings=services.settings
+            websocket,
+            engine=services.engine,
+            caller=caller,
+            settings=services.settings,
+            large=services.large,
         )
 
     await serve_socket(websocket, services, open_connection)

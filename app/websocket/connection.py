@@ -15,13 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from app.json_text import COMPACT, is_large, to_json
+from app.large_json import LARGE_BYTES, LargeMessages
 from app.protocol.commands import Close
 from app.protocol.frames import Frame, serialize
+from app.protocol.parsing import Parsed
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,14 @@ class Core(Protocol[CommandT, EventT_contra]):
     def receive_text(self, frame: str, *, now: float) -> None: ...
 
     def receive_bytes(self, frame: bytes, *, now: float) -> None: ...
+
+    def admit(self, frame: str | bytes, *, now: float) -> bool:
+        """Begin to receive a frame in steps; return whether it is to be parsed and received."""
+
+    def parse(self, frame: str | bytes) -> Parsed[Any]:
+        """Return what the frame is, in any thread."""
+
+    def receive_parsed(self, parsed: Parsed[Any], *, now: float) -> None: ...
 
     def receive_events(self, key: str, events: Sequence[EventT_contra], *, now: float) -> None:
         """Take what a reader has read that is followed as `key`."""
@@ -92,6 +103,8 @@ class Connection(ABC, Generic[CommandT, EventT]):
         websocket: accepted before `run`.
         core: speaks.
         settings: limits.
+        caller: who calls.
+        large: parses what is too large for the loop.
         clock: monotonic seconds.
     """
 
@@ -101,9 +114,13 @@ class Connection(ABC, Generic[CommandT, EventT]):
         core: Core[CommandT, EventT],
         *,
         settings: Settings,
+        caller: str = "",
+        large: LargeMessages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._websocket = websocket
+        self._sender = caller
+        self._large = large or LargeMessages()
         self._core = core
         self._settings = settings
         self._clock = clock
@@ -175,10 +192,7 @@ class Connection(ABC, Generic[CommandT, EventT]):
             if message["type"] == "websocket.disconnect":
                 raise ConnectionEnded
             text = message.get("text")
-            if text is not None:
-                self._core.receive_text(text, now=self._clock())
-            else:
-                self._core.receive_bytes(message["bytes"], now=self._clock())
+            await self._receive(message["bytes"] if text is None else text)
             self.has_changed()
             if self._core.num_unsent > _MAX_UNSENT_FRAMES:
                 self._has_room.clear()
@@ -186,6 +200,17 @@ class Connection(ABC, Generic[CommandT, EventT]):
             # Messages that have arrived together are received without waiting, so one client could
             # keep the loop to itself.
             await asyncio.sleep(0)
+
+    async def _receive(self, frame: str | bytes) -> None:
+        if len(frame) > LARGE_BYTES:
+            # The next frame is not read before this one is received, so their order is kept.
+            if self._core.admit(frame, now=self._clock()):
+                parsed = await self._large.run(self._sender, partial(self._core.parse, frame))
+                self._core.receive_parsed(parsed, now=self._clock())
+        elif isinstance(frame, str):
+            self._core.receive_text(frame, now=self._clock())
+        else:
+            self._core.receive_bytes(frame, now=self._clock())
 
     def _obey(self) -> None:
         for command in self._core.commands():

@@ -13,6 +13,7 @@ from fastapi import WebSocket
 
 from app.errors import ErrorInfo, RequestRefused
 from app.handlers import INTERNAL_ERROR
+from app.large_json import LargeMessages
 from app.protocol.responses.commands import (
     CancelResponse,
     CreateResponse,
@@ -53,6 +54,7 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
         service: has the responses.
         caller: whose responses these are.
         settings: limits.
+        large: parses what is too large for the loop.
         resumes: what the handshake wants to be resumed, each with its lane.
         tells_expiry: the client wants to be warned before its connection is too old.
         clock: monotonic seconds.
@@ -65,6 +67,7 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
         service: ResponseService,
         caller: str,
         settings: Settings,
+        large: LargeMessages | None = None,
         resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
         tells_expiry: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -77,7 +80,9 @@ class ResponsesConnection(Connection[ResponseCommand[AnyResponse], Event]):
             tells_expiry=tells_expiry,
             memory=service.socket_memory,
         )
-        super().__init__(websocket, self._protocol, settings=settings, clock=clock)
+        super().__init__(
+            websocket, self._protocol, settings=settings, caller=caller, large=large, clock=clock
+        )
         self._service = service
         self._caller = caller
         self._responses: dict[str, LiveResponse] = {}

@@ -12,6 +12,7 @@ from fastapi import WebSocket
 
 from app.errors import ErrorInfo
 from app.handlers import INTERNAL_ERROR
+from app.large_json import LargeMessages
 from app.protocol.commands import CancelGeneration, ResumeGeneration, StartGeneration
 from app.protocol.stream import StreamProtocol
 from app.settings import Settings
@@ -32,6 +33,7 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
         engine: generates.
         caller: whose generations these are.
         settings: limits.
+        large: parses what is too large for the loop.
         clock: monotonic seconds.
     """
 
@@ -42,6 +44,7 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
         engine: AsyncEngine,
         caller: str,
         settings: Settings,
+        large: LargeMessages | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._protocol = StreamProtocol(
@@ -50,7 +53,9 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
             max_streams=settings.max_streams,
             max_messages_per_s=settings.max_messages_per_s,
         )
-        super().__init__(websocket, self._protocol, settings=settings, clock=clock)
+        super().__init__(
+            websocket, self._protocol, settings=settings, caller=caller, large=large, clock=clock
+        )
         self._engine = engine
         self._caller = caller
         self._generations: dict[str, Generation] = {}

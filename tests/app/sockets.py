@@ -115,7 +115,7 @@ async def run_connection(
     **settings: Any,
 ) -> None:
     """Serve a socket made by hand until it ends."""
-    options = {} if clock is None else {"clock": clock}
+    options: dict[str, Any] = {} if clock is None else {"clock": clock}
     connection = StreamConnection(
         hand.websocket, engine=engine, caller=caller, settings=Settings(**settings), **options
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 from app.handlers import add_exception_handlers
 from app.json_route import JSONRoute
 from streaming.backends.scripted import scripted_backend
-from tests.app.serving import Call, client, serving
+from tests.app.serving import Call, client, client_of, serving
 
 
 class Thing(BaseModel):
@@ -80,3 +81,29 @@ async def test_the_body_of_one_without_a_key_is_not_read():
         call = Call(app, "/v1/completions", [b"{"])
         await call()
     assert (call.status, call.num_received) == (401, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"prompt": "hi"}, 200),
+        ({"prompt": "hi", "n": 0}, 422),
+        ({"prompt": [1, "a"]}, 422),
+        ({"prompt": "hi", "nonsense": 1}, 422),
+        ([1], 422),
+    ],
+    ids=str,
+)
+async def test_a_large_body_is_answered_like_a_small_one(fields: Any, status: int):
+    """It is parsed and validated elsewhere."""
+    async with client_of(scripted_backend()) as calling:
+        small, large = [
+            await calling.post(
+                "/v1/completions",
+                content=json.dumps(fields) + padding,
+                headers={"content-type": "application/json"},
+            )
+            for padding in ("", " " * 2**17)
+        ]
+    assert (small.status_code, large.status_code) == (status, status)
+    assert small.json().get("error") == large.json().get("error")

@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, assert_never
+from typing import Any, Generic, TypeAlias, assert_never
 
 from app.errors import ErrorInfo, RequestRefused
-from app.json_object import FieldsRefused, parse_object
 from app.protocol.commands import Close
-from app.protocol.parsing import glance_at
+from app.protocol.parsing import Parsed, glance_at, parse_frame
 from app.protocol.rate_limiter import MessageRateLimiter
 from app.protocol.recent_ids import RecentIds
 from app.protocol.responses.commands import (
@@ -59,6 +58,8 @@ from app.schemas.responses_socket import (
     SteerMessage,
 )
 from app.socket_memory import SocketMemory
+
+ParsedFrame: TypeAlias = Parsed[Create | ControlMessage]
 
 MAX_ENDED_IDS = 1024
 _AT_ONCE = frozenset({"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"})
@@ -124,28 +125,41 @@ class ResponsesProtocol(Generic[ResponseT]):
 
     def receive_text(self, frame: str, *, now: float) -> None:
         """Take one text frame; nothing is heard any more once a `Close` has been given out."""
-        self.release_due(now=now)
-        if self._is_closed:
-            return
-        fields: dict[str, Any] = {}
-        try:
-            if retry_after_s := self._limiter.refused_for_s(now=now):
-                fields = glance_at(frame)
-                raise RequestRefused(_too_many_messages(retry_after_s))
-            fields = parse_object(frame, what="frame")
-            self._receive_message(to_message(fields), fields, len(frame))
-        except FieldsRefused as refused:
-            self._refuse(refused.info, refused.fields)
-        except RequestRefused as refused:
-            self._refuse(refused.info, fields)
+        if self.admit(frame, now=now):
+            self.receive_parsed(self.parse(frame), now=now)
 
     def receive_bytes(self, frame: bytes, *, now: float) -> None:
         """Take one binary frame, which is as good as a text frame if it holds UTF-8."""
+        if self.admit(frame, now=now):
+            self.receive_parsed(self.parse(frame), now=now)
+
+    def admit(self, frame: str | bytes, *, now: float) -> bool:
+        """Count one frame; return whether it is to be parsed and received."""
+        self.release_due(now=now)
+        if self._is_closed:
+            return False
+        if retry_after_s := self._limiter.refused_for_s(now=now):
+            self._refuse(_too_many_messages(retry_after_s), glance_at(frame))
+            return False
+        return True
+
+    def parse(self, frame: str | bytes) -> ParsedFrame:
+        """Read an admitted frame; touches nothing of the conversation, so a thread may do it."""
+        return parse_frame(frame, to_message)
+
+    def receive_parsed(self, parsed: ParsedFrame, *, now: float) -> None:
+        """Take an admitted frame that has been parsed."""
+        self.release_due(now=now)
+        if self._is_closed:
+            return
+        if parsed.refusal is not None:
+            self._refuse(parsed.refusal, parsed.fields)
+            return
+        assert parsed.message is not None
         try:
-            text = frame.decode()
-        except UnicodeDecodeError:
-            text = ""  # is no JSON, which is what the client hears
-        self.receive_text(text, now=now)
+            self._receive_message(parsed.message, parsed.fields, parsed.num_chars)
+        except RequestRefused as refused:
+            self._refuse(refused.info, parsed.fields)
 
     # What comes in from whoever obeys the commands.
 

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from app.json_text import LARGE_BYTES
+from app.large_json import LARGE_BYTES as LARGE_FRAME_BYTES
 from app.protocol.commands import Close
 from app.protocol.frames import Frame
+from app.protocol.parsing import Parsed
 from app.settings import Settings
 from app.websocket.connection import Connection
 from tests.app.serving import until
@@ -45,6 +47,16 @@ class EchoCore:
 
     def receive_bytes(self, frame: bytes, *, now: float) -> None:
         self._outbox.append({"type": "bytes", "heard": frame.decode()})
+
+    def admit(self, frame: str | bytes, *, now: float) -> bool:
+        return isinstance(frame, str)
+
+    def parse(self, frame: str | bytes) -> Parsed[str]:
+        return Parsed(f"{len(frame)} in {threading.current_thread().name.partition('_')[0]}")
+
+    def receive_parsed(self, parsed: Parsed[str], *, now: float) -> None:
+        assert parsed.message is not None
+        self.receive_text(parsed.message, now=now)
 
     def receive_events(self, key: str, events: Sequence[int], *, now: float) -> None:
         self._outbox += [{"type": key, "heard": event} for event in events]
@@ -108,6 +120,16 @@ def serve(hand: HandSocket, **options: Any) -> tuple[EchoConnection, asyncio.Tas
         await connection.run()
 
     return connection, asyncio.create_task(run())
+
+
+async def test_a_large_frame_is_parsed_in_a_thread_and_keeps_its_place() -> None:
+    hand = HandSocket()
+    _, serving = serve(hand)
+    for text in ("first", "x" * LARGE_FRAME_BYTES, "x" * (LARGE_FRAME_BYTES + 1), "last", "bye"):
+        hand.put(text=text)
+    await serving
+    heard = [frame["heard"] for frame in hand.shown("text")]
+    assert heard == ["first", "x" * LARGE_FRAME_BYTES, "65537 in asyncio", "last", "bye"]
 
 
 async def test_text_and_bytes_reach_the_core_as_they_are() -> None:

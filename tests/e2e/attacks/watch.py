@@ -1,0 +1,103 @@
+"""Asks a server how it is before, during and after an attack."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from tests.attacker import Address
+from tests.e2e.server_process import ServerProcess
+
+NUM_PROBES = 20
+_TIMEOUT_S = 20.0
+"""Far beyond what a probe takes: a server that needs longer is held up."""
+_MAX_GROWTH_BYTES = 64 * 2**20
+_SPARE_DESCRIPTORS = 4
+"""What a server may open later, once: an attack leaves tens, if it leaves any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a server uses when nothing happens."""
+
+    num_descriptors: int
+    num_threads: int
+    num_bytes: int
+
+
+class Watch:
+    """One server, seen from outside."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        parts = urlsplit(server.url)
+        assert parts.port is not None
+        self.address: Address = ("127.0.0.1", parts.port)
+        self.server = server
+        self._process = psutil.Process(server.process.pid)
+
+    def probe(self) -> dict[str, Any]:
+        """Return what `/health` says to a client that comes now."""
+        connection = http.client.HTTPConnection(*self.address, timeout=_TIMEOUT_S)
+        try:
+            connection.request("GET", "/health", headers={"Connection": "close"})
+            answer = connection.getresponse()
+            assert answer.status == 200
+            health = json.loads(answer.read())
+            assert isinstance(health, dict)
+            return health
+        finally:
+            connection.close()
+
+    def use(self) -> Use:
+        """Return what the server uses, once it has finished what was open."""
+        while (health := self.probe())["connections"] + health["active"] + health["queued"]:
+            pass
+        with self._process.oneshot():
+            return Use(
+                self._process.num_fds(),
+                self._process.num_threads(),
+                self._process.memory_info().rss,
+            )
+
+    def during(self, attack: Callable[[], None], *, num_attackers: int = 1) -> None:
+        """Run the attack again and again until the server has answered all probes."""
+        has_ended = threading.Event()
+        num_rounds = [0] * num_attackers
+        failures: list[Exception] = []
+
+        def run(number: int) -> None:
+            try:
+                while not (num_rounds[number] and has_ended.is_set()):
+                    attack()
+                    num_rounds[number] += 1
+            except Exception as error:  # noqa: BLE001 - a thread's failure is the test's
+                failures.append(error)
+
+        threads = [threading.Thread(target=run, args=(each,)) for each in range(num_attackers)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(NUM_PROBES):
+                self.probe()
+        finally:
+            has_ended.set()
+            for thread in threads:
+                thread.join()
+        assert failures == []
+
+    def until_back_to(self, before: Use) -> None:
+        """Wait until the server uses no more than before, or run into the test's time limit."""
+        while True:
+            now = self.use()
+            with suppress(AssertionError):
+                assert now.num_descriptors <= before.num_descriptors + _SPARE_DESCRIPTORS
+                assert now.num_bytes <= before.num_bytes + _MAX_GROWTH_BYTES
+                return
