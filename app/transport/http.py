@@ -2,7 +2,7 @@
 
 h11 and not httptools: httptools limits no header and joins its pieces quadratically (100 MiB held
 the loop for 20 s), and loses the body of a request with `Upgrade: h2c`. h11 costs 130 µs more a
-request and 5.5 µs more an event of a stream, of some 40 that an event costs in all; sockets, which
+request and 5.5 µs more an event of a stream, about a third of what it costs in all; sockets, which
 carry most tokens, pay at the handshake only.
 
 What a client may cost before the application hears of it:
