@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from app.dependencies import get_caller, get_services
 from app.errors import ErrorInfo, RequestRefused
 from app.json_object import parse_object
-from app.large_json import LARGE_BYTES
+from app.large_json import LARGE_INPUT_BYTES
 from streaming import ANYONE
 
 
@@ -61,7 +61,7 @@ class _JSONRequest(Request):
         if body and not _is_json(content_type):
             message = "The body must be JSON: send the header Content-Type: application/json."
             raise RequestRefused(ErrorInfo(code="unsupported_media_type", message=message))
-        if len(body) > LARGE_BYTES:
+        if len(body) > LARGE_INPUT_BYTES:
             large = get_services(self).large
             self._parsed = await large.run(caller, partial(_parse_large, body, model))
         else:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-LARGE_BYTES = 64 * 1024
+LARGE_INPUT_BYTES = 64 * 1024
 """A message up to this size is parsed on the loop, in 10 ms at most."""
 
 _T = TypeVar("_T")

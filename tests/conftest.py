@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from tests.watching_loop import WatchingLoop
 
-settings.register_profile("quick", max_examples=25)
+settings.register_profile("quick", max_examples=10)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], AbstractEventLoop]]:

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from fastapi import WebSocket, WebSocketDisconnect
 
 from app.json_text import COMPACT, is_large, to_json
-from app.large_json import LARGE_BYTES, LargeMessages
+from app.large_json import LARGE_INPUT_BYTES, LargeMessages
 from app.protocol.commands import Close
 from app.protocol.frames import Frame, serialize
 from app.protocol.parsing import Parsed
@@ -202,7 +202,7 @@ class Connection(ABC, Generic[CommandT, EventT]):
             await asyncio.sleep(0)
 
     async def _receive(self, frame: str | bytes) -> None:
-        if len(frame) > LARGE_BYTES:
+        if len(frame) > LARGE_INPUT_BYTES:
             # The next frame is not read before this one is received, so their order is kept.
             if self._core.admit(frame, now=self._clock()):
                 parsed = await self._large.run(self._sender, partial(self._core.parse, frame))

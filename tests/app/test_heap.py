@@ -52,11 +52,14 @@ async def stream(engine: AsyncEngine, *, num_tokens: int) -> int:
 
 async def test_a_long_stream_leaves_no_object_for_each_token() -> None:
     backend = scripted_backend(lambda _: itertools.cycle(b"word "))
+    growths = []
     async with running_engine(backend) as engine:
         await stream(engine, num_tokens=10)
-        gc.collect()
-        before = len(gc.get_objects())
-        num_chars = await stream(engine, num_tokens=2000)
-        gc.collect()
-        assert len(gc.get_objects()) - before < 200  # the log is still kept
-    assert num_chars > 100_000
+        # More than once: a module that is imported meanwhile, on any thread, counts as well.
+        for _ in range(3):
+            gc.collect()
+            before = len(gc.get_objects())
+            assert await stream(engine, num_tokens=2000) > 100_000
+            gc.collect()
+            growths.append(len(gc.get_objects()) - before)  # the log is still kept
+    assert min(growths) < 200

@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 
-from app.json_text import ASCII, COMPACT, LARGE_BYTES, SPACED, is_large, to_json, to_json_soon
+from app.json_text import (
+    ASCII,
+    COMPACT,
+    LARGE_OUTPUT_BYTES,
+    SPACED,
+    is_large,
+    to_json,
+    to_json_soon,
+)
 
 LARGE: dict[str, Any] = {
     "text": "é\n\u2028" * 30_000,
     "logprobs": [{"token": "é", "logprob": -0.5, "top": [{"bytes": [1, 2]}]}] * 3000,
     "nested": {"empty": [], "none": None, "yes": True, "tuple": ("a", {"b": 1.5}) * 3000},
-    "few": [{"text": "x" * LARGE_BYTES}, {}],
+    "few": [{"text": "x" * LARGE_OUTPUT_BYTES}, {}],
 }
 
 
@@ -24,10 +32,10 @@ async def test_it_is_the_same_in_pieces_and_at_once(encoder: json.JSONEncoder, v
 
 
 def test_the_limit_counts_text_keys_and_values():
-    assert not is_large("x" * (LARGE_BYTES - 8))
-    assert is_large("x" * (LARGE_BYTES - 7))
-    assert is_large([1] * (LARGE_BYTES // 8))
-    assert is_large({"x" * LARGE_BYTES: 1})
+    assert not is_large("x" * (LARGE_OUTPUT_BYTES - 8))
+    assert is_large("x" * (LARGE_OUTPUT_BYTES - 7))
+    assert is_large([1] * (LARGE_OUTPUT_BYTES // 8))
+    assert is_large({"x" * LARGE_OUTPUT_BYTES: 1})
     assert not is_large({"a": [{"b": "c"}] * 100})
 
 
@@ -54,4 +62,4 @@ def test_a_piece_is_small_enough_to_be_written_at_once():
             return text
 
     to_json(LARGE, encoder=Measured(ensure_ascii=False))
-    assert max(sizes) < 4 * LARGE_BYTES
+    assert max(sizes) < 4 * LARGE_OUTPUT_BYTES

@@ -134,6 +134,7 @@ TABLE: dict[str, tuple[Script, Asked, Outcome, Outcome]] = {
 """What the model says, what was asked, and what it comes to: as it was written, and taken apart."""
 
 
+@pytest.mark.slow
 @pytest.mark.pain(4)
 @pytest.mark.pain(11)
 @pytest.mark.pain(12)
@@ -317,6 +318,7 @@ async def _turn_on_socket(server: StreamServer) -> list[dict[str, Any]]:
     return events
 
 
+@pytest.mark.slow
 @pytest.mark.pain(12)
 @pytest.mark.parametrize(
     "resume", [resume_native, resume_background, resume_on_socket, resume_by_handshake]

@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = [pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 NUM_CLIENTS = 8
 NUM_ANSWERED = 200

@@ -16,7 +16,7 @@ from tests.simulation.talk import StreamTalk
 
 _NUM_SEEDS = 120
 _NUM_SEEDS_PER_TEST = 20
-_NUM_QUICK_SEEDS = 40
+_NUM_QUICK_SEEDS = 20
 
 
 def _chosen() -> range:

@@ -158,6 +158,7 @@ def objects() -> int:
     return len(gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_top", [0, 5])
 def test_the_collector_has_no_more_to_visit_for_more_tokens(num_top: int):
     generation = make_generation()
@@ -168,6 +169,7 @@ def test_the_collector_has_no_more_to_visit_for_more_tokens(num_top: int):
     assert len(generation.tokens) == 10_000
 
 
+@pytest.mark.slow
 def test_a_scored_prompt_has_no_objects_either():
     generation = make_generation()
     before = objects()
@@ -179,6 +181,7 @@ def walk(columns: RecordColumns) -> Iterator[object]:
     yield from columns.records(0, len(columns))
 
 
+@pytest.mark.slow
 def test_what_is_read_is_gone_when_the_reader_lets_go():
     columns = make_columns([token(number, num_top=5) for number in range(10_000)])
     before = objects()

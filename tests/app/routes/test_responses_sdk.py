@@ -19,6 +19,8 @@ from streaming.grammar import GrammarMatcher, Language
 from tests.app.response_events import check_events, check_response
 from tests.app.responses.logs import call
 
+pytestmark = pytest.mark.slow
+
 TOOL: Any = {
     "type": "function",
     "name": "get_weather",

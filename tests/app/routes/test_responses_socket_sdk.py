@@ -22,6 +22,8 @@ from tests.app.serving import until
 from tests.app.sockets import StreamServer, stream_server
 from tests.e2e.tcp_proxy import TcpProxy
 
+pytestmark = pytest.mark.slow
+
 STORY = "Es war einmal ein kleiner Bär 🐻, der hieß 熊. " * 4
 ENDS = ("response.completed", "response.incomplete", "response.failed", "error")
 

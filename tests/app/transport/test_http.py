@@ -340,6 +340,7 @@ async def test_the_kernel_watches_the_peer() -> None:
         assert [peer.getsockopt(socket.IPPROTO_TCP, each) for each in options] == [5, 5, 22_000]
 
 
+@pytest.mark.slow
 async def test_a_stream_of_events_that_nobody_reads_ends() -> None:
     """uvicorn waits for room without limit."""
     body = json.dumps({"prompt": "x" * 1000, "max_tokens": 1000, "stream": True}).encode()

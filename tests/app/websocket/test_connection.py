@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from app.json_text import LARGE_BYTES
-from app.large_json import LARGE_BYTES as LARGE_FRAME_BYTES
+from app.json_text import LARGE_OUTPUT_BYTES
+from app.large_json import LARGE_INPUT_BYTES
 from app.protocol.commands import Close
 from app.protocol.frames import Frame
 from app.protocol.parsing import Parsed
@@ -125,11 +125,11 @@ def serve(hand: HandSocket, **options: Any) -> tuple[EchoConnection, asyncio.Tas
 async def test_a_large_frame_is_parsed_in_a_thread_and_keeps_its_place() -> None:
     hand = HandSocket()
     _, serving = serve(hand)
-    for text in ("first", "x" * LARGE_FRAME_BYTES, "x" * (LARGE_FRAME_BYTES + 1), "last", "bye"):
+    for text in ("first", "x" * LARGE_INPUT_BYTES, "x" * (LARGE_INPUT_BYTES + 1), "last", "bye"):
         hand.put(text=text)
     await serving
     heard = [frame["heard"] for frame in hand.shown("text")]
-    assert heard == ["first", "x" * LARGE_FRAME_BYTES, "65537 in asyncio", "last", "bye"]
+    assert heard == ["first", "x" * LARGE_INPUT_BYTES, "65537 in asyncio", "last", "bye"]
 
 
 async def test_text_and_bytes_reach_the_core_as_they_are() -> None:
@@ -161,14 +161,14 @@ async def test_large_frames_are_written_on_another_thread_and_in_their_turn() ->
     connection, serving = serve(hand)
     core = connection._core
     assert isinstance(core, EchoCore)
-    large = NotesThreads(type="text", heard="a" * LARGE_BYTES)
+    large = NotesThreads(type="text", heard="a" * LARGE_OUTPUT_BYTES)
     small = NotesThreads(type="text", heard="b")
     core._outbox += [large, small]
     hand.put(text="c")
     await hand.until(lambda frames: len(frames) == 3)
     hand.leave()
     await serving
-    assert [frame["heard"] for frame in hand.frames] == ["a" * LARGE_BYTES, "b", "c"]
+    assert [frame["heard"] for frame in hand.frames] == ["a" * LARGE_OUTPUT_BYTES, "b", "c"]
     assert large.on_main_thread[-1] is False
     assert False not in small.on_main_thread
 

@@ -31,7 +31,7 @@ from tests.e2e.attacks.conftest import MAX_CONNECTIONS
 from tests.e2e.attacks.watch import Watch
 from tests.e2e.server_process import ServerProcess
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 MEGABYTE = 2**20
 HALF_HEADERS = request()[:-2]

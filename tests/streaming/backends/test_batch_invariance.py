@@ -113,6 +113,7 @@ EVENTS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])

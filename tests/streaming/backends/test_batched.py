@@ -199,7 +199,10 @@ EVENTS = st.lists(
 
 
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "llama" else [pytest.mark.slow]) for name in CONFIGS],
+)
 @property_test_of(8)
 @given(events=EVENTS, num_tokens=st.sampled_from([48, 80, 256]), budget=st.sampled_from([3, 8, 32]))
 def test_greedy_equals_generate_under_any_traffic(

@@ -195,6 +195,7 @@ def calls_of(log: Generation) -> list[tuple[str, Any]]:
 # A random model writes whatever it is let.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "llama", "mistral_3", "mistral_11"])
 def test_a_forced_call_is_valid_every_time(name: str, make_rig: Callable[..., EngineRig]):
     logs = run_all(make_rig(name), [ask(REQUIRED, seed=seed) for seed in range(8)])
@@ -278,6 +279,7 @@ def test_a_call_that_is_cut_is_none(make_rig: Callable[..., EngineRig]):
     assert calls_of(log) == []
 
 
+@pytest.mark.slow
 def test_a_call_beside_others_is_the_one_that_comes_alone(make_rig: Callable[..., EngineRig]):
     requests = [ask(REQUIRED, seed=seed) for seed in range(3)]
     alone = [run_all(make_rig("plain"), [request])[0].text for request in requests]
