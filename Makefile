@@ -13,8 +13,9 @@ LOCK ?= constraints.txt
 NOT_LOCKED = torch sympy mpmath networkx $(firstword $(subst =, ,$(DEFAULT_MODEL)))
 # Flags of `tokenwire serve`: make serve ARGS="--port 9000"
 ARGS ?=
-# Processes that tests are spread over
+# Processes that the tests are spread over; the quick ones wait now and then, so one more fits in
 WORKERS ?= 2
+QUICK_WORKERS ?= 3
 
 VENV = .venv
 BIN = $(VENV)/bin
@@ -42,7 +43,7 @@ check:
 	$(MAKE) --jobs 2 lint quick
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest $(QUICK) $(SPREAD) -q
+	$(BIN)/python -m pytest $(QUICK) -n $(QUICK_WORKERS) --dist worksteal -q
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)

@@ -924,13 +924,11 @@ async def test_many_tokenizers_that_hang_are_the_end_of_the_engine(
     backend, gate = faulty_backend()
     config = EngineConfig(step_timeout_s=0.01, num_tokenizer_threads=5)
     async with running_engine(backend, config, gate=gate) as engine:
-        generation = await engine.submit(ask("a" * 4000))
         refused = await asyncio.gather(
             *(engine.submit(ask("!")) for _ in range(5)), return_exceptions=True
         )
         assert all(isinstance(error, EngineFailure) for error in refused)
         assert engine.has_failed
-        assert await wait_ended(generation) in ("engine_error", "stop", "length")
         gate.allow(5)
     assert "5 tokenizers hang" in caplog.text
 
