@@ -59,7 +59,7 @@ async def endings(socket: ClientConnection, num_streams: int) -> set[str]:
 
 async def test_a_step_that_hangs_ends_streams_and_process(start_faulty: StartFaulty) -> None:
     server = start_faulty("hanging-step", step_timeout_s=0.5)
-    async with connect(server.ws_url) as socket:
+    async with connect(server.ws_url, close_timeout=0.1) as socket:
         await break_it(socket, neighbours=2)
         assert await endings(socket, 3) == {"engine_error"}
     assert server.wait() == 1
@@ -70,7 +70,7 @@ async def test_a_step_that_hangs_ends_streams_and_process(start_faulty: StartFau
 
 async def test_steps_that_all_fail_end_the_process(start_faulty: StartFaulty) -> None:
     server = start_faulty("broken-model")
-    async with connect(server.ws_url) as socket:
+    async with connect(server.ws_url, close_timeout=0.1) as socket:
         await break_it(socket)
         assert await endings(socket, 2) == {"engine_error"}
         for _ in range(4):
@@ -82,7 +82,10 @@ async def test_steps_that_all_fail_end_the_process(start_faulty: StartFaulty) ->
 
 async def test_a_panic_in_a_step_ends_its_streams_and_no_more(start_faulty: StartFaulty) -> None:
     server = start_faulty("panicking-step")
-    async with httpx.AsyncClient(base_url=server.url) as client, connect(server.ws_url) as socket:
+    async with (
+        httpx.AsyncClient(base_url=server.url) as client,
+        connect(server.ws_url, close_timeout=0.1) as socket,
+    ):
         await break_it(socket)
         assert await endings(socket, 2) == {"engine_error"}
         await send(socket, type="generate", prompt="go", max_tokens=10)
@@ -94,7 +97,7 @@ async def test_a_panic_in_a_step_ends_its_streams_and_no_more(start_faulty: Star
 @pytest.mark.parametrize("fault", ["hanging-step", "hanging-tokenizer"])
 async def test_one_signal_ends_a_server_that_hangs(start_faulty: StartFaulty, fault: str) -> None:
     server = start_faulty(fault, drain_timeout_s=0.1)
-    async with connect(server.ws_url) as socket:
+    async with connect(server.ws_url, close_timeout=0.1) as socket:
         await break_it(socket)
         await server.logs("the fault is here")
         server.signal(signal.SIGTERM)
@@ -107,7 +110,10 @@ async def test_a_second_signal_ends_a_server_that_hangs(
     start_faulty: StartFaulty, fault: str
 ) -> None:
     server = start_faulty(fault, drain_timeout_s=3600)
-    async with connect(server.ws_url) as socket, httpx.AsyncClient(base_url=server.url) as client:
+    async with (
+        connect(server.ws_url, close_timeout=0.1) as socket,
+        httpx.AsyncClient(base_url=server.url) as client,
+    ):
         await break_it(socket)
         await server.logs("the fault is here")
         server.signal(signal.SIGTERM)
