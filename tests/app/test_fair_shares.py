@@ -148,12 +148,44 @@ async def test_a_caller_is_told_of_its_own_limit_on_both_transports():
         await entered(gate)
         await fill(greedy, 1, 2)
         await send(greedy, type="generate", id="more", prompt="x")
-        frame = (await receive_until(greedy, "error"))[-1]
+        frame = (await receive_until(greedy, "error", stream_id="more"))[-1]
         answer = await post(calling, GREEDY)
         assert frame["error"]["code"] == answer.json()["error"]["code"] == "rate_limited"
         assert frame["error"]["retry_after_s"] > 0
         assert (answer.status_code, int(answer.headers["retry-after"]) >= 1) == (429, True)
         assert "of at most 2 for one caller" in answer.json()["error"]["message"]
+
+
+async def test_without_preemption_a_caller_is_next_when_one_ends():
+    """A runner with a cache of its own keeps what runs; the waiting place is taken all the same."""
+    gate = Gate()
+    limits: dict[str, Any] = {
+        **KEYS,
+        "max_waiting_requests": 3,
+        "max_waiting_requests_per_caller": 3,
+        "max_generations_per_caller": 4,
+    }
+    backend = endless_backend(gate, max_num_seqs=1, has_cache=False)
+    async with (
+        stream_server(backend, gate=gate, **limits) as server,
+        server.connect(additional_headers=GREEDY) as greedy,
+        server.connect(additional_headers=MODEST) as modest,
+    ):
+        await fill(greedy, 0)
+        await entered(gate)
+        gate.allow()
+        await entered(gate)
+        await fill(greedy, 1, 2, 3)
+        await send(modest, type="generate", id="one", prompt="hi", max_tokens=2)
+        await receive_until(modest, "accepted")
+        gate.allow()
+        await entered(gate)  # it started level, and has been served less from here on
+        await receive_until(greedy, "error", stream_id="3")  # it gave way
+        await send(greedy, type="cancel", id="0")
+        await send(greedy, type="cancel", id="nobody")
+        await receive_until(greedy, "error")  # of no stream, so the one before has been heard
+        gate.allow(MAX_STEPS)
+        assert (await receive_stream(modest))[-1]["type"] == "done"
 
 
 # Sockets.

@@ -163,6 +163,7 @@ def test_no_descriptor_is_left(start_server: Callable[..., ServerProcess]) -> No
     resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
     with many(watch, 100, b""):
         pass
+    watch.until_answered()
     watch.until_back_to(before)
     for _ in range(20):
         watch.probe()

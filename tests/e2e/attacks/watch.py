@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -54,6 +55,16 @@ class Watch:
             return health
         finally:
             connection.close()
+
+    def until_answered(self) -> None:
+        """Wait until a probe is answered: uvloop closes connections that it has no descriptor for.
+
+        Without an answer the test runs into its time limit.
+        """
+        while True:
+            with suppress(ConnectionError):
+                self.probe()
+                return
 
     def use(self) -> Use:
         """Return what the server uses, once it has finished what was open."""
