@@ -4,6 +4,8 @@ import gc
 import itertools
 import weakref
 
+import pytest
+
 from app.heap import THRESHOLDS, freeze_heap
 from app.protocol.frames import delta_frames, serialize
 from streaming import AsyncEngine, Delta
@@ -50,6 +52,7 @@ async def stream(engine: AsyncEngine, *, num_tokens: int) -> int:
     return num_chars
 
 
+@pytest.mark.slow
 async def test_a_long_stream_leaves_no_object_for_each_token() -> None:
     backend = scripted_backend(lambda _: itertools.cycle(b"word "))
     growths = []

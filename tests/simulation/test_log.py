@@ -43,6 +43,7 @@ def read_to_the_end(world: World, log: Generation, records: list[Record]) -> Non
 
 
 @pytest.mark.parametrize("is_ended_twice", [False, True])
+@pytest.mark.slow
 def test_who_reads_on_another_thread_sees_the_same_log(is_ended_twice: bool):
     for seed in range(_NUM_SEEDS):
         world, log, records = World(seed, watched=_WATCHED), make_generation(), list[Record]()

@@ -47,6 +47,7 @@ def test_what_a_client_joins_is_the_log(seeds: range):
             raise
 
 
+@pytest.mark.slow
 def test_a_seed_takes_the_same_course_each_time():
     for seed in range(3):
         one, other = run(seed), run(seed)

@@ -736,6 +736,7 @@ async def test_an_engine_that_was_never_started_closes():
     assert engine.stats == EngineStats(0, 0)
 
 
+@pytest.mark.slow
 def test_an_event_loop_that_is_gone_does_not_keep_the_engine():
     """A loop that died without `aclose`: the engine's thread finds nobody to tell, and goes on."""
     gate = Gate()

@@ -176,6 +176,7 @@ def test_a_log_that_ended_and_has_not_settled_is_removed_as_an_open_one():
 
 
 @pytest.mark.pain(16)
+@pytest.mark.slow
 def test_ten_thousand_generations_stay_under_the_cap():
     """Counted, and also as the memory that they really take."""
     retention_bytes = 2**20

@@ -27,6 +27,7 @@ def tracked_objects() -> int:
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.slow
 def test_a_settled_response_keeps_no_objects_for_each_token(logprobs: bool):
     response = make_response(num_tokens=1000, logprobs=logprobs)
     before = tracked_objects()
@@ -38,6 +39,7 @@ def test_a_settled_response_keeps_no_objects_for_each_token(logprobs: bool):
 
 @pytest.mark.parametrize("num_tokens", [1, 500])
 @pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.slow
 def test_its_bytes_cover_what_it_takes_in_memory(num_tokens: int, logprobs: bool):
     make_response(num_tokens=1, logprobs=logprobs).settle()  # what is made once and for all
     tracemalloc.start()

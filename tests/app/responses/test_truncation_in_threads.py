@@ -79,6 +79,7 @@ async def prompts_of(
 
 
 @pytest.mark.pain(6)
+@pytest.mark.slow
 async def test_thirty_two_threads_tokenise_at_once_and_cut_each_its_own() -> None:
     """Three times: were truncation set for each call, one crowd in four might be lucky."""
     requests = [conversation(number) for number in range(NUM_THREADS)]

@@ -338,6 +338,7 @@ def tracked_objects() -> int:
 
 
 @pytest.mark.parametrize("end", [None, FinishReason.STOP])
+@pytest.mark.slow
 def test_a_writer_keeps_no_objects_for_each_token(end: FinishReason | None):
     log = make_log(*"abcdefgh" * 250, end=end, logprobs=True)
     before = tracked_objects()

@@ -439,6 +439,7 @@ async def test_cancelling_a_background_response_ends_it():
 # Later.
 
 
+@pytest.mark.slow
 async def test_a_conversation_goes_on_after_a_restart(tmp_path: Path):
     settings: dict[str, Any] = {"data_dir": str(tmp_path)}
     script = "calling\n" + call("f", "{}")

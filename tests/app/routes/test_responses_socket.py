@@ -360,6 +360,7 @@ async def test_when_the_grace_is_over_the_response_is_cancelled() -> None:
 
 
 @pytest.mark.pain(3)
+@pytest.mark.slow
 async def test_a_hundred_random_kills_leave_nothing() -> None:
     dice = random.Random(21)
     backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4)
@@ -396,6 +397,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
 
 
 @pytest.mark.pain(9)
+@pytest.mark.slow
 async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
     backend = scripted_backend(lambda _: [97] * 4_000, max_model_len=5_000)
     limits: dict[str, Any] = {"stall_timeout_s": 0.2, "disconnect_grace_s": 1000}

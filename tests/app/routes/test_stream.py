@@ -699,6 +699,7 @@ async def test_a_line_that_does_not_answer_pings_is_dropped() -> None:
 
 
 @pytest.mark.pain(3)
+@pytest.mark.slow
 async def test_a_hundred_random_kills_leave_nothing() -> None:
     dice = random.Random(20)
     backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4)
@@ -733,6 +734,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
 
 
 @pytest.mark.pain(3)
+@pytest.mark.slow
 async def test_health_tells_the_truth_while_a_hundred_clients_drop() -> None:
     """What it has to say is counted here, not by the server."""
     dice = random.Random(22)

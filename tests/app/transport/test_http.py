@@ -228,6 +228,7 @@ async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None
         assert await line.rest() == b""
 
 
+@pytest.mark.slow
 async def test_a_body_for_nobody_is_not_read_without_end() -> None:
     async with parrot(body_timeout_s=0.05) as server, dial(server) as line:
         await line.send(
@@ -310,6 +311,7 @@ async def test_a_body_in_many_small_chunks_holds_up_nobody() -> None:
         await asyncio.gather(sending, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_many_requests_on_one_connection_are_not_slowed() -> None:
     async with parrot() as server, dial(server) as line:
         for _ in range(30):

@@ -230,6 +230,7 @@ async def test_a_flood_holds_up_nobody_else() -> None:
     assert most < 10_000
 
 
+@pytest.mark.slow
 async def test_bytes_beyond_the_allowance_wait_in_the_kernel() -> None:
     async with flooded(max_message_bytes=2**16, max_bytes_per_s=2**20) as (_, client, connection):
         client.transport.write(frame(TEXT, b" " * 2**16) * 32)

@@ -152,6 +152,7 @@ def test_any_traffic_leaves_every_bit_as_it_is_alone(
 
 @pytest.mark.parametrize("attention", BLOCK_SIZES)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.slow
 def test_who_lost_its_place_says_the_same_again(dtype: str, attention: str) -> None:
     engine = make_engine("llama", dtype, attention, num_tokens=160, max_batch_tokens=64)
     prompts = [STEMS[2], (*STEMS[0], 30), (*STEMS[0], 31), (40, 41)]

@@ -102,6 +102,7 @@ RULES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.slow
 def test_draws_follow_the_distribution(rules: dict[str, Any]) -> None:
     """A chi-square test with fixed seeds: a sampler that is right passes it for good."""
     num_draws = 3000

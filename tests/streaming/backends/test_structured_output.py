@@ -265,6 +265,7 @@ def test_both_backends_say_the_same(source: dict[str, Any], generate: EngineRig)
     assert [ending(log) for log in logs] == [ending(logs[0])] * 2
 
 
+@pytest.mark.slow
 def test_generate_draws_what_its_schema_allows(generate: EngineRig) -> None:
     logs = [generate.run(hot(schema(PERSON), seed), eos_token_ids=EOS) for seed in range(6)]
     stopped = [log.text for log in logs if ending(log) == "stop"]
