@@ -1,5 +1,5 @@
 """`python -m app` is `tokenwire`."""
 
-from app.cli import main
+from app.cli.commands import main
 
 main()

@@ -11,12 +11,12 @@ from fastapi.requests import HTTPConnection
 from fastapi.security import HTTPBearer
 
 from app.auth import Authenticator, bearer_key
-from app.connections import ConnectionRegistry
 from app.errors import ErrorInfo, RequestRefused
-from app.large_json import LargeMessages
-from app.request_limiter import RequestLimiter
+from app.http.request_limiter import RequestLimiter
+from app.json.large_json import LargeMessages
 from app.responses.service import ResponseService
 from app.settings import Settings
+from app.websocket.connections import ConnectionRegistry
 from streaming import AsyncEngine
 
 UNAUTHORIZED = ErrorInfo(

@@ -15,7 +15,7 @@ answer of 8,000 tokens with log probabilities brings on full collections while i
 57 ms. Rarer full ones would let cycles pile up: these have 500,000 objects at most."""
 
 
-def freeze_heap() -> None:
+def freeze_gc() -> None:
     """Leave out of every later collection what is alive now: call it once all is loaded.
 
     torch, transformers and the model are 370,000 objects that live as long as the process. A full

@@ -13,28 +13,26 @@ from pathlib import Path
 import platformdirs
 from fastapi import FastAPI
 
+from app.asyncapi import route as asyncapi
 from app.auth import Authenticator
-from app.connections import ConnectionRegistry
 from app.dependencies import Services
-from app.handlers import add_exception_handlers
-from app.middleware import add_middleware
-from app.request_limiter import RequestLimiter
+from app.http import health
+from app.http.error_handlers import add_exception_handlers
+from app.http.middleware import add_middleware
+from app.http.page import add_pages
+from app.http.request_limiter import RequestLimiter
+from app.openai import chat_route as chat
+from app.openai import completions_route as completions
+from app.openai import models_route as models
+from app.openai import tokenize_route as tokenize
+from app.responses import routes as responses
+from app.responses import socket_route as responses_socket
 from app.responses.service import ResponseService
-from app.responses.store import ResponseStore
-from app.responses.store_file import StoreFile
-from app.routes import (
-    asyncapi,
-    chat,
-    completions,
-    health,
-    models,
-    responses,
-    responses_socket,
-    stream,
-    tokenize,
-)
-from app.routes.page import add_pages
+from app.responses.storage.store import ResponseStore
+from app.responses.storage.store_file import StoreFile
 from app.settings import Settings
+from app.stream import route as stream
+from app.websocket.connections import ConnectionRegistry
 from streaming import AsyncEngine, Backend, load_backend
 
 STATIC_DIR = Path(__file__).resolve().parent.parent / "static"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.socket_memory import DEFAULT_MAX_BYTES
+from app.websocket.socket_memory import DEFAULT_MAX_BYTES
 from streaming import BackendName, EngineConfig, ModelConfig
 
 _MODEL = ModelConfig()

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from streaming.backend import Backend
-from streaming.engine import Engine
-from streaming.engine_thread import EngineThread
+from streaming.engine.engine import Engine
+from streaming.engine.engine_thread import EngineThread
 from streaming.errors import EngineFailure
-from streaming.generation import Failed, Generation
+from streaming.log.generation import Failed, Generation
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 
@@ -120,7 +120,7 @@ class Driver:
     def _make_sequence(self, prompt_ids: list[int], params: SamplingParams) -> Sequence:
         generation = Generation(
             generation_id=str(_RANDOMNESS.random()),
-            owner="benchmark",
+            caller="benchmark",
             model=self.backend.info.model_id,
             created_at=0.0,
             submitted_at=time.monotonic(),

@@ -24,12 +24,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from app.heap import freeze_heap
-from app.protocol.frames import delta_frames, serialize
+from app.heap import freeze_gc
+from app.stream.frames import delta_frames
+from app.websocket.protocol.frames import serialize
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, Delta, EngineConfig, GenerationRequest, SamplingParams
 from streaming.backends.scripted import Gate, scripted_backend
-from streaming.generation import Generation
+from streaming.log.generation import Generation
 from streaming.request import TextPrompt
 from streaming.sequence import Sequence
 
@@ -93,7 +94,7 @@ def script(_: Sequence) -> Iterable[int]:
 async def read(engine: AsyncEngine, generation: Generation, *, has_logprobs: bool) -> int:
     """Make the frames of one stream; return how many characters they have."""
     num_chars = 0
-    with engine.follow(generation, every_token=has_logprobs) as reader:
+    with engine.subscribe(generation, include_empty_deltas=has_logprobs) as reader:
         async for event in reader:
             if isinstance(event, Delta):
                 for frame in delta_frames(
@@ -153,7 +154,7 @@ async def measure(arguments: argparse.Namespace, *, logprobs: int | None) -> dic
         with timed_collections() as collections_s:
             generations = [
                 await engine.submit(
-                    GenerationRequest(prompt=TextPrompt("go"), params=params, owner="benchmark")
+                    GenerationRequest(prompt=TextPrompt("go"), params=params, caller="benchmark")
                 )
                 for _ in range(arguments.streams)
             ]
@@ -207,7 +208,7 @@ def main() -> None:
     )
     parser.add_argument("--step-ms", type=float, default=10.0)
     arguments = parser.parse_args()
-    freeze_heap()  # as the server does
+    freeze_gc()  # as the server does
     results = {}
     for name, logprobs in (("plain", None), ("logprobs", _NUM_ALTERNATIVES)):
         figures = asyncio.run(measure(arguments, logprobs=logprobs))

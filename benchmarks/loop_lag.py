@@ -17,13 +17,13 @@ import statistics
 import sys
 import time
 
-from app.heap import freeze_heap
+from app.heap import freeze_gc
 from benchmarks.driver import NUM_PROMPT_TOKENS
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, GenerationRequest, SamplingParams, TextPrompt, load_backend
 from streaming.config import ModelConfig
-from streaming.generation import Generation
-from streaming.reader import Delta
+from streaming.log.generation import Generation
+from streaming.log.reader import Delta
 
 _PERIOD_S = 0.002
 _PROMPT = "word " * NUM_PROMPT_TOKENS
@@ -40,7 +40,7 @@ async def measure_lag(lags_s: list[float]) -> None:
 async def read(engine: AsyncEngine, generation: Generation) -> int:
     """Take every delta of one stream; return how many there were."""
     num_deltas = 0
-    with engine.follow(generation, every_token=True) as reader:
+    with engine.subscribe(generation, include_empty_deltas=True) as reader:
         async for event in reader:
             num_deltas += isinstance(event, Delta)
     return num_deltas
@@ -53,7 +53,7 @@ async def measure(engine: AsyncEngine, *, num_streams: int, num_tokens: int) -> 
     prober = asyncio.ensure_future(measure_lag(lags_s))
     generations = [
         await engine.submit(
-            GenerationRequest(prompt=TextPrompt(_PROMPT), params=params, owner="benchmark")
+            GenerationRequest(prompt=TextPrompt(_PROMPT), params=params, caller="benchmark")
         )
         for _ in range(num_streams)
     ]
@@ -75,7 +75,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, float]:
         model=arguments.model, dtype=arguments.dtype, num_threads=arguments.num_threads
     )
     engine = AsyncEngine.load(lambda: load_backend(config))
-    freeze_heap()  # as the server does
+    freeze_gc()  # as the server does
     await engine.start()
     try:
         await measure(engine, num_streams=2, num_tokens=4)

@@ -1,11 +1,23 @@
 """The generation engine: logs, sequences, and the models that write them. Knows no web."""
 
-from streaming.async_engine import AsyncEngine, EngineStats
 from streaming.backend import Backend, ModelInfo
 from streaming.backends import list_cached_models, load_backend
-from streaming.chat import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
+from streaming.chat.messages import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
+from streaming.chat.output_parser import (
+    AnswerText,
+    OutputFormat,
+    OutputParser,
+    Piece,
+    ReasoningSyntax,
+    ReasoningText,
+    ToolArguments,
+    ToolCallEnded,
+    ToolCallStarted,
+    ToolSyntax,
+)
 from streaming.config import BackendName, EngineConfig, ModelConfig
-from streaming.generation import (
+from streaming.engine.async_engine import AsyncEngine, EngineStats
+from streaming.log.generation import (
     Failed,
     Finished,
     FinishReason,
@@ -18,20 +30,9 @@ from streaming.generation import (
     TokenLogprobs,
     Tokens,
 )
-from streaming.grammar import Grammar, GrammarKind
-from streaming.output_parser import (
-    AnswerText,
-    OutputFormat,
-    OutputParser,
-    Piece,
-    ReasoningSyntax,
-    ReasoningText,
-    ToolArguments,
-    ToolCallEnded,
-    ToolCallStarted,
-    ToolSyntax,
-)
-from streaming.reader import Delta, Ended, Event, Reader
+from streaming.log.reader import Delta, Ended, Event, Reader
+from streaming.log.store import LogStore
+from streaming.output_constraint import Grammar, GrammarKind
 from streaming.request import (
     ANYONE,
     ChatPrompt,
@@ -41,7 +42,6 @@ from streaming.request import (
     TokenPrompt,
 )
 from streaming.sampling_params import SamplingParams
-from streaming.store import LogStore
 
 __all__ = [
     "ANYONE",

@@ -7,10 +7,10 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Protocol
 
+from streaming.chat.output_parser import PLAIN, OutputFormat
 from streaming.errors import StreamingError
-from streaming.generation import TokenLogprobs
-from streaming.grammar import GrammarMatcher, Language
-from streaming.output_parser import PLAIN, OutputFormat
+from streaming.log.generation import TokenLogprobs
+from streaming.output_constraint import GrammarMatcher, OutputConstraint
 from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 
@@ -94,7 +94,7 @@ class Tokenizer(Protocol):
 class GrammarCompiler(Protocol):
     """Makes grammars ready for one tokenizer. May be called from several threads at once."""
 
-    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         """Return `count` matchers, each at the beginning of a text; may take a second.
 
         Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from streaming.chat import ANY_TOOL, ChatMessage, Tool, ToolChoice
+from streaming.chat.messages import ANY_TOOL, ChatMessage, Tool, ToolChoice
 from streaming.sampling_params import SamplingParams, check_range
 
 ANYONE = "anyone"
@@ -75,7 +75,7 @@ class GenerationRequest:
     """What to generate, and for whom.
 
     Attributes:
-        owner: the caller; only it may read, resume and cancel the generation.
+        caller: the caller; only it may read, resume and cancel the generation.
         model: the model that the caller wants; None takes what is served.
         priority: higher ones go before all lower ones; of the same caller or not.
         timeout_s: ends the generation with an error; None, or more than the server's own limit,
@@ -88,7 +88,7 @@ class GenerationRequest:
 
     prompt: Prompt
     params: SamplingParams = field(default_factory=SamplingParams)
-    owner: str = ANYONE
+    caller: str = ANYONE
     model: str | None = None
     priority: int = 0
     timeout_s: float | None = None

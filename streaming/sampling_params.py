@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Self
 
 from streaming.errors import InvalidRequest
-from streaming.grammar import Grammar
+from streaming.output_constraint import Grammar
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256

@@ -8,9 +8,10 @@ from collections.abc import Callable, MutableSequence
 from collections.abc import Sequence as SequenceOf
 from enum import StrEnum
 
+from streaming.chat.output_parser import OutputParser
 from streaming.detokenizer import Detokenizer
 from streaming.errors import DeadlineExceeded, StreamingError
-from streaming.generation import (
+from streaming.log.generation import (
     Failed,
     Finished,
     FinishReason,
@@ -19,10 +20,9 @@ from streaming.generation import (
     Token,
     TokenLogprobs,
 )
-from streaming.grammar import GrammarMatcher
-from streaming.kv_cache import BlockTable
-from streaming.output_parser import OutputParser
+from streaming.output_constraint import GrammarMatcher
 from streaming.sampling_params import SamplingParams
+from streaming.scheduling.block_manager import BlockTable
 from streaming.stop_checker import StopChecker
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Sequence:
         self.is_detached = False
         """Nobody follows the log; its client may still come back."""
         self.state = SequenceState.WAITING
-        self.barred_token_ids = params.stop_token_ids | eos_token_ids
+        self.banned_token_ids = params.stop_token_ids | eos_token_ids
         """Tokens that may not be chosen before `min_tokens`."""
         self._end_token_ids = params.stop_token_ids | (
             # A grammar lets them come where the text is complete, and then it is.
@@ -108,8 +108,8 @@ class Sequence:
         return self.generation.generation_id
 
     @property
-    def owner(self) -> str:
-        return self.generation.owner
+    def caller(self) -> str:
+        return self.generation.caller
 
     @property
     def deadline_error(self) -> DeadlineExceeded:
@@ -141,7 +141,7 @@ class Sequence:
 
     @property
     def must_not_end(self) -> bool:
-        """Whether the next token may not be one of `barred_token_ids`."""
+        """Whether the next token may not be one of `banned_token_ids`."""
         return len(self.output_ids) < self.params.min_tokens
 
     def move_to(self, state: SequenceState) -> None:

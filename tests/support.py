@@ -28,9 +28,9 @@ from streaming import (
 from streaming.backends.scripted import EOS, ByteTokenizer
 from streaming.detokenizer import texts_of
 from streaming.errors import InvalidRequest
-from streaming.generation import Token
-from streaming.grammar import Grammar, GrammarMatcher, Language
 from streaming.host import OPERATING_SYSTEM, Host
+from streaming.log.generation import Token
+from streaming.output_constraint import Grammar, GrammarMatcher, OutputConstraint
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 45.0
@@ -101,11 +101,11 @@ async def entered(barrier: Barrier) -> None:
 
 
 def make_generation(
-    generation_id: str = "gen_1", *, owner: str = "anyone", prompt_tokens: int = 3
+    generation_id: str = "gen_1", *, caller: str = "anyone", prompt_tokens: int = 3
 ) -> Generation:
     return Generation(
         generation_id=generation_id,
-        owner=owner,
+        caller=caller,
         model="scripted",
         created_at=1_700_000_000.0,
         submitted_at=0.0,
@@ -121,14 +121,14 @@ def make_sequence(
     max_tokens: int = 100,
     deadline_at: float = 1e9,
     submitted_at: float = 0.0,
-    owner: str = "anyone",
+    caller: str = "anyone",
     priority: int = 0,
     matcher: GrammarMatcher | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
 ) -> EngineSequence:
     """Return a sequence over the byte tokenizer; `params`, where given, has its own max_tokens."""
     prompt_ids = ByteTokenizer().encode(prompt)
-    generation = make_generation(generation_id, owner=owner, prompt_tokens=len(prompt_ids))
+    generation = make_generation(generation_id, caller=caller, prompt_tokens=len(prompt_ids))
     generation.submitted_at = submitted_at
     params = params or SamplingParams(max_tokens=max_tokens)
     return EngineSequence(
@@ -183,7 +183,7 @@ class WordCompiler:
     def __init__(self) -> None:
         self.compiled: list[tuple[str, int]] = []
 
-    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         assert isinstance(language, Grammar)
         grammar = language
         if grammar.source == "(":
@@ -321,7 +321,7 @@ async def running_engine(
 
 async def collect(engine: AsyncEngine, generation: Generation, *, after: int = -1) -> list[Event]:
     """Follow a log to its end and check what came."""
-    with engine.follow(generation, after=after) as reader:
+    with engine.subscribe(generation, after=after) as reader:
         events = [event async for event in reader]
     assert_well_formed(events, generation, after=after)
     return events

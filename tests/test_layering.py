@@ -23,19 +23,23 @@ FILES = sorted(path for package in ("app", "streaming") for path in (ROOT / pack
 
 STREAMING_RANKS = (
     {
-        *("errors", "config", "detokenizer", "stop_checker", "kv_cache", "step_shape"),
-        *("output_parser", "records", "store", "host"),
+        *("errors", "config", "detokenizer", "stop_checker", "host"),
+        *("chat.output_parser", "log.records", "log.store"),
+        *("scheduling.block_manager", "scheduling.padding"),
     },
-    {"chat", "step_pacer", "tokens", "worker_pool"},
-    {"grammar"},
-    {"generation", "sampling_params"},
-    {"request", "reader"},
-    {"sequence", "chat_format"},
-    {"backend", "fair_queue"},
-    {"scheduler", "wait_estimator", "backends"},
-    {"engine", "admission", "followers", "watchdog", "capacity"},
-    {"engine_thread", "tokenizer_queue"},
-    {"async_engine"},
+    {"chat.messages", "log.tokens", "scheduling.prefill_budget", "admission.worker_pool"},
+    {"output_constraint"},
+    {"log.generation", "sampling_params"},
+    {"request", "log.reader"},
+    {"sequence", "chat.format"},
+    {"backend", "scheduling.fair_queue"},
+    {"scheduling.scheduler", "scheduling.wait_estimator", "backends"},
+    {
+        *("engine.engine", "engine.watchdog", "log.followers"),
+        *("admission.admission", "admission.capacity"),
+    },
+    {"engine.engine_thread", "admission.tokenizer_queue"},
+    {"engine.async_engine"},
     {""},  # the public face
 )
 """From the bottom up. Modules of one rank do not know each other; `backends` is one module here."""
@@ -44,34 +48,35 @@ APP_IMPORTERS = {
     "app.cli": {"app.__main__"},
     "app.main": {"app.cli", "app.server"},
     "app.server": {"app.cli"},
-    "app.routes": {"app.main"},
-    "app.websocket": {"app.main", "app.routes"},
     "app.transport": {"app.server"},
-    "app.middleware": {"app.main", "app.routes"},
-    "app.asyncapi": {"app.main", "app.routes"},
-    "app.protocol": {
-        *("app.main", "app.routes", "app.websocket", "app.asyncapi", "app.request_limiter"),
-    },
-    "app.responses": {
-        *("app.main", "app.cli", "app.dependencies", "app.routes", "app.websocket"),
-        "app.asyncapi",
-    },
+    "app.asyncapi.route": {"app.main"},
+    "app.stream": {"app.main", "app.asyncapi"},
+    "app.openai": {"app.main"},
+    "app.responses": {"app.main", "app.cli", "app.dependencies", "app.asyncapi"},
 }
 """Who may import the upper parts of `app`, besides themselves."""
 
 APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.errors": set(),
-    "app.settings": {"app.errors", "app.socket_memory"},
+    "app.settings": {"app.errors", "app.websocket.socket_memory"},
     "app.schemas": {"app.errors"},
-    "app.json_object": {"app.errors", "app.schemas"},
-    "app.json_text": set(),
-    "app.socket_memory": set(),
-    "app.protocol": {"app.errors", "app.schemas", "app.json_object", "app.socket_memory"},
-    "app.responses": {
-        *("app.errors", "app.schemas", "app.settings", "app.json_text", "app.socket_memory"),
+    "app.json": {"app.errors", "app.schemas"},
+    "app.websocket.socket_memory": set(),
+    "app.websocket.protocol": {"app.errors", "app.schemas", "app.json"},
+    "app.stream.protocol": {
+        *("app.errors", "app.schemas", "app.websocket.protocol"),
+        *("app.stream.frames", "app.stream.parsing", "app.stream.schemas"),
     },
+    "app.responses.protocol": {
+        *("app.errors", "app.schemas", "app.websocket.protocol", "app.websocket.socket_memory"),
+        "app.responses.schemas",
+    },
+    "app.responses.storage": {"app.errors", "app.json", "app.responses"},
 }
 """All of `app` that its lower parts may import, besides themselves."""
+
+SANS_IO = ("app.websocket.protocol", "app.stream.protocol", "app.responses.protocol")
+"""The conversation cores: frames in, commands and frames out."""
 
 MODEL_LIBRARIES = {
     *("torch", "transformers", "safetensors", "tokenizers", "gguf", "accelerate", "llguidance"),
@@ -110,8 +115,18 @@ def is_in(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
+def ranked_name(module: str) -> str:
+    """Return the module's name in the table: a path below `streaming`, or `backends`."""
+    name = module.partition(".")[2]
+    return "backends" if is_in(name, "backends") else name
+
+
+def _is_sans_io(module: str) -> bool:
+    return any(is_in(module, core) for core in SANS_IO)
+
+
 def rank(module: str) -> int | None:
-    name = ".".join(module.split(".")[1:2])
+    name = ranked_name(module)
     return next((at for at, names in enumerate(STREAMING_RANKS) if name in names), None)
 
 
@@ -135,7 +150,7 @@ def violation(module: str, target: str) -> str | None:
         if target not in ("streaming", "streaming.errors"):
             return f"app imports streaming and streaming.errors, not {target}"
         return None
-    if is_in(module, "app.protocol") and root in IO_LIBRARIES:
+    if _is_sans_io(module) and root in IO_LIBRARIES:
         return f"the protocol is sans-I/O, without {root}"
     return _sideways(module, target) if root == "app" else None
 
@@ -168,7 +183,7 @@ def violations(source: str, path: Path) -> list[str]:
     if {"asyncio", "threading"} <= {target for _, target in found}:
         line = max(line for line, target in found if target in ("asyncio", "threading"))
         broken.append((line, "no module has both a thread and an event loop"))
-    if is_in(module, "app.protocol"):
+    if _is_sans_io(module):
         asynchronous = ast.AsyncFunctionDef | ast.Await | ast.AsyncFor | ast.AsyncWith
         broken += [
             (node.lineno, "the protocol never waits")
@@ -186,7 +201,11 @@ def test_imports_point_down(path: Path):
 def test_every_streaming_module_has_one_rank_and_every_rank_its_modules():
     names = [name for names in STREAMING_RANKS for name in names]
     assert len(set(names)) == len(names)
-    exist = {".".join(module.split(".")[1:2]) for module in MODULES if is_in(module, "streaming")}
+    exist = {
+        ranked_name(module_name(path))
+        for path in FILES
+        if path.parts[len(ROOT.parts)] == "streaming" and path.read_text(encoding="utf-8")
+    }
     assert set(names) == exist
 
 
@@ -201,43 +220,72 @@ def test_a_module_is_named_for_its_noun(path: Path):
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
-        ("app/routes/x.py", "import streaming\nfrom streaming import engine", [2]),
-        ("app/routes/x.py", "from streaming import Generation\nimport streaming.errors", []),
-        ("app/routes/x.py", "from streaming.engine import Engine", [1]),
-        ("app/routes/x.py", "def f():\n    import torch", [2]),
-        ("app/routes/x.py", "from app.websocket import connection\nfrom app import main", [2]),
-        ("app/routes/x.py", "import asyncio\nimport json\nimport threading", [3]),
+        ("app/openai/x.py", "import streaming\nfrom streaming import engine", [2]),
+        ("app/openai/x.py", "from streaming import Generation\nimport streaming.errors", []),
+        ("app/openai/x.py", "from streaming.engine.engine import Engine", [1]),
+        ("app/openai/x.py", "def f():\n    import torch", [2]),
+        ("app/openai/x.py", "from app.websocket import connection\nfrom app import main", [2]),
+        ("app/openai/x.py", "from app.stream.schemas import messages", [1]),
+        ("app/openai/x.py", "import asyncio\nimport json\nimport threading", [3]),
         (
             "app/websocket/x.py",
-            "from app.routes import stream\nfrom ..main import create_app",
+            "from app.stream import route\nfrom ..main import create_app",
             [1, 2],
         ),
-        ("app/websocket/x.py", "from app.protocol import frames\nimport asyncio", []),
-        ("app/protocol/x.py", "from ..routes import stream\nfrom ..websocket.x import y", [1, 2]),
-        ("app/protocol/x.py", "import asyncio\nfrom fastapi import WebSocket\nimport json", [1, 2]),
-        ("app/protocol/x.py", "async def f():\n    await g()", [1, 2]),
-        ("app/protocol/x.py", "async def f():\n  async for a in b:\n    pass", [1, 2]),
-        ("app/protocol/x.py", "from app.dependencies import x\nfrom app.errors import y", [1]),
+        ("app/websocket/x.py", "from app.websocket.protocol import frames\nimport asyncio", []),
+        (
+            "app/websocket/protocol/x.py",
+            "from ...stream import route\nfrom ...websocket import connection",
+            [1, 2],
+        ),
+        (
+            "app/stream/protocol.py",
+            "import asyncio\nfrom fastapi import WebSocket\nimport json",
+            [1, 2],
+        ),
+        ("app/responses/protocol/x.py", "async def f():\n    await g()", [1, 2]),
+        ("app/websocket/protocol/x.py", "async def f():\n  async for a in b:\n    pass", [1, 2]),
+        (
+            "app/stream/protocol.py",
+            "from app.dependencies import x\nfrom app.errors import y",
+            [1],
+        ),
         ("app/errors.py", "from app.schemas import error", [1]),
         ("app/auth.py", "import app.cli\nimport app.errors", [1]),
         (
-            "streaming/engine.py",
+            "streaming/engine/engine.py",
             "import app.errors\nimport fastapi, json\nimport pydantic",
             [1, 2, 2, 3],
         ),
-        ("streaming/engine.py", "from streaming.async_engine import AsyncEngine", [1]),
         (
-            "streaming/engine.py",
-            "from streaming import admission\nfrom streaming import Reader",
+            "streaming/engine/engine.py",
+            "from streaming.engine.async_engine import AsyncEngine",
+            [1],
+        ),
+        (
+            "streaming/engine/engine.py",
+            "from streaming.admission import admission\nfrom streaming import Reader",
             [1, 2],
         ),
-        ("streaming/engine.py", "from . import scheduler\nfrom .admission import Admission", [2]),
-        ("streaming/engine.py", "from streaming.newcomer import x", [1]),
-        ("streaming/engine.py", "import transformers.utils\nimport threading", [1, 2]),
-        ("streaming/grammar.py", "import llguidance\nfrom streaming import errors", [1]),
-        ("streaming/generation.py", "import streaming.sequence\nimport streaming.errors", [1]),
-        ("streaming/backends/x.py", "import torch, json\nimport streaming.scheduler", [2]),
-        ("streaming/backends/x.py", "from . import scripted\nfrom ..engine import Engine", [2]),
+        (
+            "streaming/engine/engine.py",
+            "from ..scheduling import scheduler\nfrom ..admission.admission import Admission",
+            [2],
+        ),
+        ("streaming/engine/engine.py", "from streaming.newcomer import x", [1]),
+        ("streaming/engine/engine.py", "import transformers.utils\nimport threading", [1, 2]),
+        ("streaming/output_constraint.py", "import llguidance\nfrom streaming import errors", [1]),
+        ("streaming/log/generation.py", "import streaming.sequence\nimport streaming.errors", [1]),
+        (
+            "streaming/backends/x.py",
+            "import torch, json\nimport streaming.scheduling.scheduler",
+            [2],
+        ),
+        (
+            "streaming/backends/x.py",
+            "from . import scripted\nfrom ..engine.engine import Engine",
+            [2],
+        ),
         ("streaming/host.py", "import threading", []),
         ("streaming/host.py", "import threading\nimport asyncio", [2]),
         ("streaming/newcomer.py", "import streaming.errors", [1]),

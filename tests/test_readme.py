@@ -8,10 +8,10 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from app.json_object import parse_object
-from app.protocol.parsing import to_message
-from app.schemas.chat import ChatRequest
-from app.schemas.completions import CompletionRequest
+from app.json.json_object import parse_object
+from app.openai.schemas.chat import ChatRequest
+from app.openai.schemas.completions import CompletionRequest
+from app.stream.parsing import to_message
 from tests.readme_tables import README, TABLES, section
 
 TEXT = README.read_text()

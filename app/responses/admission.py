@@ -6,7 +6,7 @@ import secrets
 import time
 from dataclasses import replace
 
-from app.responses.dialect import in_this_dialect
+from app.responses.dialect import translate_errors
 from app.responses.truncation import shorten
 from streaming import (
     AsyncEngine,
@@ -31,7 +31,7 @@ async def submit(
     Raises:
         StreamingError: it cannot be served, or not now.
     """
-    with in_this_dialect():
+    with translate_errors():
         while True:
             try:
                 return await engine.submit(request)
@@ -70,7 +70,7 @@ async def warm_up(engine: AsyncEngine, request: GenerationRequest) -> Generation
     now = time.monotonic()
     generation = Generation(
         generation_id=f"warm_up_{secrets.token_hex(8)}",
-        owner=request.owner,
+        caller=request.caller,
         model=served,
         created_at=time.time(),
         submitted_at=now,

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from app.responses.schemas.items import Item
+from app.responses.schemas.summary import encode_summary
 from app.responses.usage import to_usage
-from app.schemas.response_items import Item
-from app.schemas.summary import seal
 from app.schemas.usage import TokenCounts
 from streaming import (
     AnswerText,
@@ -64,7 +64,11 @@ def to_compacted(context: Sequence[Item], generation: Generation) -> dict[str, A
         "created_at": int(generation.created_at),
         "output": [
             *users,
-            {"id": f"cmp_{key}", "type": "compaction", "encrypted_content": seal(summary)},
+            {
+                "id": f"cmp_{key}",
+                "type": "compaction",
+                "encrypted_content": encode_summary(summary),
+            },
         ],
         "usage": to_usage(
             input_tokens=counts.prompt_tokens,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Self
 
-from app.schemas.response_items import Item
+from app.responses.schemas.items import Item
 from streaming.errors import InvalidRequest
 
 MAX_CONTEXT_BYTES = 8 * 2**20

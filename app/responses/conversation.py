@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.responses.context import Context
-from app.schemas.response_items import Item, output_text
-from app.schemas.summary import unseal
+from app.responses.schemas.items import Item, output_text
+from app.responses.schemas.summary import decode_summary
 from streaming import ChatMessage, ToolCall
 from streaming.errors import InvalidRequest
 
@@ -49,7 +49,7 @@ def to_messages(context: Context, *, instructions: str | None = None) -> tuple[C
             case "function_call":
                 turns.add_call(ToolCall(item["call_id"], item["name"], item["arguments"]))
             case "compaction":
-                turns.compact(unseal(item["encrypted_content"]))
+                turns.compact(decode_summary(item["encrypted_content"]))
             case "function_call_output":
                 if not turns.add_output(item["call_id"], _text(item["output"])):
                     raise InvalidRequest(

@@ -19,7 +19,7 @@ _PARAMS = {
 
 
 @contextmanager
-def in_this_dialect() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Name the fields of errors as this dialect does."""
     try:
         yield

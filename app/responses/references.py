@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Set
 
 from app.errors import RequestRefused
 from app.responses.response import AnyResponse
-from app.schemas.response_items import Item
+from app.responses.schemas.items import Item
 from streaming.errors import InvalidRequest
 
 _ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_i?[0-9]+")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from app.responses.context import Context
 from app.responses.conversation import to_context
-from app.responses.keeping import Keeping
+from app.responses.schemas.items import Item
+from app.responses.storage.keeping import Keeping
 from app.responses.writer import EventFields, ResponseHead, ResponseWriter
-from app.schemas.response_items import Item
 from streaming import Generation
 
 _MAX_RECORDS_AT_ONCE = 64
@@ -21,13 +21,13 @@ class StoredResponse:
     """A response that has ended, without its log.
 
     Attributes:
-        owner: the caller that it belongs to.
+        caller: the caller that it belongs to.
         last_snapshot: the response as clients see it.
         num_bytes: about what it takes in memory.
     """
 
     response_id: str
-    owner: str
+    caller: str
     last_snapshot: EventFields
     context: Context
     num_bytes: int = field(compare=False)
@@ -50,14 +50,14 @@ class LiveResponse:
 
     Attributes:
         head: what each of its snapshots and events shows.
-        owner: the caller that it belongs to.
+        caller: the caller that it belongs to.
         generation: its log.
-        is_stored: it can be fetched, and be gone on from, by whoever has its owner's key.
+        is_stored: it can be fetched, and be gone on from, by whoever has its caller's key.
         keeping: whether it has been written to the store, where there is one.
     """
 
     head: ResponseHead
-    owner: str
+    caller: str
     generation: Generation
     context: Context
     is_stored: bool
@@ -115,13 +115,13 @@ class LiveResponse:
         if self._stored is not None:
             return self._stored.last_snapshot
         if self.is_ended:
-            return self.settle().last_snapshot
+            return self.finish().last_snapshot
         with self._lock:
             writer = self._writer = self._writer or self.writer()
             writer.advance()
             return writer.snapshot()
 
-    def settle(self) -> StoredResponse:
+    def finish(self) -> StoredResponse:
         """Return what is to be kept of it; it has ended. As slow as `snapshot`.
 
         It is made once, but with log probabilities it is made each time: they are many objects for
@@ -164,7 +164,7 @@ class LiveResponse:
         writer.advance()
         return StoredResponse(
             response_id=self.response_id,
-            owner=self.owner,
+            caller=self.caller,
             last_snapshot=writer.snapshot(),
             context=self.context,
             num_bytes=self.num_bytes,
@@ -172,7 +172,7 @@ class LiveResponse:
 
     def conversation(self) -> tuple[Item, ...]:
         """Return all items that a response which goes on from here begins with; it has ended."""
-        return self.settle().conversation()
+        return self.finish().conversation()
 
 
 AnyResponse = LiveResponse | StoredResponse

@@ -8,7 +8,7 @@ from enum import StrEnum
 from io import StringIO
 from typing import assert_never
 
-from app.schemas.response_items import Item, output_text
+from app.responses.schemas.items import Item, output_text
 
 
 class ItemKind(StrEnum):

@@ -15,18 +15,18 @@ from app.responses.admission import submit, warm_up
 from app.responses.compaction import to_compacted, to_summary_request
 from app.responses.context import Context
 from app.responses.conversation import to_messages
-from app.responses.dialect import in_this_dialect
-from app.responses.keeping import Keeping
+from app.responses.dialect import translate_errors
 from app.responses.references import resolve
 from app.responses.refusals import not_found, previous_not_found, store_unavailable
 from app.responses.response import AnyResponse, LiveResponse, StoredResponse
-from app.responses.store import ResponseStore, encode
-from app.responses.store_status import StoreProblem, StoreTooNew, StoreUnavailable
+from app.responses.schemas.items import Item
+from app.responses.schemas.request import CompactRequest, ResponseRequest
+from app.responses.storage.keeping import Keeping
+from app.responses.storage.store import ResponseStore, encode
+from app.responses.storage.store_status import StoreProblem, StoreTooNew, StoreUnavailable
 from app.responses.writer import EventFields, ResponseHead
-from app.schemas.response_items import Item
-from app.schemas.responses import CompactRequest, ResponseRequest
 from app.settings import ReasoningDialect
-from app.socket_memory import DEFAULT_MAX_BYTES, SocketMemory
+from app.websocket.socket_memory import DEFAULT_MAX_BYTES, SocketMemory
 from streaming import AsyncEngine, Failed, GenerationRequest, LogStore, Reader
 from streaming.errors import InvalidRequest
 
@@ -177,7 +177,7 @@ class ResponseService:
                 reports_logprobs=body.includes_logprobs,
                 reasoning_dialect=self._reasoning_dialect,
             ),
-            owner=caller,
+            caller=caller,
             generation=generation,
             context=context,
             is_stored=body.is_stored,
@@ -208,8 +208,8 @@ class ResponseService:
         messages = to_messages(context, instructions=body.instructions)
         if body.generates and not messages:
             raise InvalidRequest(param="input", reason="give an input")
-        with in_this_dialect():
-            request = body.to_request(messages, owner=caller)
+        with translate_errors():
+            request = body.to_request(messages, caller=caller)
         return context, request
 
     async def _find_parent(self, response_id: str, caller: str) -> AnyResponse:
@@ -229,7 +229,7 @@ class ResponseService:
         """
         key = secrets.token_hex(16)
         _, request = await self._prepare(body, key=key, caller=caller, parent=None)
-        with in_this_dialect():
+        with translate_errors():
             return len(await self._engine.tokenize(request))
 
     async def compact(self, body: CompactRequest, *, caller: str) -> EventFields:
@@ -243,7 +243,7 @@ class ResponseService:
             body.to_response_request(), key=secrets.token_hex(16), caller=caller, parent=None
         )
         generation = await submit(self._engine, to_summary_request(request))
-        with self._engine.follow(generation) as reader:
+        with self._engine.subscribe(generation) as reader:
             outcome = await reader.wait_ended()
         if isinstance(outcome, Failed):
             raise outcome.error
@@ -252,7 +252,7 @@ class ResponseService:
     # Following.
 
     @contextmanager
-    def follow(
+    def subscribe(
         self, response: LiveResponse, *, on_wake: Callable[[], None], grace_s: float = 0.0
     ) -> Iterator[None]:
         """Be told of news, as a client that the response lives for.
@@ -267,7 +267,7 @@ class ResponseService:
                 with self.watch(response, on_wake=on_wake):
                     yield
             else:
-                with self._engine.follow(response.generation, on_wake=on_wake, grace_s=grace_s):
+                with self._engine.subscribe(response.generation, on_wake=on_wake, grace_s=grace_s):
                     yield
 
     @contextmanager
@@ -299,13 +299,13 @@ class ResponseService:
             RequestRefused: it never was, has expired, was not to be stored, or is someone else's;
                 or the store cannot be read now.
         """
-        live = self.registry.find(response_id, owner=caller)
+        live = self.registry.find(response_id, caller=caller)
         if live is not None and live.is_stored:
             return live
         stored = None
         if self._store is not None and live is None and response_id not in self._deleted:
             try:
-                stored = await self._store.find(response_id, owner=caller)
+                stored = await self._store.find(response_id, caller=caller)
             except StoreUnavailable as error:
                 logger.error("the store of responses failed: %s", error)
                 raise store_unavailable() from error
@@ -315,7 +315,7 @@ class ResponseService:
 
     def find_live(self, response_id: str, *, caller: str) -> LiveResponse | None:
         """Return a response whose log is in memory, stored or not: for resuming only."""
-        return self.registry.find(response_id, owner=caller)
+        return self.registry.find(response_id, caller=caller)
 
     # Ending.
 
@@ -354,7 +354,7 @@ class ResponseService:
             self.stop(response)
         if self._store is not None:
             try:
-                await self._store.delete(response_id, owner=caller)
+                await self._store.delete(response_id, caller=caller)
             except StoreUnavailable as error:
                 logger.error("the store of responses failed: %s", error)
                 raise store_unavailable() from error
@@ -367,7 +367,7 @@ class ResponseService:
             if response.generation.is_ended:
                 ended.set()
 
-        follow = self._engine.follow if response.is_background else Reader
+        follow = self._engine.subscribe if response.is_background else Reader
         with follow(response.generation, on_wake=check_ended):
             check_ended()
             await ended.wait()
@@ -379,7 +379,7 @@ class ResponseService:
             self._deleted.discard(response.response_id)
             is_lost = response.is_stored and self._store is not None and stored is None
             response.decide(stored, is_lost=is_lost)
-            self.registry.settle(response.response_id)
+            self.registry.finish(response.response_id)
 
     async def _write(self, response: LiveResponse) -> StoredResponse | None:
         """Write a response to the store, and return what is there; None if it is not."""
@@ -392,7 +392,7 @@ class ResponseService:
             stored, body = await asyncio.to_thread(_write_out, response)
             await self._store.put(stored, body)
             if response.response_id in self._deleted:  # meanwhile
-                await self._store.delete(response.response_id, owner=response.owner)
+                await self._store.delete(response.response_id, caller=response.caller)
                 return None
         except StoreUnavailable as error:
             logger.warning("%s is in memory only: %s", response.response_id, error)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, assert_never
 
-from app.responses.keeping import Keeping
 from app.responses.response_item import ItemKind, ItemStatus, OutputItem
+from app.responses.storage.keeping import Keeping
 from app.responses.unshown_tokens import UnshownTokens
 from app.responses.usage import to_usage
-from app.schemas.logprobs import shown
+from app.schemas.logprobs import clamp_logprob
 from app.settings import ReasoningDialect
 from streaming import (
     AnswerText,
@@ -328,7 +328,7 @@ class ResponseWriter:
             yield from self._close(ItemStatus.COMPLETED)
 
     def _end(self, record: Finished | Failed) -> EventFields:
-        event_name = self._settle(record)
+        event_name = self._finish(record)
         self._end_fields["usage"] = self._usage()
         if self._keeping.is_lost:
             self._end_fields["store"] = False
@@ -342,7 +342,7 @@ class ResponseWriter:
             return self._head.is_warm_up  # which has the model read, and not write
         return reason is not FinishReason.CANCELLED
 
-    def _settle(self, record: Finished | Failed) -> str:
+    def _finish(self, record: Finished | Failed) -> str:
         """Set what the end decides, and return the name of its event."""
         match record:
             case Failed(error=error):
@@ -395,7 +395,7 @@ class ResponseWriter:
 
     def _logprob(self, token_id: int, logprob: float) -> EventFields:
         text, utf8 = self._spelling(token_id)
-        return {"token": text, "bytes": list(utf8), "logprob": shown(logprob)}
+        return {"token": text, "bytes": list(utf8), "logprob": clamp_logprob(logprob)}
 
 
 def _spelling(head: ResponseHead, token_id: int) -> tuple[str, bytes]:

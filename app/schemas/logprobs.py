@@ -14,7 +14,7 @@ MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
-def shown(logprob: float) -> float:
+def clamp_logprob(logprob: float) -> float:
     """Return a log probability that JSON can say."""
     return max(MIN_LOGPROB, logprob)
 
@@ -52,7 +52,7 @@ class ChatLogprobs(BaseModel):
             utf8 = token_bytes(token_id)
             return TopLogprob(
                 token=token_text(token_id),
-                logprob=shown(logprob),
+                logprob=clamp_logprob(logprob),
                 bytes=None if utf8 is None else list(utf8),
             )
 

@@ -102,7 +102,7 @@ class SamplingFields(WireModel):
         prompt: Prompt,
         params: SamplingParams,
         *,
-        owner: str,
+        caller: str,
         model: str | None,
         metadata: Mapping[str, str],
     ) -> GenerationRequest:
@@ -114,7 +114,7 @@ class SamplingFields(WireModel):
         return GenerationRequest(
             prompt=prompt,
             params=params,
-            owner=owner,
+            caller=caller,
             model=model,
             priority=0 if self.priority is None else self.priority,
             timeout_s=self.timeout_s,

@@ -30,7 +30,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, Request
 from uvicorn.server import ServerState
 
 from app.errors import ErrorInfo
-from app.handlers import error_response
+from app.http.error_handlers import error_response
 from app.transport.allowance import Allowance
 from app.transport.config import TransportConfig
 from app.transport.door import Place

@@ -20,12 +20,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from app.json_text import COMPACT, is_large, to_json
-from app.large_json import LARGE_INPUT_BYTES, LargeMessages
-from app.protocol.commands import Close
-from app.protocol.frames import Frame, serialize
-from app.protocol.parsing import Parsed
+from app.json.json_text import COMPACT, is_large, to_json
+from app.json.large_json import LARGE_INPUT_BYTES, LargeMessages
 from app.settings import Settings
+from app.websocket.protocol.commands import Close
+from app.websocket.protocol.frames import Frame, serialize
+from app.websocket.protocol.parsing import Parsed
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class Core(Protocol[CommandT, EventT_contra]):
         """Frames that wait to be sent."""
 
     @property
-    def due_at(self) -> float | None:
-        """When `release_due` has something to do, if nothing comes in before."""
+    def next_timeout_at(self) -> float | None:
+        """When `handle_timeout` has something to do, if nothing comes in before."""
 
     def receive_text(self, frame: str, *, now: float) -> None: ...
 
@@ -68,7 +68,7 @@ class Core(Protocol[CommandT, EventT_contra]):
 
     def receive_drain(self) -> None: ...
 
-    def release_due(self, *, now: float) -> None: ...
+    def handle_timeout(self, *, now: float) -> None: ...
 
     def commands(self) -> list[CommandT | Close]: ...
 
@@ -171,7 +171,7 @@ class Connection(ABC, Generic[CommandT, EventT]):
     def forget(self, key: str) -> None:
         """Take that a reader has come to its end: its key may name another one from now on."""
 
-    def follow(self, key: str, reader: LogReader[EventT], leave: ExitStack) -> None:
+    def subscribe(self, key: str, reader: LogReader[EventT], leave: ExitStack) -> None:
         """Give the core what the reader reads, until its end.
 
         Leave once all of it is in the socket, so that a client that is slow to take the end can
@@ -179,9 +179,9 @@ class Connection(ABC, Generic[CommandT, EventT]):
         """
         self._followed[key] = _Followed(reader, leave)
 
-    def has_changed(self) -> None:
+    def notify(self) -> None:
         """Look again: the core has been told something, or a log has grown."""
-        self._obey()
+        self._dispatch_commands()
         self._wake.set()
 
     # The reader.
@@ -193,7 +193,7 @@ class Connection(ABC, Generic[CommandT, EventT]):
                 raise ConnectionEnded
             text = message.get("text")
             await self._receive(message["bytes"] if text is None else text)
-            self.has_changed()
+            self.notify()
             if self._core.num_unsent > _MAX_UNSENT_FRAMES:
                 self._has_room.clear()
                 await self._has_room.wait()
@@ -212,7 +212,7 @@ class Connection(ABC, Generic[CommandT, EventT]):
         else:
             self._core.receive_bytes(frame, now=self._clock())
 
-    def _obey(self) -> None:
+    def _dispatch_commands(self) -> None:
         for command in self._core.commands():
             if isinstance(command, Close):
                 self._close = command
@@ -228,8 +228,8 @@ class Connection(ABC, Generic[CommandT, EventT]):
             for key in tuple(self._followed):
                 with self._read_log(key):
                     await self._flush()
-            self._core.release_due(now=self._clock())
-            self._obey()
+            self._core.handle_timeout(now=self._clock())
+            self._dispatch_commands()
             await self._flush()
             if self._close is not None:
                 raise ConnectionEnded
@@ -239,8 +239,8 @@ class Connection(ABC, Generic[CommandT, EventT]):
                 await asyncio.sleep(0)
 
     async def _wait_woken(self) -> None:
-        due_at = self._core.due_at
-        timeout_s = None if due_at is None else max(0.0, due_at - self._clock())
+        next_timeout_at = self._core.next_timeout_at
+        timeout_s = None if next_timeout_at is None else max(0.0, next_timeout_at - self._clock())
         try:
             async with asyncio.timeout(timeout_s):
                 await self._wake.wait()

@@ -9,7 +9,7 @@ from streaming.backend import Backend
 from streaming.config import BackendName, ModelConfig
 
 if TYPE_CHECKING:
-    from streaming.backends.model_cache import CachedModel
+    from streaming.backends.loading.model_cache import CachedModel
 
 OnProgress = Callable[[str, float | None], None]
 """Told what is being done and how much of it is done, 0 to 1 or None where that is unknown."""
@@ -21,7 +21,7 @@ def list_cached_models(cache_dir: str | None = None) -> list[CachedModel]:
     Args:
         cache_dir: where converted models are kept; None is the user's cache directory.
     """
-    from streaming.backends import model_cache
+    from streaming.backends.loading import model_cache
 
     return model_cache.list_cached_models(cache_dir)
 

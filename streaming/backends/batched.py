@@ -17,24 +17,24 @@ import torch
 
 from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends import OnProgress
-from streaming.backends.attention_survey import known_length
-from streaming.backends.cache_size import choose_num_blocks, free_on, watch_memory
-from streaming.backends.draw import Draw, draw_tokens
-from streaming.backends.forward import forward
+from streaming.backends.attention.forward import forward
+from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention, UnsupportedModel
+from streaming.backends.attention.model_input import prepare_inputs
+from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
 from streaming.backends.generate import GenerateRunner
-from streaming.backends.load_failure import failing_as
-from streaming.backends.loading import LoadedModel, load_model
-from streaming.backends.memory import FreeMemory, free_memory
+from streaming.backends.loading.cache_size import choose_num_blocks, free_on, watch_memory
+from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.memory import FreeMemory, free_memory
+from streaming.backends.loading.model_loader import LoadedModel, load_model
 from streaming.backends.native.attention import native_attention
-from streaming.backends.native.draw import native_draw_tokens
 from streaming.backends.native.library import NoKernels, load_kernels
-from streaming.backends.paged_cache import BLOCK_SIZE, Attention, UnsupportedModel
-from streaming.backends.probe import NotBatchInvariant, probe, speed_up
-from streaming.backends.prompt_scorer import PromptScorer
-from streaming.backends.sampler import Sampler
-from streaming.backends.span_cache import SPAN_ATTENTION
-from streaming.backends.step_layout import lay_out
-from streaming.backends.warm_up import warm_up
+from streaming.backends.native.sampling import native_draw_tokens
+from streaming.backends.optimization.context_support import known_length
+from streaming.backends.optimization.verification import NotBatchInvariant, optimize, probe
+from streaming.backends.optimization.warm_up import warm_up
+from streaming.backends.sampling.prompt_scorer import PromptScorer
+from streaming.backends.sampling.sampler import Sampler
+from streaming.backends.sampling.sampling import Draw, sample_tokens
 from streaming.config import BackendName, ModelConfig
 from streaming.errors import ModelLoadError
 from streaming.sequence import Sequence
@@ -64,7 +64,7 @@ class BatchedRunner:
         model: Any,
         *,
         attention: Attention = SPAN_ATTENTION,
-        draw: Draw = draw_tokens,
+        draw: Draw = sample_tokens,
         num_blocks: int,
         block_size: int = BLOCK_SIZE,
         max_num_seqs: int = 64,
@@ -88,7 +88,7 @@ class BatchedRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
-        step = lay_out(batch, cache=self._cache, device=self._device)
+        step = prepare_inputs(batch, cache=self._cache, device=self._device)
         # A padded head has rows for ids that the model cannot read; they must not be chosen.
         logits = forward(self._model, step, self._cache)[:, : self._num_readable_ids]
         start = len(step.sequences)
@@ -146,7 +146,7 @@ def load_batched_backend(
             runner: BatchedRunner | GenerateRunner = GenerateRunner(loaded.model)
         else:
             try:
-                speed_up(
+                optimize(
                     loaded.model,
                     attention=attention,
                     kernels=kernels,
@@ -169,7 +169,7 @@ def load_batched_backend(
             runner = BatchedRunner(
                 loaded.model,
                 attention=attention,
-                draw=draw_tokens if kernels is None else partial(native_draw_tokens, kernels),
+                draw=sample_tokens if kernels is None else partial(native_draw_tokens, kernels),
                 num_blocks=num_blocks,
                 max_num_seqs=config.max_num_seqs,
                 max_batch_tokens=config.max_batch_tokens,

@@ -19,9 +19,10 @@ from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStre
 
 from streaming.backend import Backend, Batch, Chunk, FailedRow, SampledToken
 from streaming.backends import OnProgress
-from streaming.backends.load_failure import failing_as
-from streaming.backends.loading import load_model
-from streaming.backends.logits_processors import (
+from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.model_loader import load_model
+from streaming.backends.optimization.warm_up import warm_up
+from streaming.backends.sampling.logits_processors import (
     GrammarMask,
     LogitBias,
     MinTokens,
@@ -29,10 +30,9 @@ from streaming.backends.logits_processors import (
     RawDistribution,
     SomeTokenLeft,
 )
-from streaming.backends.penalties import Penalties
-from streaming.backends.prompt_scorer import PromptScorer
-from streaming.backends.row_failure import RowFailed
-from streaming.backends.warm_up import warm_up
+from streaming.backends.sampling.penalties import Penalties
+from streaming.backends.sampling.prompt_scorer import PromptScorer
+from streaming.backends.sampling.row_failure import RowFailed
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
 from streaming.sequence import Sequence
@@ -80,7 +80,7 @@ class _Job:
     """One call of `generate`, which waits in its streamer between two tokens.
 
     A greenlet has a stack of its own on the thread that it is made on, so the model computes on the
-    engine's thread. See `streaming.engine_thread` on why that matters.
+    engine's thread. See `streaming.engine.engine_thread` on why that matters.
 
     Args:
         prompt: of the sequence.
@@ -179,7 +179,7 @@ class GenerateRunner:
             processors.append(LogitBias(sequence, self._device))
         if sequence.matcher is not None:
             processors.append(GrammarMask(sequence))
-        elif sequence.params.min_tokens and sequence.barred_token_ids:
+        elif sequence.params.min_tokens and sequence.banned_token_ids:
             processors.append(MinTokens(sequence, self._device))
         if len(processors) > 1:
             processors.append(SomeTokenLeft(sequence))

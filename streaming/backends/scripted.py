@@ -19,11 +19,11 @@ from streaming.backend import (
     ModelInfo,
     SampledToken,
 )
-from streaming.chat import ChatMessage
-from streaming.chat_format import HERMES, THINK, ChatFormat, may_call_tools
+from streaming.chat.format import HERMES, THINK, ChatFormat, may_call_tools
+from streaming.chat.messages import ChatMessage
 from streaming.errors import InvalidRequest, RequestError
-from streaming.generation import Logprob, TokenLogprobs
-from streaming.grammar import Grammar, GrammarMatcher, Language
+from streaming.log.generation import Logprob, TokenLogprobs
+from streaming.output_constraint import Grammar, GrammarMatcher, OutputConstraint
 from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 
@@ -110,7 +110,7 @@ class ScriptCompiler:
     A text of a certain form is refused, since no script would keep to it by itself.
     """
 
-    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         if isinstance(language, Grammar) or language.text is not None:
             raise InvalidRequest(
                 param="response_format", reason="scripted cannot be held to a grammar"

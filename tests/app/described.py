@@ -9,7 +9,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from app.asyncapi.document import message_key
-from app.routes.asyncapi import build
+from app.asyncapi.route import build
 
 DOCUMENT = build("test")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from app.main import make_response_service
 from app.responses.service import ResponseService
+from app.responses.socket import ResponsesConnection
 from app.settings import Settings
-from app.websocket.responses import ResponsesConnection
 from streaming import ANYONE, AsyncEngine, Backend, Generation
 from streaming.backends.scripted import Gate
 from tests.app.responses_conversation import Frame, text_of

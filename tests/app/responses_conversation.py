@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.errors import ERRORS
-from app.protocol.responses.events import TERMINAL_TYPES
-from app.schemas.response_events import RESPONSE_EVENTS
+from app.responses.protocol.events import TERMINAL_TYPES
+from app.responses.schemas.events import RESPONSE_EVENTS
 from tests.app.described import assert_described
 from tests.app.response_events import check_events
 

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed
 
 from app.server import Server, bind
 from app.settings import Settings
-from app.websocket.stream import StreamConnection
+from app.stream.socket import StreamConnection
 from streaming import ANYONE, AsyncEngine, Backend
 from streaming.backends.scripted import Gate
 from tests.app.conversation import Frame

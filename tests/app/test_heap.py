@@ -6,8 +6,9 @@ import weakref
 
 import pytest
 
-from app.heap import THRESHOLDS, freeze_heap
-from app.protocol.frames import delta_frames, serialize
+from app.heap import THRESHOLDS, freeze_gc
+from app.stream.frames import delta_frames
+from app.websocket.protocol.frames import serialize
 from streaming import AsyncEngine, Delta
 from streaming.backends.scripted import scripted_backend
 from tests.support import ask, running_engine
@@ -22,7 +23,7 @@ def test_what_is_alive_is_left_out_and_what_is_garbage_is_gone() -> None:
     kept, garbage = Node(), weakref.ref(Node())
     thresholds = gc.get_threshold()
     try:
-        freeze_heap()
+        freeze_gc()
         assert garbage() is None
         assert all(each is not kept for each in gc.get_objects())
         assert gc.get_freeze_count() > 0
@@ -37,7 +38,7 @@ async def stream(engine: AsyncEngine, *, num_tokens: int) -> int:
     """Make the frames of one answer with log probabilities; return how long they are."""
     generation = await engine.submit(ask(max_tokens=num_tokens, logprobs=5, ignore_eos=True))
     num_chars = 0
-    with engine.follow(generation, every_token=True) as reader:
+    with engine.subscribe(generation, include_empty_deltas=True) as reader:
         async for event in reader:
             if isinstance(event, Delta):
                 for frame in delta_frames(

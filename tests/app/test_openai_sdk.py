@@ -19,7 +19,7 @@ from streaming.backends.scripted import (
     say,
     scripted_backend,
 )
-from streaming.grammar import GrammarMatcher, Language
+from streaming.output_constraint import GrammarMatcher, OutputConstraint
 from tests.app.chat_answers import ask, call, check_chunks, check_completion, joined, tool
 
 LiveServer = Callable[..., str]
@@ -35,9 +35,9 @@ class TrustingCompiler:
     """Takes every grammar: the script keeps to it by itself."""
 
     def __init__(self) -> None:
-        self.asked: list[Language] = []
+        self.asked: list[OutputConstraint] = []
 
-    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         self.asked.append(language)
         return [ScriptMatcher() for _ in range(count)]
 

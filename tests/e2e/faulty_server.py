@@ -16,8 +16,8 @@ import threading
 
 import typer
 
-from app.cli import serve_engine
-from app.log import configure_logging
+from app.cli.commands import serve_engine
+from app.cli.log import configure_logging
 from app.server import bind
 from app.settings import Settings, load_settings
 from streaming import AsyncEngine

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.cli import cli
-from app.log import _QUIET
+from app.cli.commands import cli
+from app.cli.log import _QUIET
 from app.settings import Settings
 from streaming.backends.scripted import scripted_backend
 from tests.app.serving import live

@@ -81,7 +81,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         """Run it on a thread of its own, at a time of the seed's choice."""
         future = self.create_future()
 
-        def settle(result: Any, error: BaseException | None) -> None:
+        def finish(result: Any, error: BaseException | None) -> None:
             if future.cancelled():
                 return
             if error is None:
@@ -96,7 +96,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
                 result = func(*args)
             except Exception as raised:  # noqa: BLE001 - the future's
                 error = raised
-            self.call_soon_threadsafe(settle, result, error)
+            self.call_soon_threadsafe(finish, result, error)
 
         SimulatedThread(self._world, run, "worker").start()
         return future

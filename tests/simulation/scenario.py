@@ -30,20 +30,20 @@ ROOT = Path(__file__).parent.parent.parent
 WATCHED = frozenset(
     str(ROOT / path)
     for path in (
-        "streaming/async_engine.py",
-        "streaming/engine_thread.py",
-        "streaming/followers.py",
-        "streaming/generation.py",
-        "streaming/reader.py",
-        "streaming/records.py",
-        "streaming/store.py",
-        "streaming/watchdog.py",
-        "streaming/worker_pool.py",
+        "streaming/engine/async_engine.py",
+        "streaming/engine/engine_thread.py",
+        "streaming/log/followers.py",
+        "streaming/log/generation.py",
+        "streaming/log/reader.py",
+        "streaming/log/records.py",
+        "streaming/log/store.py",
+        "streaming/engine/watchdog.py",
+        "streaming/admission/worker_pool.py",
         "app/responses/service.py",
         "app/websocket/connection.py",
         "app/websocket/response_reader.py",
-        "app/websocket/responses.py",
-        "app/websocket/stream.py",
+        "app/responses/socket.py",
+        "app/stream/socket.py",
     )
 )
 """Where a turn may change between two lines: all that two threads, or two tasks, share."""

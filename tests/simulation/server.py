@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from app.connections import ConnectionRegistry
 from app.responses.response import LiveResponse
+from app.responses.schemas.request import ResponseRequest
 from app.responses.service import ResponseService
-from app.schemas.responses import ResponseRequest
+from app.responses.socket import ResponsesConnection
 from app.settings import Settings
-from app.websocket.responses import ResponsesConnection
-from app.websocket.stream import StreamConnection
+from app.stream.socket import StreamConnection
+from app.websocket.connections import ConnectionRegistry
 from streaming import (
     ANYONE,
     AsyncEngine,
@@ -83,8 +83,8 @@ class RecordingEngine(AsyncEngine):
         return generation
 
     @contextmanager
-    def follow(self, generation: Generation, **options: Any) -> Iterator[Reader]:
-        with super().follow(generation, **options) as reader:
+    def subscribe(self, generation: Generation, **options: Any) -> Iterator[Reader]:
+        with super().subscribe(generation, **options) as reader:
             stay = Stay(self._world.time)
             self.stays[generation.generation_id].append(stay)
             try:

@@ -11,8 +11,8 @@ import pytest
 
 import streaming
 from streaming.errors import EngineFailure
-from streaming.generation import Failed, Finished, FinishReason, Generation, Record, Tail, Token
-from streaming.reader import Reader
+from streaming.log.generation import Failed, Finished, FinishReason, Generation, Record, Tail, Token
+from streaming.log.reader import Reader
 from tests.simulation.world import World
 from tests.support import assert_well_formed, make_generation
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streaming.chat import ChatMessage, Tool, ToolCall
+from streaming.chat.messages import ChatMessage, Tool, ToolCall
 from streaming.errors import InvalidRequest
 from streaming.request import (
     ANYONE,
@@ -62,7 +62,7 @@ def test_equal_prompts_are_one_key():
 
 def test_a_request_asks_for_the_served_model_as_anyone():
     request = GenerationRequest(prompt=TextPrompt("hi"))
-    assert (request.owner, request.model, request.params) == (ANYONE, None, SamplingParams())
+    assert (request.caller, request.model, request.params) == (ANYONE, None, SamplingParams())
     assert dict(request.metadata) == {}
 
 

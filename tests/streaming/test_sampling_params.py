@@ -8,7 +8,7 @@ import math
 import pytest
 
 from streaming.errors import InvalidRequest
-from streaming.grammar import Grammar, GrammarKind
+from streaming.output_constraint import Grammar, GrammarKind
 from streaming.sampling_params import (
     MAX_LOGIT_BIASES,
     MAX_LOGPROBS,

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.backends.scripted import EOS, ByteTokenizer
+from streaming.chat.output_parser import OutputFormat, ToolSyntax
 from streaming.errors import EngineFailure
-from streaming.generation import (
+from streaming.log.generation import (
     Failed,
     Finished,
     FinishReason,
@@ -21,8 +22,7 @@ from streaming.generation import (
     Token,
     TokenLogprobs,
 )
-from streaming.grammar import Grammar, GrammarKind
-from streaming.output_parser import OutputFormat, ToolSyntax
+from streaming.output_constraint import Grammar, GrammarKind
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import _NEXT_STATES, InvalidTransition, Sequence, SequenceState
 from tests.support import (
@@ -95,8 +95,8 @@ def test_a_new_sequence_waits_and_has_seen_nothing():
 
 
 def test_a_new_sequence_has_a_client_and_no_claim():
-    sequence = make_sequence(owner="alice")
-    assert (sequence.owner, sequence.priority, sequence.is_detached) == ("alice", 0, False)
+    sequence = make_sequence(caller="alice")
+    assert (sequence.caller, sequence.priority, sequence.is_detached) == ("alice", 0, False)
     assert sequence.block_table.block_ids == []
     assert make_sequence(priority=3).priority == 3
 
@@ -163,7 +163,7 @@ def test_ignore_eos_goes_past_the_models_end_but_not_past_the_callers():
     sequence = make_running(params)
     feed(sequence, [*b"a", EOS, EOS, *b"bc"])
     assert outcome(sequence) == ("ab", "stop", 5)
-    assert sequence.barred_token_ids == {EOS, ord("c")}
+    assert sequence.banned_token_ids == {EOS, ord("c")}
 
 
 @pytest.mark.pain(5)

@@ -1,6 +1,6 @@
 """Attention over a paged cache by a kernel of ours, see `attention.cpp`.
 
-It takes the place of `span_attention` on CPUs: no keys or values are copied, none is multiplied
+It takes the place of `tiled_attention` on CPUs: no keys or values are copied, none is multiplied
 that is not seen, and the same promise holds about bits.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from streaming.backend import Chunk
-from streaming.backends.paged_cache import BLOCK_SIZE, Attention, LayerTensors
+from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention, LayerTensors
 
 _DIM_STEP = 16
 """Sizes of keys and values are multiples of it: a vector of the widest kind."""
@@ -87,8 +87,8 @@ class NativeLayout:
     tables: torch.Tensor
 
 
-class NativeCache(LayerTensors):
-    """A `PagedCache`, of blocks of the one size that the kernel knows.
+class NativeKVCache(LayerTensors):
+    """A `PagedKVCache`, of blocks of the one size that the kernel knows.
 
     Args:
         kernels: see `load_kernels`.
@@ -192,7 +192,7 @@ def native_attention(kernels: ctypes.CDLL) -> Attention:
         name="native",
         interface_name="tokenwire_native",
         function=partial(_attend, kernels),
-        make_cache=partial(NativeCache, kernels),
+        make_cache=partial(NativeKVCache, kernels),
     )
 
 
@@ -214,7 +214,7 @@ def _attend(
 
     Args:
         query: (1, Hq, T, D).
-        key, value: as `NativeCache.update` returned them.
+        key, value: as `NativeKVCache.update` returned them.
         sliding_window: a token sees at most so many, itself included.
 
     Returns:

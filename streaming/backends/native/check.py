@@ -11,10 +11,10 @@ import sys
 
 import torch
 
-from streaming.backends.draw import DrawRules, draw_tokens
+from streaming.backends.attention.kv_cache import BLOCK_SIZE
 from streaming.backends.native.attention import SPLIT_TOKENS, NativeLayout, native_attention
-from streaming.backends.native.draw import native_draw_tokens
-from streaming.backends.paged_cache import BLOCK_SIZE
+from streaming.backends.native.sampling import native_draw_tokens
+from streaming.backends.sampling.sampling import SamplingMetadata, sample_tokens
 
 _LENGTHS = (1, 40, SPLIT_TOKENS + 18, 2 * SPLIT_TOKENS + 6)
 _NUM_NEW = (1, 3)
@@ -44,8 +44,8 @@ def check(kernels: ctypes.CDLL) -> None:
                         )
     logits = 3.0 * torch.randn(_NUM_DRAWS, 5000, generator=torch.Generator().manual_seed(0))
     rows = range(_NUM_DRAWS)
-    rules = [DrawRules(1.0, 50 * (row % 2), 0.9, 0.001, row / _NUM_DRAWS) for row in rows]
-    if native_draw_tokens(kernels, logits, rows, rules) != draw_tokens(logits, rows, rules):
+    rules = [SamplingMetadata(1.0, 50 * (row % 2), 0.9, 0.001, row / _NUM_DRAWS) for row in rows]
+    if native_draw_tokens(kernels, logits, rows, rules) != sample_tokens(logits, rows, rules):
         raise ValueError("the kernel draws other tokens")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from streaming.backends import OnProgress
-from streaming.backends.model_cache import default_cache_dir
+from streaming.backends.loading.model_cache import default_cache_dir
 
 _FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(_FOLDER.glob("*.cpp")))

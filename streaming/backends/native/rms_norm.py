@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from streaming.backends.stand_in import StandIn, replace_layers
+from streaming.backends.optimization.module_replacement import ModuleReplacement, replace_layers
 
 _DIM_STEP = 16
 """Rows are multiples of it long: a vector of the widest kind."""
@@ -41,7 +41,7 @@ class _Arguments(ctypes.Structure):
     )
 
 
-class NativeRMSNorm(StandIn):
+class NativeRMSNorm(ModuleReplacement):
     """An RMS norm over the last dimension.
 
     Args:

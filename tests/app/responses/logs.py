@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from app.responses.schemas.request import ResponseRequest
 from app.responses.writer import EventFields, ResponseHead, ResponseWriter
-from app.schemas.responses import ResponseRequest
 from streaming import FinishReason, Generation, Logprob, OutputFormat, Token, TokenLogprobs
-from streaming.chat_format import HERMES, THINK
+from streaming.chat.format import HERMES, THINK
 from streaming.errors import StreamingError
-from streaming.generation import Failed, Finished, Tail
+from streaming.log.generation import Failed, Finished, Tail
 from tests.support import make_generation
 
 TOOLS = OutputFormat(tools=HERMES)

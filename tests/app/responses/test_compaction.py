@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from app.responses.compaction import to_compacted, to_summary_request
-from app.schemas.responses import ResponseRequest
-from app.schemas.summary import unseal
+from app.responses.schemas.request import ResponseRequest
+from app.responses.schemas.summary import decode_summary
 from streaming import ChatMessage, ChatPrompt, FinishReason, GenerationRequest, SamplingParams
 from streaming.errors import EngineFailure
 from tests.app.responses.logs import REASONING, make_log
@@ -35,7 +35,7 @@ def test_what_the_user_said_stays_and_the_rest_is_the_summary():
     compacted = to_compacted(body.to_items("k"), log)
     *users, item = compacted["output"]
     assert [user["content"][0]["text"] for user in users] == ["hi", "well"]
-    assert unseal(item["encrypted_content"]) == "They said hi."
+    assert decode_summary(item["encrypted_content"]) == "They said hi."
     assert compacted["usage"]["output_tokens_details"] == {"reasoning_tokens": 17}
 
 

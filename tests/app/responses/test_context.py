@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from app.responses.context import MAX_CONTEXT_BYTES, Context
-from app.schemas.response_items import Item
+from app.responses.schemas.items import Item
 from streaming.errors import InvalidRequest
 
 LARGE: Item = {"text": "x" * (MAX_CONTEXT_BYTES - len('[{"text": ""}]'))}

@@ -6,8 +6,8 @@ import pytest
 
 from app.responses.context import Context
 from app.responses.conversation import to_context, to_messages
-from app.schemas.responses import ResponseRequest
-from app.schemas.summary import seal
+from app.responses.schemas.request import ResponseRequest
+from app.responses.schemas.summary import encode_summary
 from streaming import ChatMessage, FinishReason, ToolCall
 from streaming.errors import InvalidRequest
 from tests.app.responses.logs import REASONING, TOOLS, call, make_log, write
@@ -167,7 +167,7 @@ def test_a_summary_stands_for_what_came_before_it():
         {"role": "system", "content": "be nice"},
         user("hi"),
         CALL,
-        {"type": "compaction", "encrypted_content": seal("They said hi.")},
+        {"type": "compaction", "encrypted_content": encode_summary("They said hi.")},
         user("and?"),
     ]
     assert messages_of(items, instructions="short") == (

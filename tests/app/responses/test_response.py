@@ -14,7 +14,7 @@ def make_response(*, num_tokens: int, logprobs: bool) -> LiveResponse:
     log = make_log(*("abcdefgh"[number % 8] for number in range(num_tokens)), logprobs=logprobs)
     return LiveResponse(
         head=make_head(reports_logprobs=logprobs),
-        owner="anyone",
+        caller="anyone",
         generation=log,
         context=Context.of((), ()),
         is_stored=True,
@@ -31,9 +31,9 @@ def tracked_objects() -> int:
 def test_a_settled_response_keeps_no_objects_for_each_token(logprobs: bool):
     response = make_response(num_tokens=1000, logprobs=logprobs)
     before = tracked_objects()
-    num_shown = len(response.settle().last_snapshot["output"][0]["content"][0]["logprobs"])
+    num_shown = len(response.finish().last_snapshot["output"][0]["content"][0]["logprobs"])
     assert num_shown == (1000 if logprobs else 0)
-    assert response.settle().last_snapshot == response.settle().last_snapshot
+    assert response.finish().last_snapshot == response.finish().last_snapshot
     assert tracked_objects() - before < 200
 
 
@@ -41,12 +41,12 @@ def test_a_settled_response_keeps_no_objects_for_each_token(logprobs: bool):
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.slow
 def test_its_bytes_cover_what_it_takes_in_memory(num_tokens: int, logprobs: bool):
-    make_response(num_tokens=1, logprobs=logprobs).settle()  # what is made once and for all
+    make_response(num_tokens=1, logprobs=logprobs).finish()  # what is made once and for all
     tracemalloc.start()
     try:
         responses = [make_response(num_tokens=num_tokens, logprobs=logprobs) for _ in range(5)]
         for response in responses:
-            response.settle()
+            response.finish()
         gc.collect()
         taken, _ = tracemalloc.get_traced_memory()
     finally:

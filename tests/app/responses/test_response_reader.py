@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.protocol.responses.events import TERMINAL_TYPES, Event
+from app.responses.protocol.events import TERMINAL_TYPES, Event
 from app.responses.response_reader import MAX_EVENTS_PER_READ, ResponseReader
 from app.responses.writer import ResponseWriter
 from streaming import FinishReason, Generation

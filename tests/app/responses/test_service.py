@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from app.errors import RequestRefused
-from app.responses.ballast import BALLAST_BYTES
 from app.responses.response import AnyResponse, LiveResponse
+from app.responses.schemas.request import ResponseRequest
 from app.responses.service import ResponseService
-from app.responses.store import ResponseStore
-from app.responses.store_file import StoreFile
-from app.responses.store_status import StoreProblem, StoreTooNew
-from app.schemas.responses import ResponseRequest
+from app.responses.storage.ballast import BALLAST_BYTES
+from app.responses.storage.store import ResponseStore
+from app.responses.storage.store_file import StoreFile
+from app.responses.storage.store_status import StoreProblem, StoreTooNew
 from streaming import AsyncEngine, Backend
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
 from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
@@ -77,7 +77,7 @@ async def complete(service: ResponseService, *, caller: str = "me", **fields: An
     response = await service.create(
         body(fields.pop("text", "hi"), **fields), caller=caller, parent=parent
     )
-    with service.follow(response, on_wake=lambda: None):
+    with service.subscribe(response, on_wake=lambda: None):
         await service.wait_ended(response)
     await until(lambda: response not in service.registry._open.values())
     return response
@@ -112,7 +112,7 @@ async def test_a_response_ends_when_its_last_follower_leaves():
     backend = scripted_backend(say("x" * 1000), gate=gate)
     async with serving_responses(backend, gate=gate) as (service, _):
         response = await service.create(body(), caller="me")
-        with service.follow(response, on_wake=lambda: None):
+        with service.subscribe(response, on_wake=lambda: None):
             await entered(gate)
             with service.watch(response, on_wake=lambda: None):
                 pass
@@ -126,7 +126,7 @@ async def test_a_background_response_goes_on_without_followers(tmp_path: Path):
     backend = scripted_backend(say("hello"), gate=gate)
     async with serving_responses(backend, gate=gate, directory=tmp_path) as (service, _):
         response = await service.create(body(background=True), caller="me")
-        with service.follow(response, on_wake=lambda: None):
+        with service.subscribe(response, on_wake=lambda: None):
             assert (await service.snapshot(response))["status"] == "queued"
         gate.open()
         await service.wait_ended(response)
@@ -140,7 +140,7 @@ async def test_a_long_log_is_read_for_a_snapshot_on_another_thread():
         _,
     ):
         response = await service.create(body(max_output_tokens=200), caller="me")
-        with service.follow(response, on_wake=lambda: None):
+        with service.subscribe(response, on_wake=lambda: None):
             gate.allow(64)
             await until(lambda: response.generation.last_seq == 63)
             assert not response.is_snapshot_slow
@@ -162,7 +162,7 @@ async def test_followers_are_told_of_news():
         response = await service.create(body(), caller="me")
         woken = asyncio.Event()
         writer = response.writer()
-        with service.follow(response, on_wake=woken.set):
+        with service.subscribe(response, on_wake=woken.set):
             events = list(writer.events())
             while not writer.is_done:
                 gate.allow()
@@ -170,7 +170,7 @@ async def test_followers_are_told_of_news():
                 woken.clear()
                 events += writer.events()
         check_events(events)
-        with service.follow(response, on_wake=woken.set):
+        with service.subscribe(response, on_wake=woken.set):
             assert list(response.writer(after=events[-1]["sequence_number"]).events()) == []
 
 
@@ -215,10 +215,10 @@ async def test_items_are_named_instead_of_sent(tmp_path: Path):
     ):
         mine = {"role": "user", "content": "mine", "id": "my-own"}
         first = await complete(service, text=[mine, {"role": "user", "content": "two"}])
-        names = [item["id"] for item in first.settle().conversation()][1:]
+        names = [item["id"] for item in first.finish().conversation()][1:]
         items = [{"type": "item_reference", "id": name} for name in names]
         second = await complete(service, text=items)
-        assert second.context.items == first.settle().conversation()[1:]
+        assert second.context.items == first.finish().conversation()[1:]
         by_my_own = [{"type": "item_reference", "id": "my-own"}]
         third = await complete(service, text=by_my_own, previous_response_id=first.response_id)
         assert third.context.items[-1] == third.context.items[0]
@@ -452,7 +452,7 @@ async def test_only_a_background_response_can_be_cancelled_by_its_id():
     gate = Gate()
     async with serving_responses(scripted_backend(gate=gate), gate=gate) as (service, _):
         response = await service.create(body(), caller="me")
-        with service.follow(response, on_wake=lambda: None):
+        with service.subscribe(response, on_wake=lambda: None):
             with pytest.raises(InvalidRequest, match="not a background response"):
                 await service.cancel(response.response_id, caller="me")
             gate.open()
@@ -516,7 +516,7 @@ async def test_the_end_is_told_once_the_response_is_stored(tmp_path: Path):
         await service._store._file._writing.acquire()  # as if another write took long
         response = await service.create(body(), caller="me")
         writer, woken = response.writer(), asyncio.Event()
-        with service.follow(response, on_wake=woken.set):
+        with service.subscribe(response, on_wake=woken.set):
             await until(lambda: service._num_unwritten == 1)
             events = list(writer.events())
             assert events[-1]["type"] == "response.output_item.done", "all but the end is told"
@@ -529,7 +529,7 @@ async def test_the_end_is_told_once_the_response_is_stored(tmp_path: Path):
             while not response.is_ended:
                 await woken.wait()
                 woken.clear()
-        assert await service._store.find(response.response_id, owner="me") is not None
+        assert await service._store.find(response.response_id, caller="me") is not None
         events += writer.events()
         assert check_events(events) == await service.snapshot(response)
         assert events[-1]["response"]["store"] is True
@@ -556,7 +556,7 @@ async def test_a_fault_of_our_own_while_writing_ends_the_response(
     ):
         response = await service.create(body(), caller="me")
         response.head.echo["metadata"]["broken"] = object()  # is no JSON
-        with service.follow(response, on_wake=lambda: None):
+        with service.subscribe(response, on_wake=lambda: None):
             await service.wait_ended(response)
         assert (await service.snapshot(response))["store"] is False
     assert "could not be stored" in caplog.text
@@ -596,9 +596,9 @@ async def test_only_so_many_responses_wait_for_a_slow_disk(
             await until(lambda: service._num_unwritten == 2)
             response = await complete(service)
         await until(lambda: not service._keepers)
-        found = [await service._store.find(each.response_id, owner="me") for each in slow]
+        found = [await service._store.find(each.response_id, caller="me") for each in slow]
         assert all(found)
-        assert await service._store.find(response.response_id, owner="me") is None
+        assert await service._store.find(response.response_id, caller="me") is None
     assert f"{response.response_id} is in memory only: 2 others wait" in caplog.text
 
 
@@ -631,7 +631,7 @@ async def test_hundreds_of_responses_stay_within_their_limits(tmp_path: Path):
         async def one(number: int) -> LiveResponse:
             caller = "me" if number % 2 else "you"
             response = await service.create(body("y" * 3000), caller=caller)
-            with service.follow(response, on_wake=lambda: None):
+            with service.subscribe(response, on_wake=lambda: None):
                 await service.wait_ended(response)
             if number % 20 == 0:
                 check_events(list(response.writer().events()))
@@ -644,16 +644,16 @@ async def test_hundreds_of_responses_stay_within_their_limits(tmp_path: Path):
         assert service.registry.num_ended_bytes <= 10**5
         assert 0 < service.registry.num_ended < 300
         first, last = responses[0], responses[-1]
-        assert await refusal(service.find(first.response_id, caller=first.owner)) == (
+        assert await refusal(service.find(first.response_id, caller=first.caller)) == (
             "response_not_found"
         )
-        assert await service.find(last.response_id, caller=last.owner)
-        assert await refusal(service.find(last.response_id, caller=first.owner)) == (
+        assert await service.find(last.response_id, caller=last.caller)
+        assert await refusal(service.find(last.response_id, caller=first.caller)) == (
             "response_not_found"
         )
     assert size_of(tmp_path) <= 2**19 + BALLAST_BYTES
     async with serving_responses(scripted_backend(), directory=tmp_path) as (service, _):
-        found = await service.find(last.response_id, caller=last.owner)
+        found = await service.find(last.response_id, caller=last.caller)
         assert found.snapshot() == last.snapshot()
 
 
@@ -665,7 +665,7 @@ async def test_a_response_that_is_still_being_taken_is_found() -> None:
     clock = ManualClock()
     async with serving_responses(scripted_backend(), retention_s=10.0, clock=clock) as (service, _):
         response = await complete(service)
-        with service.follow(response, on_wake=lambda: None):
+        with service.subscribe(response, on_wake=lambda: None):
             clock.advance(100.0)
             assert service.find_live(response.response_id, caller="me") is response
         clock.advance(10.0)

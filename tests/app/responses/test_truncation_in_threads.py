@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from app.responses.schemas.request import ResponseRequest
 from app.responses.service import ResponseService
-from app.schemas.responses import ResponseRequest
 from streaming import EngineConfig
 from streaming.backend import EncodedPrompt, Tokenizer
 from streaming.backends.scripted import scripted_backend
-from streaming.backends.tokenizer import FastTokenizer
+from streaming.backends.tokenization.tokenizer import FastTokenizer
 from streaming.request import ChatPrompt
 from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
@@ -72,7 +72,7 @@ async def prompts_of(
         await service.start()
         responses = await asyncio.gather(*(service.create(each, caller="me") for each in requests))
         for response in responses:
-            with service.follow(response, on_wake=lambda: None):
+            with service.subscribe(response, on_wake=lambda: None):
                 await service.wait_ended(response)
         await service.aclose()
     return [seen[response.generation.generation_id] for response in responses]

@@ -11,12 +11,14 @@ from playwright.sync_api import sync_playwright
 from starlette.testclient import TestClient
 
 from app.errors import ERRORS
-from app.routes import chat, completions, tokenize
-from app.routes.responses import EXAMPLES as RESPONSES_EXAMPLES
-from app.schemas.chat import ChatRequest
-from app.schemas.completions import CompletionRequest
-from app.schemas.responses import ResponseRequest
-from app.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from app.openai import chat_route as chat
+from app.openai import completions_route as completions
+from app.openai import tokenize_route as tokenize
+from app.openai.schemas.chat import ChatRequest
+from app.openai.schemas.completions import CompletionRequest
+from app.openai.schemas.tokenize import DetokenizeRequest, TokenizeRequest
+from app.responses.routes import EXAMPLES as RESPONSES_EXAMPLES
+from app.responses.schemas.request import ResponseRequest
 from app.schemas.wire_model import WireModel
 from streaming.backends.scripted import say, scripted_backend
 from tests.app.serving import make_app

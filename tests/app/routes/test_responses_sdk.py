@@ -15,7 +15,7 @@ from openai.types.responses import Response, ResponseFunctionToolCall
 
 from streaming import Backend
 from streaming.backends.scripted import ScriptMatcher, say, scripted_backend
-from streaming.grammar import GrammarMatcher, Language
+from streaming.output_constraint import GrammarMatcher, OutputConstraint
 from tests.app.response_events import check_events, check_response
 from tests.app.responses.logs import call
 
@@ -63,7 +63,7 @@ def dump(model: pydantic.BaseModel) -> dict[str, Any]:
 class AnyLanguage:
     """Trusts a script to keep to every grammar."""
 
-    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         return [ScriptMatcher() for _ in range(count)]
 
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from math import inf
 
-from app.schemas.logprobs import MIN_LOGPROB, ChatLogprobs, shown
+from app.schemas.logprobs import MIN_LOGPROB, ChatLogprobs, clamp_logprob
 from streaming import Logprob, Token, TokenLogprobs, Tokens
 
 
 def test_minus_infinity_is_said_as_a_number():
-    assert shown(-inf) == MIN_LOGPROB
-    assert shown(-0.5) == -0.5
+    assert clamp_logprob(-inf) == MIN_LOGPROB
+    assert clamp_logprob(-0.5) == -0.5
 
 
 def test_tokens_without_log_probabilities_are_left_out_and_unknown_bytes_null():

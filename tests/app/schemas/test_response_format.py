@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.schemas.completions import CompletionRequest
+from app.openai.schemas.completions import CompletionRequest
 from app.schemas.sampling import SamplingFields
-from app.schemas.stream import GenerateMessage
 from app.schemas.validation import to_error_info
+from app.stream.schemas.messages import GenerateMessage
 from streaming import Grammar, GrammarKind
 from streaming.errors import InvalidRequest
 

@@ -4,7 +4,7 @@ import pytest
 
 from app.schemas.usage import TokenCounts, Usage, count_reasoning_tokens
 from streaming import OutputFormat, ReasoningSyntax
-from streaming.generation import Generation
+from streaming.log.generation import Generation
 from tests.support import make_generation, words
 
 THINK = ReasoningSyntax("<think>", "</think>")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import Field, TypeAdapter, ValidationError
 
-from app.schemas.completions import CompletionRequest
+from app.openai.schemas.completions import CompletionRequest
 from app.schemas.sampling import SamplingFields
 from app.schemas.validation import to_error_info
 from app.schemas.wire_model import WireModel

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from app.json_text import LARGE_OUTPUT_BYTES
-from app.large_json import LARGE_INPUT_BYTES
-from app.protocol.commands import Close
-from app.protocol.frames import Frame
-from app.protocol.parsing import Parsed
+from app.json.json_text import LARGE_OUTPUT_BYTES
+from app.json.large_json import LARGE_INPUT_BYTES
 from app.settings import Settings
 from app.websocket.connection import Connection
+from app.websocket.protocol.commands import Close
+from app.websocket.protocol.frames import Frame
+from app.websocket.protocol.parsing import Parsed
 from tests.app.serving import until
 from tests.app.sockets import HandSocket
 from tests.support import yield_to_loop
@@ -26,8 +26,8 @@ from tests.support import yield_to_loop
 class EchoCore:
     """Says again what it hears; "bye" ends it, "count" asks for numbers, "bug" is one."""
 
-    def __init__(self, *, due_at: float | None = None) -> None:
-        self.due_at = due_at
+    def __init__(self, *, next_timeout_at: float | None = None) -> None:
+        self.next_timeout_at = next_timeout_at
         self._commands: list[str | Close] = []
         self._outbox: list[Frame] = []
 
@@ -64,9 +64,9 @@ class EchoCore:
     def receive_drain(self) -> None:
         self._commands.append(Close(1001, "drained"))
 
-    def release_due(self, *, now: float) -> None:
-        if self.due_at is not None and now >= self.due_at:
-            self.due_at = None
+    def handle_timeout(self, *, now: float) -> None:
+        if self.next_timeout_at is not None and now >= self.next_timeout_at:
+            self.next_timeout_at = None
             self._outbox.append({"type": "due"})
 
     def commands(self) -> list[str | Close]:
@@ -105,7 +105,7 @@ class EchoConnection(Connection[str, int]):
     def execute(self, command: str) -> None:
         stack = ExitStack()
         stack.callback(self.numbers.leave)
-        self.follow(command, self.numbers, stack)
+        self.subscribe(command, self.numbers, stack)
 
 
 async def until_counted(hand: HandSocket, count: int) -> None:
@@ -243,7 +243,7 @@ async def test_what_is_followed_is_left_with_the_socket() -> None:
 
 async def test_the_core_is_told_the_time_though_nothing_comes_in() -> None:
     hand = HandSocket()
-    _, serving = serve(hand, due_at=0.0)
+    _, serving = serve(hand, next_timeout_at=0.0)
     await hand.until_shown("due")
     hand.leave()
     await serving

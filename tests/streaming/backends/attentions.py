@@ -13,11 +13,11 @@ import torch
 from torch.nn.functional import pad
 
 from streaming.backend import Chunk
+from streaming.backends.attention.kv_cache import Attention
+from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.library import load_kernels
-from streaming.backends.paged_cache import Attention
-from streaming.backends.span_cache import SPAN_ATTENTION
-from streaming.backends.warm_up import dry_sequence
+from streaming.backends.optimization.warm_up import dry_sequence
 from streaming.sequence import Sequence
 
 BLOCK_SIZES = {"torch": 4, "native": 16}

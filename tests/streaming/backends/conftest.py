@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from streaming.backends.loading import LoadedModel, load_model
+from streaming.backends.loading.model_loader import LoadedModel, load_model
 from streaming.config import ModelConfig
 from tests.streaming.backends import tiny_models
 

@@ -7,7 +7,7 @@ from itertools import count
 
 from streaming import Finished, Generation, SamplingParams
 from streaming.backend import Backend
-from streaming.engine import Engine
+from streaming.engine.engine import Engine
 from streaming.sequence import Sequence
 from tests.support import make_generation, prompt_texts_of
 

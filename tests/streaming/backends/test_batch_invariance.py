@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from streaming.backends.batched import BatchedRunner
-from streaming.backends.loading import load_model
-from streaming.backends.probe import probe, speed_up
+from streaming.backends.loading.model_loader import load_model
+from streaming.backends.optimization.verification import optimize, probe
 from streaming.config import ModelConfig
-from streaming.engine import Engine
+from streaming.engine.engine import Engine
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named, kernels
@@ -53,7 +53,7 @@ def invariant_model(name: str, dtype: str, attention: str) -> Any:
 
 def make_invariant(model: Any, attention: str) -> None:
     probe(model, attention=attention_named(attention))
-    speed_up(
+    optimize(
         model,
         attention=attention_named(attention),
         kernels=kernels() if attention == "native" else None,

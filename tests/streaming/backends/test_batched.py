@@ -28,16 +28,16 @@ from transformers import (
 )
 
 from streaming import BackendName, ModelConfig, load_backend
+from streaming.backends.attention.kv_cache import BLOCK_SIZE, UnsupportedModel
+from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
 from streaming.backends.batched import BatchedRunner, load_batched_backend
 from streaming.backends.generate import GenerateRunner
-from streaming.backends.loading import LoadedModel, load_model
-from streaming.backends.memory import FreeMemory
-from streaming.backends.paged_cache import BLOCK_SIZE, UnsupportedModel
-from streaming.backends.probe import probe
-from streaming.backends.span_cache import SPAN_ATTENTION
-from streaming.engine import Engine
+from streaming.backends.loading.memory import FreeMemory
+from streaming.backends.loading.model_loader import LoadedModel, load_model
+from streaming.backends.optimization.verification import probe
+from streaming.engine.engine import Engine
 from streaming.errors import ModelLoadError
-from streaming.generation import Generation
+from streaming.log.generation import Generation
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
@@ -133,12 +133,12 @@ def make_sequence(
     name: str,
     prompt: tuple[int, ...],
     params: SamplingParams,
-    owner: str = "a",
+    caller: str = "a",
     eos_token_ids: frozenset[int] = frozenset(),
 ) -> Sequence:
     generation = Generation(
         generation_id=name,
-        owner=owner,
+        caller=caller,
         model="tiny",
         created_at=0.0,
         submitted_at=0.0,

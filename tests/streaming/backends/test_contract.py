@@ -14,7 +14,7 @@ from streaming.backend import Backend, ModelInfo, ModelRunner
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.scripted import scripted_backend
-from streaming.backends.tokenizer import wrap_tokenizer
+from streaming.backends.tokenization.tokenizer import wrap_tokenizer
 from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending, token_ids
@@ -283,7 +283,7 @@ async def test_reader_that_leaves_ends_the_generation(case: Case) -> None:
     async with running_engine(case.make()) as engine:
         request = GenerationRequest(prompt=TextPrompt(PROMPT), params=GREEDY)
         left = await engine.submit(request)
-        with engine.follow(left) as reader:
+        with engine.subscribe(left) as reader:
             await anext(aiter(reader))
         short = GenerationRequest(
             prompt=TextPrompt(PROMPT), params=SamplingParams(temperature=0.0, max_tokens=5)

@@ -14,10 +14,10 @@ from transformers import GenerationConfig
 from streaming import BackendName, Failed, ModelConfig, SamplingParams, load_backend
 from streaming.backend import Backend, Batch, Chunk
 from streaming.backends.generate import GenerateFailed, GenerateRunner
-from streaming.backends.loading import LoadedModel
-from streaming.backends.row_failure import NOT_FINITE
+from streaming.backends.loading.model_loader import LoadedModel
+from streaming.backends.sampling.row_failure import NOT_FINITE
 from streaming.backends.scripted import scripted_backend
-from streaming.chat import ChatMessage
+from streaming.chat.messages import ChatMessage
 from streaming.request import ChatPrompt
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending, token_ids

@@ -15,7 +15,7 @@ from streaming.backend import Backend, ModelRunner
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.scripted import scripted_backend
-from streaming.generation import Token
+from streaming.log.generation import Token
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending
 from tests.support import property_test_of

@@ -30,9 +30,9 @@ from streaming import (
     ToolMode,
 )
 from streaming.backends.scripted import ByteTokenizer, ScriptMatcher, say, scripted_backend
-from streaming.chat_format import HERMES, THINK
+from streaming.chat.format import HERMES, THINK
 from streaming.errors import InvalidRequest
-from streaming.grammar import GrammarMatcher, Language
+from streaming.output_constraint import GrammarMatcher, OutputConstraint
 from tests.support import collect, finish_reason, running_engine
 
 WEATHER = Tool("weather", "Tells the weather.", '{"type": "object"}')
@@ -143,7 +143,7 @@ async def test_without_tools_everything_is_text(request_: GenerationRequest):
 class AnyCompiler:
     """Holds no script to anything."""
 
-    def compile(self, language: Language, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         return [ScriptMatcher() for _ in range(count)]
 
 

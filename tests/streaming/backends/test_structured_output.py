@@ -15,12 +15,12 @@ import pytest
 from streaming.backend import Backend, ModelInfo
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
-from streaming.backends.grammar_compiler import LlguidanceCompiler
-from streaming.backends.loading import LoadedModel
-from streaming.backends.tokenizer import FastTokenizer
-from streaming.chat import ChatMessage
-from streaming.generation import Failed, Generation
-from streaming.grammar import Grammar, GrammarKind
+from streaming.backends.grammar.grammar_compiler import LlguidanceCompiler
+from streaming.backends.loading.model_loader import LoadedModel
+from streaming.backends.tokenization.tokenizer import FastTokenizer
+from streaming.chat.messages import ChatMessage
+from streaming.log.generation import Failed, Generation
+from streaming.output_constraint import Grammar, GrammarKind
 from streaming.request import ChatPrompt
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence

@@ -12,17 +12,15 @@ from typing import Any
 import jsonschema
 import pytest
 
-from streaming.admission import Admission
+from streaming.admission.admission import Admission
 from streaming.backend import Backend, ModelInfo, ModelRunner
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
-from streaming.backends.grammar_compiler import LlguidanceCompiler
-from streaming.backends.loading import LoadedModel
-from streaming.backends.tokenizer import FastTokenizer
-from streaming.chat import ANY_TOOL, ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
-from streaming.generation import Generation
-from streaming.grammar import AnswerGrammar, Grammar, GrammarKind
-from streaming.output_parser import (
+from streaming.backends.grammar.grammar_compiler import LlguidanceCompiler
+from streaming.backends.loading.model_loader import LoadedModel
+from streaming.backends.tokenization.tokenizer import FastTokenizer
+from streaming.chat.messages import ANY_TOOL, ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
+from streaming.chat.output_parser import (
     AnswerText,
     OutputParser,
     Piece,
@@ -31,10 +29,12 @@ from streaming.output_parser import (
     ToolCallEnded,
     ToolCallStarted,
 )
+from streaming.log.generation import Generation
+from streaming.output_constraint import AnswerGrammar, Grammar, GrammarKind
 from streaming.request import ChatPrompt, GenerationRequest
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
-from tests.streaming.backends import chat_templates, tiny_models
+from tests.streaming.backends import template_texts, tiny_models
 from tests.streaming.backends.rig import EngineRig, ending
 
 EOS = frozenset({2})
@@ -54,19 +54,19 @@ SCHEMAS = {"pick": PICK, "stop-it": {"type": "object", "maxProperties": 0}}
 ASK = (ChatMessage("user", "go"),)
 
 TEMPLATES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
-    "plain": (chat_templates.PLAIN, (), ()),
-    "qwen": (chat_templates.QWEN_3, (), chat_templates.IM_MARKS),
-    "llama": (chat_templates.LLAMA, chat_templates.LLAMA_MARKS, ()),
-    "mistral_3": (chat_templates.MISTRAL_3, chat_templates.MISTRAL_MARKS, ()),
-    "mistral_11": (chat_templates.MISTRAL_11, chat_templates.MISTRAL_MARKS, ()),
-    "deepseek": (chat_templates.DEEPSEEK, chat_templates.DEEPSEEK_MARKS, ()),
+    "plain": (template_texts.PLAIN, (), ()),
+    "qwen": (template_texts.QWEN_3, (), template_texts.IM_MARKS),
+    "llama": (template_texts.LLAMA, template_texts.LLAMA_MARKS, ()),
+    "mistral_3": (template_texts.MISTRAL_3, template_texts.MISTRAL_MARKS, ()),
+    "mistral_11": (template_texts.MISTRAL_11, template_texts.MISTRAL_MARKS, ()),
+    "deepseek": (template_texts.DEEPSEEK, template_texts.DEEPSEEK_MARKS, ()),
 }
 
 
 @cache
 def parts(name: str) -> tuple[ModelInfo, FastTokenizer, LlguidanceCompiler]:
     template, special, added = TEMPLATES[name]
-    hf = chat_templates.tokenizer_of(template, special=special, added=added)
+    hf = template_texts.tokenizer_of(template, special=special, added=added)
     info = ModelInfo(
         model_id="tiny",
         backend="batched",
@@ -123,7 +123,7 @@ def add(rig: EngineRig, request: GenerationRequest) -> Generation:
     sequence = Sequence(
         generation=Generation(
             generation_id=f"gen_{next(_numbers)}",
-            owner="anyone",
+            caller="anyone",
             model="tiny",
             created_at=0.0,
             submitted_at=0.0,

@@ -10,7 +10,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from streaming.backends.native.rms_norm import NativeRMSNorm, replace_rms_norms
-from streaming.backends.stand_in import restore_layers
+from streaming.backends.optimization.module_replacement import restore_layers
 from tests.streaming.backends.attentions import kernels
 
 DTYPES = [torch.float32, torch.bfloat16]

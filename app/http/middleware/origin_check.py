@@ -1,0 +1,45 @@
+"""Which pages may act in a browser's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.auth import is_origin_allowed
+from app.errors import ErrorInfo
+from app.http.error_handlers import error_response
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+FORBIDDEN_ORIGIN = ErrorInfo(
+    code="forbidden_origin",
+    message="Pages of this origin may not call; see the setting allowed_origins.",
+)
+
+
+class OriginCheck:
+    """Refuses requests of foreign pages that would do something.
+
+    CORS alone only keeps their answers from the page: a browser sends a simple POST unasked.
+
+    Args:
+        allowed: origins beside our own; `*` is any.
+    """
+
+    def __init__(self, app: ASGIApp, *, allowed: Sequence[str]) -> None:
+        self._app = app
+        self._allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app if self._may_pass(scope) else error_response(FORBIDDEN_ORIGIN)
+        await app(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS:
+            return True
+        headers = Headers(scope=scope)
+        return is_origin_allowed(
+            headers.get("origin"), host=headers.get("host"), allowed=self._allowed
+        )

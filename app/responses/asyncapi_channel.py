@@ -1,0 +1,254 @@
+"""`WS /v1/responses` for the AsyncAPI document, its answers made by the code that makes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from app.asyncapi.channel import Channel, Example, Message
+from app.errors import ErrorInfo
+from app.responses.protocol.events import error_event, expiring_event, steer_failed_event
+from app.responses.schemas.events import RESPONSE_EVENTS
+from app.responses.schemas.request import ResponseRequest
+from app.responses.schemas.socket import (
+    CREATE,
+    RESUME,
+    CancelResponseMessage,
+    ResumeResponseMessage,
+    SteerMessage,
+)
+from app.responses.schemas.socket_events import (
+    ConnectionExpiringEvent,
+    ResponsesErrorEvent,
+    SteerFailedEvent,
+)
+from app.responses.writer import EventFields, ResponseHead, ResponseWriter
+from streaming import (
+    Failed,
+    Finished,
+    FinishReason,
+    Generation,
+    OutputFormat,
+    ReasoningSyntax,
+    Token,
+    ToolSyntax,
+)
+from streaming.errors import EngineFailure
+
+_DESCRIPTION = """\
+OpenAI's Responses dialect, with the events of its event streams as frames. A turn is a
+`response.create`; several may be open at once, each on a lane that its `stream_id` names.
+
+* The turns of a lane run in order, one at a time; those of several lanes run side by side. Events
+  of a named lane have its `stream_id`. The lane without a name needs none.
+* A turn has exactly one ending: `response.completed`, `response.incomplete` or `response.failed`,
+  or an `error` if it never got a response.
+* `sequence_number` begins at 0 for each response and has no gap. It is the cursor.
+* With `store` false a response can be gone on from on this connection only, and as long as it is
+  the newest of its lane.
+* A dropped connection is no cancel. Resume with `tokenwire.response.resume`, or in the handshake
+  with the query `resume`, `starting_after` and `stream_id`: what came after the cursor is replayed,
+  then followed. Events that are not OpenAI's are sent only where `tokenwire_events=true` asks for
+  them.
+
+A handshake can be refused with the HTTP status 401 (key), 403 (origin or host), 404, 429 (too many
+sockets) or 503, each with an error as JSON.
+"""
+_CLOSE_CODES = {
+    1001: "The server goes away, or the connection is as old as it may be; resume elsewhere.",
+    1008: "You took nothing for too long; resume from your cursor.",
+    1009: "Your message was too big.",
+    1011: "The server failed.",
+    1013: "A caller with fewer sockets needed the place; resume later, or on another socket.",
+}
+_HEADERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"Authorization": {"type": "string", "examples": ["Bearer KEY"]}},
+}
+_QUERY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "resume": {"type": "string", "description": "Id of a response to resume; may be repeated."},
+        "starting_after": {
+            "type": "integer",
+            "description": "The newest `sequence_number` that you have of it, one for each.",
+        },
+        "stream_id": {
+            "type": "string",
+            "description": "The lane that it is to run on, one for each; empty, or without any, "
+            "the lane without a name.",
+        },
+        "tokenwire_events": {
+            "type": "boolean",
+            "description": "`true` if you take events that are not OpenAI's.",
+        },
+    },
+}
+
+_KEY = "5f1c8c0b7b6d4e2f9a3c1d205f1c8c0b"
+_TOOL = {
+    "type": "function",
+    "name": "get_weather",
+    "description": "The weather in a city.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+}
+_SYNTAX = OutputFormat(
+    tools=ToolSyntax(call_begin="<call>", call_middle=" ", call_end="</call>", trigger="<call>"),
+    reasoning=ReasoningSyntax(begin="<think>", end="</think>"),
+)
+_EVERY_TEXT = ("<think>", "Easy.", "</think>", "Paris", "<call>get_weather ", "{}", "</call>")
+
+
+class ResponseCreateMessage(ResponseRequest):
+    """Begin a turn: the fields of `POST /v1/responses`, and a lane."""
+
+    type: Literal["response.create"]
+    stream_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,256}$")] | None = Field(
+        None, description="The lane; null is the one without a name."
+    )
+    background: Literal[False] | None = Field(
+        False, description="Not here: a response of a socket survives a dropped line anyway."
+    )
+    stream: bool | None = Field(None, description="Makes no difference: a socket always streams.")
+
+
+def responses_channel() -> Channel:
+    """Return the description of `WS /v1/responses`."""
+    turn = (*RESPONSE_EVENTS, "error")
+    return Channel(
+        name="responses",
+        address="/v1/responses",
+        title="Responses",
+        summary="For OpenAI's clients: turns of conversations, in lanes, with tools.",
+        description=_DESCRIPTION,
+        security=("bearer", "subprotocol"),
+        headers=_HEADERS,
+        query=_QUERY,
+        received=_received(),
+        sent=_sent(),
+        replies={
+            CREATE: turn,
+            RESUME: turn,
+            "response.cancel": ("response.incomplete", "error"),
+            "response.steer": ("response.steer.failed", "error"),
+        },
+        unasked=("tokenwire:connection.expiring", "error"),
+        close_codes=_CLOSE_CODES,
+    )
+
+
+def _received() -> tuple[Message, ...]:
+    response_id = f"resp_{_KEY}"
+    call = {"type": "function_call_output", "call_id": f"call_{_KEY}_0", "output": "Sunny."}
+    creates: dict[str, dict[str, Any]] = {
+        "question": {"input": "What is the capital of France?", "max_output_tokens": 32},
+        "go on": {"input": "And of Italy?", "previous_response_id": response_id, "store": False},
+        "lane": {"input": "Tell me a story.", "stream_id": "story", "max_output_tokens": 64},
+        "tools": {"input": "What is the weather in Paris?", "tools": [_TOOL]},
+        "tool output": {"input": [call], "previous_response_id": response_id, "tools": [_TOOL]},
+        "warm up": {"instructions": "Be brief.", "generate": False},
+    }
+    return (
+        Message(
+            CREATE,
+            TypeAdapter(ResponseCreateMessage),
+            tuple(Example(name, {"type": CREATE, **rest}) for name, rest in creates.items()),
+        ),
+        Message(
+            "response.cancel",
+            TypeAdapter(CancelResponseMessage),
+            (
+                Example("response", {"type": "response.cancel", "response_id": response_id}),
+                Example("lane", {"type": "response.cancel", "stream_id": "story"}),
+            ),
+        ),
+        Message(
+            RESUME,
+            TypeAdapter(ResumeResponseMessage),
+            (Example("resume", {"type": RESUME, "response_id": response_id, "starting_after": 5}),),
+        ),
+        Message(
+            "response.steer",
+            TypeAdapter(SteerMessage),
+            (
+                Example(
+                    "steer",
+                    {
+                        "type": "response.steer",
+                        "previous_response_id": response_id,
+                        "input": "Make it short.",
+                    },
+                ),
+            ),
+        ),
+    )
+
+
+def _sent() -> tuple[Message, ...]:
+    shown = _examples()
+    not_found = ErrorInfo(
+        code="previous_response_not_found",
+        message=f"previous_response_id: there is no response resp_{_KEY} to go on from.",
+        param="previous_response_id",
+    )
+    steered = steer_failed_event(f"resp_{_KEY}", "Make it short.", sequence_number=5, lane=None)
+    return (
+        *(
+            Message(kind, TypeAdapter(event), (Example("event", shown[kind]),))
+            for kind, event in RESPONSE_EVENTS.items()
+        ),
+        Message(
+            "error",
+            TypeAdapter(ResponsesErrorEvent),
+            (Example("turn", error_event(not_found, "story")),),
+        ),
+        Message(
+            "response.steer.failed", TypeAdapter(SteerFailedEvent), (Example("event", steered),)
+        ),
+        Message(
+            "tokenwire:connection.expiring",
+            TypeAdapter(ConnectionExpiringEvent),
+            (Example("event", expiring_event(60)),),
+        ),
+    )
+
+
+def _examples() -> dict[str, EventFields]:
+    """Return an event of each type, from responses that never were."""
+    queued = _written(finish=Finished(FinishReason.STOP, at=0.1), is_background=True)
+    failed = _written("Paris", finish=Failed(EngineFailure(), at=0.3))
+    cut = _written("Paris", finish=Finished(FinishReason.LENGTH, at=0.3))
+    completed = _written(*_EVERY_TEXT, finish=Finished(FinishReason.STOP, at=0.4))
+    return {event["type"]: event for event in (*queued, *failed, *cut, *completed)}
+
+
+def _written(
+    *texts: str, finish: Finished | Failed, is_background: bool = False
+) -> list[EventFields]:
+    generation = Generation(
+        generation_id="gen_example",
+        caller="",
+        model="SmolLM2-135M-Instruct",
+        created_at=1_795_500_000.0,
+        submitted_at=0.0,
+        prompt_tokens=36,
+        output_format=_SYNTAX,
+    )
+    head = ResponseHead(
+        key=_KEY,
+        echo=ResponseRequest(input="What is the capital of France?").echo(),
+        token_text=str,
+        token_bytes=lambda _: None,
+        is_background=is_background,
+    )
+    writer = ResponseWriter(head, generation)
+    generation.start(cached_tokens=0, at=0.1)
+    for token_id, text in enumerate(texts):
+        generation.append(Token(token_id, text, at=0.2))
+    generation.end(finish)
+    return list(writer.events())

@@ -1,0 +1,93 @@
+"""A batch of chunks as the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from streaming.backend import Batch, Chunk
+from streaming.backends.attention.kv_cache import PagedKVCache
+from streaming.backends.sampling.prompt_scorer import PromptScorer
+from streaming.scheduling.padding import ceil_to_bucket
+from streaming.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What the model is called with.
+
+    Sizes are those of `step_shape`: the last rows may be nobody's. They have no place in the cache,
+    and their attention is zero.
+
+    Attributes:
+        token_ids, positions: (1, T).
+        logits_rows: rows whose logits are wanted: one for each of `sequences`, then those of
+            `scored`; then any, and at least one row, as some models take none for all.
+        layout: for the cache.
+        sequences: those that get a token, in the order of their rows.
+        scored: chunks of prompts that are scored, and how many rows of each are wanted.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    logits_rows: torch.Tensor
+    layout: Any
+    sequences: tuple[Sequence, ...]
+    scored: tuple[tuple[Chunk, int], ...]
+
+
+def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -> Step:
+    """Return the step of a batch."""
+    chunks = cache.arrange(batch.chunks)
+    yielding_rows: list[int] = []
+    scored_rows: list[int] = []
+    scored: list[tuple[Chunk, int]] = []
+    end = 0
+    for chunk in chunks:
+        if num_wanted := PromptScorer.num_wanted(chunk):
+            scored.append((chunk, num_wanted))
+            scored_rows += range(end, end + num_wanted)
+        end += chunk.num_tokens
+        if chunk.yields_token:
+            yielding_rows.append(end - 1)
+    # All numbers go into one tensor: to make many costs more than what they hold.
+    token_ids, positions, rows, slots, *numbers = _tensors(
+        [
+            _padded([token_id for chunk in chunks for token_id in chunk.token_ids]),
+            _padded([position for chunk in chunks for position in range(chunk.start, chunk.end)]),
+            _padded(yielding_rows + scored_rows or [0]),
+            [slot for chunk in chunks for slot in _slots(chunk, cache.block_size)],
+            *cache.numbers(chunks),
+        ],
+        device,
+    )
+    return Step(
+        token_ids=token_ids[None],
+        positions=positions[None],
+        logits_rows=rows,
+        layout=cache.make_layout(chunks, slots, numbers),
+        sequences=tuple(chunk.sequence for chunk in chunks if chunk.yields_token),
+        scored=tuple(scored),
+    )
+
+
+def _padded(numbers: list[int]) -> list[int]:
+    return numbers + [0] * (ceil_to_bucket(len(numbers)) - len(numbers))
+
+
+def _slots(chunk: Chunk, block_size: int) -> list[int]:
+    """Return the places of the chunk's tokens in the cache."""
+    blocks = chunk.sequence.block_table.block_ids
+    return [
+        blocks[position // block_size] * block_size + position % block_size
+        for position in range(chunk.start, chunk.end)
+    ]
+
+
+def _tensors(lists: list[list[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    whole = torch.tensor(
+        [number for numbers in lists for number in numbers], dtype=torch.long, device=device
+    )
+    return torch.split(whole, [len(numbers) for numbers in lists])

@@ -1,0 +1,104 @@
+"""Draw tokens at random, each by its own rules.
+
+Temperature, then top-k, top-p (Holtzman et al. 2020, arXiv:1904.09751) and min-p, each on what the
+one before left, as transformers does; of equally likely tokens those of lower ids are left. Then
+the inverse of the distribution function, over token ids, at one uniform number. Randomness is
+counter-based, one number for each (seed, position), so a sequence that is preempted and computed
+again draws the same numbers again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+from numpy.random import Generator, Philox
+
+from streaming.sampling_params import SamplingParams
+
+_MIN_TEMPERATURE = 1e-4
+"""Lower ones choose the same tokens and overflow float32."""
+_MAX_TOP_K = 2**31 - 1
+"""More than any vocabulary; larger numbers fit no tensor."""
+_SEED_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingMetadata:
+    """How one token is drawn.
+
+    Attributes:
+        top_k: 0 for all.
+        top_p: 1 for all.
+        min_p: 0 for all.
+        uniform: a random number in [0, 1).
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    uniform: float
+
+
+Draw = Callable[[torch.Tensor, SequenceOf[int], SequenceOf[SamplingMetadata]], list[int]]
+"""Takes logits, (num_rows, vocab_size) float32, without NaN, some of the rows, each with a finite
+logit, and the rules of each of these. Returns their tokens."""
+
+
+def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata:
+    """Return the rules for the token at a position of the answer, 0 for the first."""
+    assert params.seed is not None
+    return SamplingMetadata(
+        temperature=max(params.temperature, _MIN_TEMPERATURE),
+        top_k=min(params.top_k, _MAX_TOP_K),
+        top_p=params.top_p,
+        min_p=params.min_p,
+        uniform=Generator(Philox(key=params.seed & _SEED_MASK, counter=position)).random(),
+    )
+
+
+def sample_tokens(
+    logits: torch.Tensor, rows: SequenceOf[int], rules: SequenceOf[SamplingMetadata]
+) -> list[int]:
+    """Draw row by row, in torch: a `Draw`."""
+    return [_draw(logits[row], rule) for row, rule in zip(rows, rules, strict=True)]
+
+
+def _draw(logits: torch.Tensor, rules: SamplingMetadata) -> int:
+    # Relative to the likeliest token, whose weight is 1: nothing overflows.
+    weights = logits.sub(logits.max()).div_(rules.temperature).exp_()
+    if rules.top_k and rules.top_k < len(weights):
+        weights = _keep_likeliest(weights, rules.top_k, weights.topk(rules.top_k).values[-1])
+    if rules.top_p < 1.0:
+        weights = _keep_nucleus(weights, rules.top_p)
+    if rules.min_p:
+        weights = weights.masked_fill(weights < rules.min_p, 0.0)
+    cumulated = weights.double().cumsum(dim=-1)
+    return int(torch.searchsorted(cumulated, cumulated[-1] * rules.uniform, right=True))
+
+
+def _keep_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """Set to 0 all but the fewest of the likeliest that have `top_p` of the sum together."""
+    total = weights.double().sum()
+    # Tokens each below this are together less than what is cut off: few are left to be sorted.
+    tail = (1.0 - top_p) / len(weights) * total
+    likely = weights[weights >= tail].sort(descending=True).values
+    before = likely.double().cumsum(dim=-1) - likely
+    num_kept = (before < top_p * total).sum()
+    return _keep_likeliest(weights, num_kept, likely[num_kept - 1])
+
+
+def _keep_likeliest(
+    weights: torch.Tensor, num_kept: int | torch.Tensor, least: torch.Tensor
+) -> torch.Tensor:
+    """Set to 0 all but so many, the least of which has the weight `least`.
+
+    Nothing here waits for a number: a GPU goes on meanwhile.
+    """
+    is_above, is_equal = weights > least, weights == least
+    num_equal_kept = num_kept - is_above.sum()
+    is_kept = is_above | (is_equal & (is_equal.cumsum(dim=-1) <= num_equal_kept))
+    return weights.masked_fill(~is_kept, 0.0)

@@ -1,0 +1,895 @@
+"""`POST /v1/completions`, against the scripted backend."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from app.openai.completions_route import EXAMPLES
+from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
+from streaming.errors import NoTokenAllowed
+from streaming.sequence import Sequence
+from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
+from tests.support import WordCompiler, ended_logs, entered
+
+PATH = "/v1/completions"
+NO_DETAILS = {
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
+
+
+async def complete(calling: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    response = await calling.post(PATH, json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def choice(index: int, text: str, finish_reason: str | None, **more: Any) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": None,
+        "finish_reason": finish_reason,
+        **more,
+    }
+
+
+def texts_by_index(parts: list[dict[str, Any]]) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for part in parts:
+        for each in part["choices"]:
+            texts[each["index"]] = texts.get(each["index"], "") + each["text"]
+    return texts
+
+
+# The whole answer.
+
+
+async def test_answer_has_openais_form():
+    async with client_of(scripted_backend(say("hello"))) as calling:
+        answer = await complete(calling, prompt="say it", model="scripted", user="me")
+    assert answer.pop("id").startswith("cmpl-")
+    assert answer.pop("created") > 1_600_000_000
+    assert answer == {
+        "object": "text_completion",
+        "model": "scripted",
+        "choices": [choice(0, "hello", "stop")],
+        "usage": {
+            "prompt_tokens": 6,
+            "completion_tokens": 6,
+            "total_tokens": 12,
+            **NO_DETAILS,
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("prompt", "texts"),
+    [
+        ("one", ["one"]),
+        (["one", "two", "three"], ["one", "two", "three"]),
+        ([104, 105], ["hi"]),
+        ([[104, 105], [111, 107]], ["hi", "ok"]),
+    ],
+)
+async def test_every_form_of_prompt_comes_back_in_order(prompt: object, texts: list[str]):
+    async with client_of(scripted_backend(repeat_prompt)) as calling:
+        answer = await complete(calling, prompt=prompt)
+    assert answer["choices"] == [choice(i, text, "stop") for i, text in enumerate(texts)]
+
+
+async def test_each_prompt_has_n_choices_and_counts_once():
+    async with client_of(scripted_backend(repeat_prompt, max_num_seqs=3)) as calling:
+        answer = await complete(calling, prompt=["ab", "cde"], n=3, best_of=3)
+    texts = ["ab", "ab", "ab", "cde", "cde", "cde"]
+    assert answer["choices"] == [choice(i, text, "stop") for i, text in enumerate(texts)]
+    assert answer["usage"] == {
+        "prompt_tokens": 2 + 3,
+        "completion_tokens": 3 * (2 + 1) + 3 * (3 + 1),
+        "total_tokens": 5 + 21,
+        **NO_DETAILS,
+    }
+
+
+@pytest.mark.parametrize(
+    ("seed", "expected"), [(7, [7, 8]), (-1, [-1, 0]), (2**63 - 1, [2**63 - 1, -(2**63)])]
+)
+async def test_choices_of_a_seeded_request_have_seeds_of_their_own(seed: int, expected: list[int]):
+    seeds: list[int | None] = []
+
+    def script(sequence):
+        seeds.append(sequence.params.seed)
+        return b"x"
+
+    async with client_of(scripted_backend(script)) as calling:
+        await complete(calling, prompt=["a", "b"], n=2, seed=seed)
+    assert seeds == expected * 2
+
+
+async def test_max_tokens_is_16_unless_told():
+    async with client_of(scripted_backend(say("x" * 50))) as calling:
+        default = await complete(calling, prompt="a")
+        null = await complete(calling, prompt="a", max_tokens=None)
+        more = await complete(calling, prompt="a", max_tokens=20)
+    assert [each["choices"][0] for each in (default, null, more)] == [
+        choice(0, "x" * 16, "length"),
+        choice(0, "x" * 16, "length"),
+        choice(0, "x" * 20, "length"),
+    ]
+
+
+@pytest.mark.parametrize("stop", ["lo", ["nothing", "lo"]])
+async def test_stop_strings_end_the_text_and_are_not_in_it(stop: object):
+    async with client_of(scripted_backend(say("hello"))) as calling:
+        answer = await complete(calling, prompt="a", stop=stop)
+    assert answer["choices"] == [choice(0, "hel", "stop")]
+    assert answer["usage"]["completion_tokens"] == len("hello")
+
+
+@pytest.mark.parametrize("prompt", [["ab", "c"], [[97, 98], [99]]])
+async def test_echo_puts_the_prompt_first(prompt: object):
+    async with client_of(scripted_backend(say("!"))) as calling:
+        answer = await complete(calling, prompt=prompt, echo=True)
+    assert [each["text"] for each in answer["choices"]] == ["ab!", "c!"]
+
+
+async def test_logprobs_have_one_entry_for_each_token():
+    async with client_of(scripted_backend(say("aé"))) as calling:
+        answer = await complete(calling, prompt="x", logprobs=2)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs == {
+        "tokens": ["a", "\ufffd", "\ufffd", "<eos>"],
+        "token_logprobs": [-0.5] * 4,
+        "top_logprobs": [
+            {"a": -0.5, "b": -1.5},
+            {"\ufffd": -0.5},
+            {"\ufffd": -0.5},
+            {"<eos>": -0.5, "\x00": -1.5},
+        ],
+        "text_offset": [0, 1, 1, 2],
+    }
+
+
+async def test_echo_with_logprobs_begins_with_those_of_the_prompt():
+    async with client_of(scripted_backend(say("é"))) as calling:
+        answer = await complete(calling, prompt="aé", echo=True, logprobs=1, max_tokens=2)
+    assert answer["choices"] == [
+        choice(
+            0,
+            "aéé",
+            "length",
+            logprobs={
+                "tokens": ["a", "\ufffd", "\ufffd", "\ufffd", "\ufffd"],
+                "token_logprobs": [None, -0.5, -0.5, -0.5, -0.5],
+                "top_logprobs": [None, *[{"\ufffd": -0.5}] * 4],
+                "text_offset": [0, 1, 1, 2, 2],
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+async def test_no_tokens_with_echo_is_the_prompt_alone(logprobs: int | None):
+    body = {"prompt": [[97, 98], [99]], "n": 2, "echo": True, "logprobs": logprobs, "max_tokens": 0}
+    async with client_of(scripted_backend(say("xyz"))) as calling:
+        answer = await complete(calling, **body, return_token_ids=True)
+        response = await calling.post(PATH, json={**body, "stream": True})
+    assert [each["text"] for each in answer["choices"]] == ["ab", "ab", "c", "c"]
+    assert {each["finish_reason"] for each in answer["choices"]} == {"length"}
+    assert [each["token_ids"] for each in answer["choices"]] == [[]] * 4
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 0,
+        "total_tokens": 3,
+        **NO_DETAILS,
+    }
+    assert texts_by_index(chunks(response.text)) == {0: "ab", 1: "ab", 2: "c", 3: "c"}
+    if logprobs is not None:
+        assert [each["logprobs"]["token_logprobs"] for each in answer["choices"]] == [
+            [None, -0.5],
+            [None, -0.5],
+            [None],
+            [None],
+        ]
+
+
+async def test_a_harness_finds_the_answer_behind_the_prompt():
+    """lm-eval sends context and continuation as one prompt, and reads all but the last token."""
+    async with client_of(scripted_backend(say("?"))) as calling:
+        answer = await complete(
+            calling,
+            model="scripted",
+            prompt=[list(b"One and one is two")],
+            temperature=0,
+            max_tokens=1,
+            logprobs=1,
+            seed=1234,
+            echo=True,
+        )
+    logprobs = answer["choices"][0]["logprobs"]
+    num_context = len("One and one is ")
+    continuation = logprobs["token_logprobs"][num_context:-1]
+    assert sum(continuation) == -0.5 * len("two")
+    for token, top in zip(
+        logprobs["tokens"][num_context:-1], logprobs["top_logprobs"][num_context:-1], strict=True
+    ):
+        assert max(top, key=top.get) == token
+
+
+async def test_token_ids_are_told_when_asked_for():
+    async with client_of(scripted_backend(say("ab"))) as calling:
+        answer = await complete(calling, prompt="x", return_token_ids=True)
+        response = await calling.post(
+            PATH, json={"prompt": "x", "return_token_ids": True, "stream": True}
+        )
+    assert answer["choices"] == [choice(0, "ab", "stop", token_ids=[97, 98, 256])]
+    parts = chunks(response.text)
+    streamed = [token_id for part in parts for token_id in part["choices"][0]["token_ids"]]
+    assert streamed == [97, 98, 256]
+
+
+async def test_a_stop_string_that_is_asked_for_is_shown():
+    async with client_of(scripted_backend(say("one END two"))) as calling:
+        answer = await complete(calling, prompt="x", stop="END", include_stop_str_in_output=True)
+    assert answer["choices"] == [choice(0, "one END", "stop")]
+
+
+async def test_urgency_and_label_reach_the_engine():
+    seen: list[Sequence] = []
+
+    def script(sequence: Sequence) -> bytes:
+        seen.append(sequence)
+        return b"x"
+
+    async with client_of(scripted_backend(script), max_priority=100) as calling:
+        await complete(calling, prompt="a", priority=100, timeout_s=5, user="me")
+    [sequence] = seen
+    assert (sequence.priority, dict(sequence.generation.metadata)) == (100, {"user": "me"})
+    assert sequence.deadline_at - sequence.generation.submitted_at == 5
+
+
+async def test_what_is_null_is_absent_also_where_it_is_not_supported():
+    async with client_of(scripted_backend()) as calling:
+        answer = await complete(calling, prompt="a", suffix=None, audio=None, typical_p=None)
+    assert answer["choices"] == [choice(0, "a", "stop")]
+
+
+async def test_no_alternatives_still_report_the_chosen_token():
+    async with client_of(scripted_backend(say("a"))) as calling:
+        answer = await complete(calling, prompt="x", logprobs=0, max_tokens=1)
+    assert answer["choices"][0]["logprobs"]["top_logprobs"] == [{"a": -0.5}]
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES.keys())
+async def test_examples_of_the_docs_page_work(example: dict[str, Any]):
+    async with client_of(scripted_backend()) as calling:
+        response = await calling.post(PATH, json=example["value"])
+    assert response.status_code == 200
+
+
+# The stream.
+
+
+async def test_stream_is_framed_as_openai_does():
+    async with client_of(scripted_backend(say("hi"))) as calling:
+        response = await calling.post(PATH, json={"prompt": "a", "stream": True})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"
+    parts = chunks(response.text)
+    assert len({(part.pop("id"), part.pop("created")) for part in parts}) == 1
+    assert all(part.keys() == {"object", "model", "choices"} for part in parts)
+    assert texts_by_index(parts) == {0: "hi"}
+    reasons = [part["choices"][0]["finish_reason"] for part in parts]
+    assert reasons == [None] * (len(parts) - 1) + ["stop"]
+
+
+async def test_stream_comes_token_by_token():
+    gate = Gate()
+    async with serving(scripted_backend(say("abc"), gate=gate), gate=gate) as (app, _):
+        call = Call(app, PATH, {"prompt": "x", "stream": True})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+            for seen in (b'"a"', b'"b"', b'"c"'):
+                assert seen not in call.body
+                gate.allow()
+                await call.until_shown(seen)
+            gate.open()
+    assert call.is_complete
+    assert texts_by_index(chunks(call.body.decode())) == {0: "abc"}
+
+
+async def test_streamed_choices_each_end_once():
+    async with client_of(scripted_backend(repeat_prompt, max_num_seqs=2)) as calling:
+        body = {"prompt": ["one", "three"], "n": 2, "stream": True}
+        parts = chunks((await calling.post(PATH, json=body)).text)
+    assert texts_by_index(parts) == {0: "one", 1: "one", 2: "three", 3: "three"}
+    ends = [c["index"] for part in parts for c in part["choices"] if c["finish_reason"]]
+    assert sorted(ends) == [0, 1, 2, 3]
+    for index in range(4):
+        mine = [c for part in parts for c in part["choices"] if c["index"] == index]
+        assert [c["finish_reason"] for c in mine][-1] == "stop"
+
+
+async def test_running_choices_interleave():
+    gate = Gate()
+    async with serving(scripted_backend(repeat_prompt, gate=gate), gate=gate) as (app, _):
+        call = Call(app, PATH, {"prompt": ["abc", "xyz"], "stream": True})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+            for _ in range(3):
+                num_messages = len(call.messages)
+                gate.allow()
+                await call.until_more_than(max(num_messages, 1))
+            gate.open()
+    order = [part["choices"][0]["index"] for part in chunks(call.body.decode())]
+    assert order != sorted(order)
+
+
+async def test_include_usage_adds_one_last_chunk():
+    async with client_of(scripted_backend(say("hi"))) as calling:
+        body = {"prompt": "abc", "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+        *parts, last = chunks((await calling.post(PATH, json=body)).text)
+    assert [part["usage"] for part in parts] == [None] * len(parts)
+    assert last["choices"] == []
+    assert last["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 6,
+        "total_tokens": 9,
+        **NO_DETAILS,
+    }
+
+
+@pytest.mark.pain(11)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 3},
+        {"stop": "END"},
+        {"stop": "END", "n": 2, "prompt": ["a", "b"]},
+        {"max_tokens": 6},  # cuts inside a character
+        {"stop": "nowhere", "n": 2},
+    ],
+    ids=repr,
+)
+async def test_usage_is_the_number_of_the_ids(fields: dict[str, Any]):
+    body = {"prompt": "a", "max_tokens": 100, "return_token_ids": True, **fields}
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    async with client_of(scripted_backend(lambda _: "one 😀 and END two".encode())) as calling:
+        whole = await complete(calling, **body)
+        *parts, last = chunks((await calling.post(PATH, json={**body, **stream})).text)
+    num_ids = sum(len(each["token_ids"]) for each in whole["choices"])
+    num_streamed = sum(len(each["token_ids"]) for part in parts for each in part["choices"])
+    assert num_streamed == num_ids == whole["usage"]["completion_tokens"]
+    assert last["usage"] == whole["usage"]
+
+
+async def test_echo_is_the_first_chunk():
+    async with client_of(scripted_backend(say("!"))) as calling:
+        body = {"prompt": ["ab", "c"], "echo": True, "stream": True}
+        parts = chunks((await calling.post(PATH, json=body)).text)
+    assert [part["choices"][0] for part in parts[:2]] == [
+        choice(0, "ab", None),
+        choice(1, "c", None),
+    ]
+    assert texts_by_index(parts) == {0: "ab!", 1: "c!"}
+
+
+async def test_streamed_logprobs_join_to_the_whole():
+    body = {"prompt": "x", "logprobs": 1, "stop": "zz"}
+    async with client_of(scripted_backend(say("aézb"))) as calling:
+        whole = (await complete(calling, **body))["choices"][0]["logprobs"]
+        response = await calling.post(PATH, json={**body, "stream": True})
+    joined: dict[str, list[Any]] = {name: [] for name in whole}
+    for part in chunks(response.text):
+        for name, values in (part["choices"][0]["logprobs"] or {}).items():
+            joined[name] += values
+    assert joined == whole
+    assert len(whole["tokens"]) == len("aézb".encode()) + 1
+
+
+async def test_streamed_echo_with_logprobs_joins_to_the_whole():
+    body = {"prompt": ["ab", "cé"], "n": 2, "logprobs": 1, "echo": True, "max_tokens": 3}
+    async with client_of(scripted_backend(say("xéz"))) as calling:
+        whole = await complete(calling, **body)
+        response = await calling.post(PATH, json={**body, "stream": True})
+    parts = chunks(response.text)
+    assert texts_by_index(parts) == {each["index"]: each["text"] for each in whole["choices"]}
+    for each in whole["choices"]:
+        joined: dict[str, list[Any]] = {name: [] for name in each["logprobs"]}
+        for part in parts:
+            [piece] = part["choices"]
+            if piece["index"] == each["index"]:
+                for name, values in (piece["logprobs"] or {}).items():
+                    joined[name] += values
+        assert joined == each["logprobs"]
+
+
+async def test_a_long_prompt_is_echoed_with_logprobs_in_parts():
+    body = {"prompt": "x" * 600, "echo": True, "logprobs": 0, "max_tokens": 1, "stream": True}
+    async with client_of(scripted_backend()) as calling:
+        parts = chunks((await calling.post(PATH, json=body)).text)
+    pieces = [part["choices"][0] for part in parts]
+    assert [len(piece["text"]) for piece in pieces] == [256, 256, 88, 1]
+    offsets = [offset for piece in pieces for offset in piece["logprobs"]["text_offset"]]
+    assert offsets == list(range(601))
+
+
+async def test_failure_before_the_prompt_was_scored_shows_none_of_it():
+    def script(_):
+        return [RuntimeError("no")]
+
+    async with client_of(scripted_backend(script)) as calling:
+        response = await calling.post(
+            PATH, json={"prompt": "a", "echo": True, "logprobs": 1, "stream": True}
+        )
+    error, done = sse(response.text)
+    assert (json.loads(error)["error"]["code"], done) == ("engine_error", "[DONE]")
+
+
+async def test_failure_in_a_stream_is_told_and_ends_it():
+    def script(_):
+        yield ord("a")
+        yield RuntimeError("secret path /etc")
+
+    async with client_of(scripted_backend(script)) as calling:
+        response = await calling.post(PATH, json={"prompt": "x", "n": 2, "stream": True})
+    *_, error, done = sse(response.text)
+    assert done == "[DONE]"
+    assert json.loads(error)["error"] == {
+        "message": "The model failed on this request; the server's log says why.",
+        "type": "server_error",
+        "param": None,
+        "code": "engine_error",
+    }
+    assert "secret" not in response.text
+
+
+async def test_a_dead_end_of_its_own_rules_is_a_request_error_by_field():
+    """Not the server's failure: to send the same again is no use."""
+
+    def script(_):
+        yield ord("a")
+        yield NoTokenAllowed(param="response_format", reason="the grammar allows no token here")
+
+    expected = {
+        "message": "response_format: the grammar allows no token here",
+        "type": "invalid_request_error",
+        "param": "response_format",
+        "code": "no_token_allowed",
+    }
+    async with client_of(scripted_backend(script)) as calling:
+        whole = await calling.post(PATH, json={"prompt": "x"})
+        stream = await calling.post(PATH, json={"prompt": "x", "stream": True})
+    assert (whole.status_code, whole.json()) == (422, {"error": expected})
+    *_, error, done = sse(stream.text)
+    assert (json.loads(error)["error"], done) == (expected, "[DONE]")
+
+
+async def test_a_silent_stream_is_kept_alive():
+    gate = Gate()
+    backend = scripted_backend(say("a"), gate=gate)
+    async with serving(backend, gate=gate, sse_keep_alive_s=0.01) as (app, _):
+        call = Call(app, PATH, {"prompt": "x", "stream": True})
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+            await call.until_shown(b": ping\n\n: ping\n\n")
+            gate.open()
+    assert texts_by_index(chunks(call.body.decode())) == {0: "a"}
+
+
+# Failures of the whole answer.
+
+
+async def test_failed_generation_is_an_http_error():
+    def script(_):
+        return [RuntimeError("secret")]
+
+    async with client_of(scripted_backend(script)) as calling:
+        response = await calling.post(PATH, json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
+
+
+async def test_one_failed_choice_ends_the_others():
+    gate = Gate()
+
+    def script(sequence):
+        return [RuntimeError("no")] if sequence.prompt_ids == (98,) else b"x" * 4000
+
+    backend = scripted_backend(script, gate=gate, max_num_seqs=1)
+    async with serving(backend, gate=gate) as (app, engine), client(app) as calling:
+        async with asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(calling.post(PATH, json={"prompt": ["b", "a", "a"]}))
+            await entered(gate)
+            gate.allow()
+            response = await answer
+        assert response.status_code == 500
+        gate.open()
+        await until(lambda: not engine._store.num_open)
+        logs = ended_logs(engine)
+    assert sum(log.usage.completion_tokens for log in logs) < 4000
+
+
+async def test_overdue_generation_is_a_timeout():
+    gate = Gate()
+    backend = scripted_backend(say("a"), gate=gate)
+    async with client_of(backend, gate=gate, request_timeout_s=1e-9) as calling:
+        response = await calling.post(PATH, json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
+
+
+# What is refused.
+
+BAD_FIELDS = [
+    ({}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 5}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": [1, "a"]}, "prompt"),
+    ({"prompt": [True]}, "prompt"),
+    ({"prompt": [[1], "a"]}, "prompt"),
+    ({"prompt": [300]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": "\ud800"}, "prompt"),
+    ({"prompt": ["a", "\udfff"]}, "prompt"),
+    ({"prompt": "a", "temprature": 1}, "temprature"),
+    ({"prompt": "a", "\ud800": 1}, None),
+    ({"prompt": "a", **{f"x{i}": 1 for i in range(100)}}, None),
+    ({"prompt": "a", "model": 5}, "model"),
+    ({"prompt": "a", "model": "\ud800"}, "model"),
+    ({"prompt": "a", "model": "m" * 1000}, "model"),
+    ({"prompt": "a", "n": 0}, "n"),
+    ({"prompt": "a", "n": "2"}, "n"),
+    ({"prompt": "a", "n": 1.5}, "n"),
+    ({"prompt": "a", "n": True}, "n"),
+    ({"prompt": "a", "n": 129}, "n"),
+    ({"prompt": ["a"] * 129}, "prompt"),
+    ({"prompt": ["a"] * 65, "n": 2}, "n"),
+    ({"prompt": "a", "n": 2, "best_of": 3}, "best_of"),
+    ({"prompt": "a", "best_of": 2}, "best_of"),
+    ({"prompt": "a", "suffix": "b"}, "suffix"),
+    ({"prompt": "a", "suffix": ""}, "suffix"),
+    ({"prompt": "a", "echo": 1}, "echo"),
+    ({"prompt": "a", "echo": True, "logprobs": 21}, "logprobs"),
+    ({"prompt": "a", "echo": True, "max_tokens": -1}, "max_tokens"),
+    ({"prompt": "a", "echo": False, "max_tokens": 0}, "max_tokens"),
+    ({"prompt": "a", "add_special_tokens": False}, "add_special_tokens"),
+    ({"prompt": "a", "return_token_ids": 1}, "return_token_ids"),
+    ({"prompt": "a", "priority": -101}, "priority"),
+    ({"prompt": "a", "timeout_s": -1}, "timeout_s"),
+    ({"prompt": "a", "prompt_logprobs": 1}, "prompt_logprobs"),
+    ({"prompt": "a", "messages": []}, "messages"),
+    ({"prompt": "a", "logprobs": 21}, "logprobs"),
+    ({"prompt": "a", "logprobs": -1}, "logprobs"),
+    ({"prompt": "a", "logprobs": True}, "logprobs"),
+    ({"prompt": "a", "stream": "yes"}, "stream"),
+    ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
+    ({"prompt": "a", "stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+    (
+        {"prompt": "a", "stream": True, "stream_options": {"include_usage": 1}},
+        "stream_options.include_usage",
+    ),
+    ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ({"prompt": "a", "min_tokens": 17}, "min_tokens"),
+    ({"prompt": "a", "temperature": 2.1}, "temperature"),
+    ({"prompt": "a", "temperature": -0.1}, "temperature"),
+    ({"prompt": "a", "temperature": "hot"}, "temperature"),
+    ({"prompt": "a", "top_p": 0}, "top_p"),
+    ({"prompt": "a", "top_k": -1}, "top_k"),
+    ({"prompt": "a", "min_p": 2}, "min_p"),
+    ({"prompt": "a", "seed": 2**63}, "seed"),
+    ({"prompt": "a", "presence_penalty": 3}, "presence_penalty"),
+    ({"prompt": "a", "frequency_penalty": -3}, "frequency_penalty"),
+    ({"prompt": "a", "repetition_penalty": 0}, "repetition_penalty"),
+    ({"prompt": "a", "stop": ""}, "stop"),
+    ({"prompt": "a", "stop": 5}, "stop"),
+    ({"prompt": "a", "stop": ["a", 5]}, "stop[1]"),
+    ({"prompt": "a", "stop": ["a"] * 17}, "stop"),
+    ({"prompt": "a", "stop": "\ud800"}, "stop"),
+    ({"prompt": "a", "stop_token_ids": ["a"]}, "stop_token_ids[0]"),
+    ({"prompt": "a", "stop_token_ids": [1000]}, "stop_token_ids"),
+    ({"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"\ud800": 1}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": "x"}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5": 101}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": {"5000": 1}}, "logit_bias"),
+    ({"prompt": "a", "logit_bias": [1]}, "logit_bias"),
+    ({"prompt": "a", "user": 5}, "user"),
+    ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format"),
+    # The scripted backend follows no grammar.
+    ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
+]
+
+
+async def test_a_grammar_ends_the_text_and_a_bad_one_is_refused_with_the_reason():
+    backend = dataclasses.replace(scripted_backend(say("ab{", "ab{")), grammars=WordCompiler())
+    async with client_of(backend) as calling:
+        answer = await complete(
+            calling, prompt="a", n=2, response_format={"type": "regex", "pattern": "ab"}
+        )
+        refused = await calling.post(
+            PATH, json={"prompt": "a", "response_format": {"type": "regex", "pattern": "("}}
+        )
+    assert answer["choices"] == [choice(0, "ab", "stop"), choice(1, "ab", "stop")]
+    assert refused.status_code == 422
+    assert refused.json()["error"]["message"] == "response_format: unclosed group"
+
+
+@pytest.mark.pain(13)
+@pytest.mark.parametrize(("body", "param"), BAD_FIELDS, ids=lambda value: repr(value)[:60])
+async def test_bad_field_is_refused_by_name(body: dict[str, Any], param: str | None):
+    async with serving(scripted_backend()) as (app, engine), client(app) as calling:
+        response = await calling.post(
+            PATH, content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        assert engine._store.num_open + engine._store.num_ended == 0
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (
+        422,
+        "invalid_request",
+        param,
+    ), error
+    assert error["type"] == "invalid_request_error"
+    assert param is None or error["message"].startswith(f"{param}: ")
+
+
+BAD_BODIES = [
+    (b"", 400, "invalid_json", None),
+    (b"{", 400, "invalid_json", None),
+    (b"{'prompt': 'a'}", 400, "invalid_json", None),
+    (b'{"prompt": "\xff"}', 400, "invalid_json", None),
+    (b"[" * 30_000, 400, "invalid_json", None),
+    (b'{"prompt": "a", "temperature": NaN}', 400, "invalid_json", None),
+    (b'{"prompt": "a", "temperature": -Infinity}', 400, "invalid_json", None),
+    (b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}", 400, "invalid_json", None),
+    (b'{"prompt": "a", "temperature": 1e999}', 422, "invalid_request", "temperature"),
+    (b'{"prompt": "a", "n": 1, "n": 2}', 422, "invalid_request", "n"),
+    (b'{"prompt": "a", "\\ud800": 1, "\\ud800": 2}', 422, "invalid_request", "?"),
+    (b"[]", 422, "invalid_request", None),
+    (b"null", 422, "invalid_request", None),
+    (b'"prompt"', 422, "invalid_request", None),
+    (b'{"prompt": "a", "model": "other"}', 404, "model_not_found", "model"),
+    (b'{"prompt": "%s"}' % (b"a" * 4096), 413, "prompt_too_long", "prompt"),
+    (b'{"prompt": [%s1]}' % (b"1," * 5000), 413, "prompt_too_long", "prompt"),
+    (b'{"prompt": "%s"}' % (b"a" * 2**20), 413, "message_too_big", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"), BAD_BODIES, ids=lambda value: repr(value)[:40]
+)
+async def test_bad_body_is_refused(body: bytes, status: int, code: str, param: str | None):
+    async with client_of(scripted_backend()) as calling:
+        response = await calling.post(
+            PATH, content=body, headers={"content-type": "application/json"}
+        )
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "", "/"],
+)
+async def test_body_that_does_not_say_json_is_refused(content_type: str):
+    async with client_of(scripted_backend()) as calling:
+        response = await calling.post(
+            PATH, content=b'{"prompt": "a"}', headers={"content-type": content_type}
+        )
+    assert (response.status_code, response.json()["error"]["code"]) == (
+        415,
+        "unsupported_media_type",
+    )
+
+
+@pytest.mark.pain(13)
+async def test_one_bad_prompt_refuses_the_whole_batch():
+    async with serving(scripted_backend(max_model_len=10)) as (app, engine):
+        async with client(app) as calling:
+            response = await calling.post(PATH, json={"prompt": ["ok", "x" * 10]})
+        assert engine._store.num_open + engine._store.num_ended == 0
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "prompt_too_long")
+
+
+# Load.
+
+
+async def test_overload_says_when_to_come_back():
+    gate = Gate()
+    backend = scripted_backend(gate=gate, max_num_seqs=1)
+    async with serving(backend, gate=gate, max_waiting_requests=3) as (app, engine):
+        calling = client(app)
+        async with asyncio.TaskGroup() as tasks:
+            answers = [tasks.create_task(calling.post(PATH, json={"prompt": "first"}))]
+            await entered(gate)
+            batch = {"prompt": ["a", "b"]}
+            answers.append(tasks.create_task(calling.post(PATH, json=batch)))
+            await until(lambda: engine.stats.num_waiting == 2)
+            too_many = await calling.post(PATH, json=batch)
+            answers.append(tasks.create_task(calling.post(PATH, json={"prompt": "last"})))
+            await until(lambda: engine.stats.num_waiting == 3)
+            one_more = await calling.post(PATH, json={"prompt": "no", "stream": True})
+            assert engine.stats.num_waiting == 3
+            gate.open()
+    assert [answer.result().status_code for answer in answers] == [200, 200, 200]
+    for refused in (too_many, one_more):
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_batch_that_could_never_wait_is_not_told_to_retry():
+    async with client_of(scripted_backend(), max_waiting_requests=2) as calling:
+        response = await calling.post(PATH, json={"prompt": ["a", "b", "c"]})
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "prompt")
+
+
+async def test_draining_server_says_so():
+    async with serving(scripted_backend()) as (app, engine), client(app) as calling:
+        await engine.drain(deadline_s=1)
+        response = await calling.post(PATH, json={"prompt": "a"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+    assert response.headers["retry-after"] == "1"
+
+
+# Clients that leave.
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_client_that_leaves_stops_what_runs_and_what_waits(stream: bool):
+    gate = Gate()
+    backend = scripted_backend(say("x" * 4000), gate=gate, max_num_seqs=1)
+    async with serving(backend, gate=gate) as (app, engine):
+        body = {"prompt": ["a", "b"], "n": 2, "max_tokens": 4000, "stream": stream}
+        call = Call(app, PATH, body)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+            await entered(gate)
+            await until(lambda: engine.stats.num_waiting == 3)
+            call.leave()
+        gate.allow(2)
+        await until(lambda: not engine._store.num_open)
+        logs = ended_logs(engine)
+        assert sum(log.usage.completion_tokens for log in logs) <= 2
+        assert [log.num_subscribers for log in logs] == [0, 0, 0, 0]
+    assert not call.is_complete or call.status == 499
+
+
+@pytest.mark.pain(2)
+async def test_client_that_leaves_while_it_waits_to_be_started_never_runs():
+    gate = Gate()
+    backend = scripted_backend(gate=gate, max_num_seqs=1)
+    async with serving(backend, gate=gate) as (app, engine), client(app) as calling:
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(calling.post(PATH, json={"prompt": "first"}))
+            await entered(gate)
+            call = Call(app, PATH, {"prompt": "gone", "stream": True})
+            leaving = tasks.create_task(call())
+            await until(lambda: engine.stats.num_waiting == 1)
+            call.leave()
+            await leaving
+            gate.open()
+        assert first.result().status_code == 200
+        await until(lambda: not engine._store.num_open)
+        started = [log.started is not None for log in ended_logs(engine)]
+    assert sorted(started) == [False, True]
+
+
+async def test_client_that_left_before_the_stream_began_leaves_nothing():
+    gate = Gate()
+    async with serving(scripted_backend(gate=gate), gate=gate) as (app, engine):
+        call = Call(app, PATH, {"prompt": "a", "stream": True}, takes=0)
+        call.leave()
+        await call()
+        gate.open()
+        await until(lambda: not engine._store.num_open)
+    assert call.messages == []
+
+
+async def test_client_that_stops_reading_is_given_up():
+    backend = scripted_backend(say("x" * 4000))
+    async with serving(backend, stall_timeout_s=0.01) as (app, engine):
+        call = Call(app, PATH, {"prompt": "a", "max_tokens": 4000, "stream": True}, takes=2)
+        await call()
+        await until(lambda: not engine._store.num_open)
+    assert not call.is_complete
+
+
+async def test_slow_client_gets_larger_chunks():
+    gate = Gate()
+    async with serving(scripted_backend(say("abcdef"), gate=gate), gate=gate) as (app, engine):
+        call = Call(app, PATH, {"prompt": "x", "stream": True}, takes=0)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(call())
+            await entered(gate)
+            gate.open()
+            await until(lambda: not engine._store.num_open)
+            call.read_on()
+    assert [c["choices"] for c in chunks(call.body.decode())] == [[choice(0, "abcdef", "stop")]]
+
+
+# A client that we did not write, over a real socket.
+
+
+def test_openai_sdk_completes(live_server: Callable[..., str]):
+    url = live_server(scripted_backend(repeat_prompt), api_keys=("secret",))
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as sdk:
+        answer = sdk.completions.create(
+            model="scripted", prompt=["héllo", "you"], n=2, logprobs=1, temperature=0, seed=1
+        )
+        [model] = list(sdk.models.list())
+    assert [each.text for each in answer.choices] == ["héllo", "héllo", "you", "you"]
+    assert [each.finish_reason for each in answer.choices] == ["stop"] * 4
+    logprobs = answer.choices[2].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["y", "o", "u", "<eos>"]
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 6 + 3 + 2 * (7 + 4)
+    assert model.id == "scripted"
+
+
+def test_openai_sdk_streams(live_server: Callable[..., str]):
+    url = live_server(scripted_backend(say("wörld")))
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as sdk:
+        parts = list(
+            sdk.completions.create(
+                model="scripted", prompt="a", stream=True, stream_options={"include_usage": True}
+            )
+        )
+    assert "".join(each.text for part in parts for each in part.choices) == "wörld"
+    usage = parts[-1].usage
+    assert usage is not None
+    assert usage.completion_tokens == len("wörld".encode()) + 1
+
+
+def test_openai_sdk_raises_its_own_errors(live_server: Callable[..., str]):
+    def script(_):
+        return [ord("a"), RuntimeError("no")]
+
+    url = live_server(scripted_backend(script), api_keys=("secret",))
+    stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as sdk:
+        with pytest.raises(openai.NotFoundError) as not_found:
+            sdk.completions.create(model="gpt-4", prompt="a")
+        with pytest.raises(openai.UnprocessableEntityError) as invalid:
+            sdk.completions.create(model="scripted", prompt="a", temperature=9)
+        with pytest.raises(openai.APIError) as failed:
+            list(sdk.completions.create(model="scripted", prompt="a", stream=True))
+    assert (not_found.value.code, invalid.value.param) == ("model_not_found", "temperature")
+    assert failed.value.code == "engine_error"
+
+
+@pytest.mark.pain(10)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_socket_that_closes_stops_the_generation(live_server: Callable[..., str], stream: bool):
+    gate = Gate()
+    url = httpx.URL(live_server(scripted_backend(say("x" * 4000), gate=gate)))
+    body = json.dumps({"prompt": "a", "max_tokens": 4000, "stream": stream}).encode()
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(
+            b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (PATH.encode(), len(body), body)
+        )
+        gate.entered.acquire()
+    num_steps = 0
+    with httpx.Client(base_url=url) as calling:
+        while calling.get("/health").json()["active"]:
+            gate.allow()
+            num_steps += 1
+    gate.open()
+    assert num_steps < 4000

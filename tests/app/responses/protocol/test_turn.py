@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+
+from app.errors import ErrorInfo
+from app.responses.protocol.turn import Create, Refusal, Resume, Turn, TurnState
+from app.responses.schemas.request import ResponseRequest
+from app.websocket.protocol.open_stream import InvalidTransition
+
+W, S, C, E = TurnState
+ALLOWED = {(W, S), (W, E), (S, C), (S, E), (C, E)}
+REFUSED = ErrorInfo(code="invalid_request", message="no")
+
+
+@pytest.mark.parametrize(("before", "after"), list(product(TurnState, TurnState)))
+def test_states(before: TurnState, after: TurnState):
+    turn: Turn[Any] = Turn("turn_1", lane=None, wish=Resume("resp_1", 0))
+    turn.state = before
+    if (before, after) in ALLOWED:
+        turn.move_to(after)
+        assert turn.state is after
+    else:
+        with pytest.raises(InvalidTransition, match=f"{before} -> {after}"):
+            turn.move_to(after)
+
+
+@pytest.mark.parametrize(
+    ("wish", "parent_id", "needs_engine"),
+    [
+        (Create(ResponseRequest(previous_response_id="resp_1")), "resp_1", True),
+        (Create(ResponseRequest()), None, True),
+        (Refusal(REFUSED, "resp_1"), "resp_1", False),
+        (Resume("resp_1", 0), None, True),
+    ],
+)
+def test_what_a_wish_goes_on_from(wish: Any, parent_id: str | None, needs_engine: bool):
+    turn: Turn[Any] = Turn("turn_1", lane=None, wish=wish)
+    assert (turn.parent_id, turn.needs_engine) == (parent_id, needs_engine)

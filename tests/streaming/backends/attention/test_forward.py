@@ -1,0 +1,79 @@
+"""The model is called by the names that it has itself."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from streaming.backend import Batch, Chunk
+from streaming.backends.attention.forward import forward
+from streaming.backends.attention.kv_cache import LAYOUT_ARGUMENT, UnsupportedModel
+from streaming.backends.attention.model_input import prepare_inputs
+from streaming.backends.attention.tiled_kv_cache import TiledKVCache
+from streaming.backends.optimization.warm_up import dry_sequence
+
+
+class Model(torch.nn.Module):
+    """Keeps what it is called with; its logits are its positions."""
+
+    def _answer(self, position_ids, logits_to_keep, **arguments):
+        self.arguments = arguments | {"logits_to_keep": logits_to_keep}
+        return SimpleNamespace(logits=position_ids[:, logits_to_keep, None])
+
+
+class ModelWithCache(Model):
+    def forward(self, position_ids, cache, **arguments):
+        return self._answer(position_ids, cache=cache, **arguments)
+
+
+class ModelWithPastKeyValues(Model):
+    def forward(self, position_ids, past_key_values, **arguments):
+        return self._answer(position_ids, past_key_values=past_key_values, **arguments)
+
+
+class ModelOfShape(torch.nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, **_):
+        return SimpleNamespace(logits=torch.zeros(self.shape))
+
+
+def one_prompt(paged_cache):
+    sequence = dry_sequence([5, 6, 7])
+    sequence.block_table.block_ids = [0]
+    return prepare_inputs(
+        Batch((Chunk(sequence, 0, 3),)), cache=paged_cache, device=torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(ModelWithCache(), "cache"), (ModelWithPastKeyValues(), "past_key_values")]
+)
+def test_a_cache_goes_by_the_name_that_the_model_has_for_it(model, name):
+    paged_cache = TiledKVCache(1, 16)
+    step = one_prompt(paged_cache)
+
+    logits = forward(model, step, paged_cache)
+
+    assert logits.tolist() == [[2]]
+    assert model.arguments.pop(name) is paged_cache
+    assert model.arguments.pop(LAYOUT_ARGUMENT) is step.layout is paged_cache.layout
+    assert model.arguments == {
+        "input_ids": step.token_ids,
+        "use_cache": True,
+        "logits_to_keep": step.logits_rows,
+    }
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9), (1, 0, 9), (2, 1, 9), (1, 9)])
+def test_logits_of_other_rows_than_were_asked_for_are_refused(shape):
+    """They would be dealt out to the wrong sequences, without a word."""
+    paged_cache = TiledKVCache(1, 16)
+    step = one_prompt(paged_cache)
+
+    with pytest.raises(UnsupportedModel, match="as if it took no `logits_to_keep`"):
+        forward(ModelOfShape(shape), step, paged_cache)

@@ -1,0 +1,115 @@
+"""What is particular to attention in spans; what it shares with others is in test_paged_cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from streaming.backends.attention.tile_layout import SPAN_TOKENS, QueryGroup, TileLayout
+from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from tests.streaming.backends.attentions import AttentionRig, plain_attention
+
+
+def test_a_long_chunk_is_attended_to_piece_by_piece() -> None:
+    """More scores, and more results of spans, than are kept at once; no cut shows in the bits."""
+    length = 12 * SPAN_TOKENS
+    whole, cut = (
+        AttentionRig(SPAN_ATTENTION, [length], num_heads=32, num_kv_heads=16, block_size=16)
+        for _ in range(2)
+    )
+    whole.step([(0, length)])
+    for num_tokens in (500, 1, length - 501):
+        cut.step([(0, num_tokens)])
+    assert torch.equal(whole.outputs[0][0], torch.cat(cut.outputs[0]))
+    row = whole.rows[0]
+    key, value = (
+        tensor.repeat_interleave(2, dim=1).transpose(0, 1) for tensor in (row.key, row.value)
+    )
+    expected = scaled_dot_product_attention(row.query.transpose(0, 1), key, value, is_causal=True)
+    torch.testing.assert_close(whole.outputs[0][0], expected.transpose(0, 1), rtol=1e-4, atol=1e-5)
+
+
+LONG = 2**15
+MAX_ELEMENTS = 2**23
+"""32 MiB of float32: no tensor that attention makes is larger."""
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers how many elements the largest tensor has that any operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1000, 20_000, 10**6])
+def test_a_chunk_after_a_long_past_takes_bounded_memory(sliding_window: int | None) -> None:
+    """Its whole mask would take 64 MiB for each query of a key."""
+    num_new = 512
+    rig = AttentionRig(SPAN_ATTENTION, [LONG], block_size=16, num_heads=4, num_kv_heads=1)
+    rig.step([(0, 1)])  # makes the tensors; what follows is not read but written into them
+    [row] = rig.rows
+    for cache, tokens in ((rig.cache.keys[0], row.key), (rig.cache.values[0], row.value)):
+        cache[row.block_ids] = tokens.view(-1, 16, 1, rig.head_dim).transpose(1, 2)
+    rig.done, rig.outputs = [LONG - num_new], [[]]
+    with LargestTensor() as largest:
+        rig.step([(0, num_new)], sliding_window=sliding_window)
+    assert 0 < largest.num_elements <= MAX_ELEMENTS
+    actual = torch.cat(rig.outputs[0]).double()
+    for end in (LONG - num_new + 3, LONG):
+        expected = plain_attention(
+            row.query[end - 3 : end],
+            row.key[:end],
+            row.value[:end],
+            scaling=rig.head_dim**-0.5,
+            sliding_window=sliding_window,
+        )
+        at = end - LONG + num_new
+        torch.testing.assert_close(actual[at - 3 : at], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_crowd_with_long_pasts_takes_bounded_memory() -> None:
+    """To the bit as each would get it alone. The same few blocks make up all pasts."""
+    num_seqs, num_heads, block_size = 20, 4, 16
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, num_heads, num_seqs, 64, generator=generator)
+    key, value = (torch.randn(8, num_heads, block_size, 64, generator=generator) for _ in range(2))
+    tables = torch.randint(8, (num_seqs, LONG // block_size), generator=generator)
+    lengths = LONG - 100 * torch.arange(num_seqs)
+
+    def attend(first: int, end: int) -> torch.Tensor:
+        group = QueryGroup(
+            start=0,
+            num_new=1,
+            blocks=tables[first:end],
+            lengths=lengths[first:end],
+            min_length=int(lengths[end - 1]),
+            max_length=int(lengths[first]),
+        )
+        layout = TileLayout(
+            slots=torch.arange(end - first), groups=(group,), fresh_blocks=torch.empty(0)
+        )
+        output, _ = SPAN_ATTENTION.function(
+            torch.nn.Module(), query[:, :, first:end], key, value, None, batch_layout=layout
+        )
+        return output[0]
+
+    with LargestTensor() as largest:
+        together = attend(0, num_seqs)
+    assert 0 < largest.num_elements <= MAX_ELEMENTS
+    for number in (0, 15, 16, num_seqs - 1):
+        assert torch.equal(attend(number, number + 1)[0], together[number])

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streaming.backend import FailedRow, SampledToken
+from streaming.backends.grammar.token_bitmask import token_mask
+from streaming.backends.sampling.logits_processors import GrammarMask, SomeTokenLeft
+from streaming.backends.sampling.row_failure import NOT_FINITE, RowFailed
+from streaming.backends.sampling.sampler import Sampler
+from streaming.backends.scripted import EOS
+from streaming.errors import EngineFailure, NoTokenAllowed
+from streaming.output_constraint import Grammar, GrammarKind
+from streaming.sampling_params import SamplingParams
+from streaming.sequence import Sequence
+from tests.support import Panic, WordMatcher, make_sequence
+
+A, B, X = b"abx"
+VOCAB_SIZE = 257
+
+
+class AnyOf:
+    """Allows the same tokens for ever."""
+
+    is_done = False
+
+    def __init__(self, *token_ids: int) -> None:
+        bits = torch.zeros(264, dtype=torch.uint8)
+        bits[list(token_ids)] = 1
+        powers = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128])
+        self._mask = bytes((bits.view(-1, 8) * powers).sum(dim=-1).tolist())
+
+    def mask(self) -> bytes:
+        return self._mask
+
+    def accept(self, token_id: int) -> None:
+        """Nothing changes."""
+
+
+class Panicking(AnyOf):
+    def mask(self) -> bytes:
+        raise Panic("index out of range")
+
+
+def error_of(row: SampledToken | FailedRow) -> str:
+    """Return what the client of a row is told, which is that its rules allow no token."""
+    assert isinstance(row, FailedRow)
+    assert isinstance(row.error, NoTokenAllowed)
+    return str(row.error)
+
+
+ANY_TEXT = Grammar(GrammarKind.REGEX, ".*")
+"""What the sequence asked for; a double follows the text."""
+
+
+def constrained(*token_ids: int, **params: object) -> Sequence:
+    rules = SamplingParams(max_tokens=9, seed=0, grammar=ANY_TEXT, **params)  # type: ignore[arg-type]
+    return make_sequence(params=rules, matcher=AnyOf(*token_ids))
+
+
+def free(**params: object) -> Sequence:
+    return make_sequence(params=SamplingParams(max_tokens=9, seed=0, **params))  # type: ignore[arg-type]
+
+
+def allowed(sequence: Sequence, vocab_size: int = VOCAB_SIZE) -> list[int]:
+    mask = token_mask(sequence, vocab_size)
+    assert mask is not None
+    assert mask.shape == (vocab_size,)
+    ids: list[int] = mask.nonzero().flatten().tolist()
+    return ids
+
+
+def sampled_ids(logits: torch.Tensor, *sequences: Sequence) -> list[int | None]:
+    tokens = Sampler().sample(logits, sequences)
+    return [token.token_id if isinstance(token, SampledToken) else None for token in tokens]
+
+
+def test_without_a_grammar_there_is_no_mask():
+    assert token_mask(free(), VOCAB_SIZE) is None
+
+
+@pytest.mark.parametrize("vocab_size", [B, B + 1, VOCAB_SIZE, 300])
+def test_ids_that_tokenizer_or_model_lack_are_not_allowed(vocab_size: int):
+    expected = [token_id for token_id in (A, B, EOS) if token_id < vocab_size]
+    assert allowed(constrained(A, B, EOS), vocab_size) == expected
+
+
+def test_min_tokens_bars_end_tokens_where_the_text_can_go_on():
+    rules = {"min_tokens": 2, "stop_token_ids": frozenset({B})}
+    assert allowed(constrained(A, B, EOS, **rules)) == [A]
+    assert allowed(constrained(B, EOS, **rules)) == [B, EOS]
+
+
+# In the batch.
+
+
+def test_greedy_takes_the_best_that_is_allowed():
+    logits = torch.zeros(2, VOCAB_SIZE)
+    logits[:, X] = 9.0
+    logits[:, B] = 5.0
+    assert sampled_ids(logits, constrained(A, B, temperature=0.0), free(temperature=0.0)) == [B, X]
+
+
+def test_the_mask_wins_over_bias_and_minimum():
+    logits = torch.zeros(1, VOCAB_SIZE)
+    bias = {X: 100.0, EOS: -100.0}
+    sequence = constrained(EOS, temperature=0.0, logit_bias=bias, min_tokens=3)
+    assert sampled_ids(logits, sequence) == [EOS]
+
+
+@pytest.mark.parametrize("params", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.9}])
+def test_only_allowed_tokens_are_drawn(params: dict[str, float]):
+    for seed in range(30):
+        logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 5
+        rules = SamplingParams(temperature=2.0, max_tokens=9, seed=seed, **params)  # type: ignore[arg-type]
+        sequence = make_sequence(params=rules, matcher=AnyOf(A, B))
+        assert sampled_ids(logits, sequence)[0] in (A, B)
+
+
+def test_a_free_row_is_as_it_is_alone():
+    logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
+    alone = Sampler().sample(logits[1:].clone(), [free(temperature=1.5, logprobs=3)])
+    together = Sampler().sample(logits, [constrained(A), free(temperature=1.5, logprobs=3)])
+    assert together[1:] == alone
+
+
+def test_logprobs_are_the_models_own():
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, X] = 9.0
+    (token,) = Sampler().sample(logits, [constrained(A, logprobs=1)])
+    assert isinstance(token, SampledToken)
+    assert token.logprobs is not None
+    assert token.logprobs.top[0].token_id == X
+    assert token.logprobs.chosen.token_id == A
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
+def test_a_row_without_an_allowed_token_fails_alone(params: dict[str, float]):
+    sequences = [constrained(**params), constrained(A, **params)]
+    failed, fine = Sampler().sample(torch.zeros(2, VOCAB_SIZE), sequences)
+    assert error_of(failed) == "response_format: the grammar allows no token here"
+    assert fine == SampledToken(A)
+
+
+def test_a_token_that_the_model_itself_forbids_is_no_choice():
+    logits = torch.zeros(1, VOCAB_SIZE)
+    logits[0, A] = -torch.inf
+    (failed,) = Sampler().sample(logits, [constrained(A)])
+    assert error_of(failed) == "response_format: the grammar allows no token here"
+
+
+def test_the_grammar_of_calls_is_blamed_on_the_tools():
+    sequence = make_sequence(params=SamplingParams(max_tokens=9, seed=0), matcher=AnyOf())
+    (failed,) = Sampler().sample(torch.zeros(1, VOCAB_SIZE), [sequence])
+    assert error_of(failed) == "tools: the grammar allows no token here"
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
+def test_a_matcher_that_breaks_down_fails_its_row_only(
+    params: dict[str, float], caplog: pytest.LogCaptureFixture
+):
+    stuck = constrained(A, **params)
+    stuck.matcher = Panicking()
+    failed, fine = Sampler().sample(torch.zeros(2, VOCAB_SIZE), [stuck, constrained(A, **params)])
+    assert isinstance(failed, FailedRow)
+    assert isinstance(failed.error, EngineFailure), "not a fault of the request that can be named"
+    assert fine == SampledToken(A)
+    assert "index out of range" in caplog.text
+
+
+def test_broken_logits_are_said_to_be_broken():
+    logits = torch.full((1, VOCAB_SIZE), torch.nan)
+    (row,) = Sampler().sample(logits, [constrained(A)])
+    assert row == NOT_FINITE
+
+
+# For `model.generate()`.
+
+
+def test_the_processor_leaves_what_is_allowed():
+    sequence = make_sequence(matcher=WordMatcher("ab"))
+    scores = GrammarMask(sequence)(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
+    assert (scores[0] == 0).nonzero().flatten().tolist() == [A]
+    assert bool((scores[0, [B, EOS]] == -torch.inf).all())
+
+
+def test_the_processors_refuse_to_choose_from_nothing():
+    sequence, input_ids = constrained(), torch.tensor([[0]])
+    scores = GrammarMask(sequence)(input_ids, torch.zeros(1, VOCAB_SIZE))
+    with pytest.raises(RowFailed) as caught:
+        SomeTokenLeft(sequence)(input_ids, scores)
+    assert error_of(caught.value.row) == "response_format: the grammar allows no token here"
+
+
+def test_the_last_processor_passes_on_what_has_a_token_left():
+    scores = torch.tensor([[-torch.inf, 1.0]])
+    assert SomeTokenLeft(constrained())(torch.tensor([[0]]), scores) is scores

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from math import inf, log, nan
+
+import pytest
+import torch
+
+from streaming import SamplingParams
+from streaming.backends.sampling.logits_processors import (
+    LogitBias,
+    MinTokens,
+    Penalized,
+    RawDistribution,
+)
+from streaming.backends.sampling.row_failure import RowFailed
+from streaming.sequence import Sequence
+from tests.support import make_sequence
+
+CPU = torch.device("cpu")
+
+
+def sequence_with(**params: object) -> Sequence:
+    """Return a sequence whose prompt is tokens 0 and 1."""
+    return make_sequence(prompt="\x00\x01", params=SamplingParams(max_tokens=9, **params))  # type: ignore[arg-type]
+
+
+def test_raw_distribution_is_in_natural_logarithms() -> None:
+    raw = RawDistribution(2, vocab_size=3)
+    scores = torch.tensor([[log(1.0), log(2.0), log(5.0)]])
+    assert torch.equal(raw(torch.tensor([[0]]), scores), scores)
+    logprobs = raw.logprobs_of(0)
+    assert logprobs is not None
+    assert logprobs.chosen.logprob == pytest.approx(log(1 / 8))
+    assert [top.token_id for top in logprobs.top] == [2, 1]
+    assert [top.logprob for top in logprobs.top] == pytest.approx([log(5 / 8), log(2 / 8)])
+
+
+def test_raw_distribution_reports_no_more_than_there_is() -> None:
+    raw = RawDistribution(20, vocab_size=3)
+    raw(torch.tensor([[0]]), torch.zeros(1, 3))
+    logprobs = raw.logprobs_of(1)
+    assert logprobs is not None
+    assert len(logprobs.top) == 3
+
+
+@pytest.mark.parametrize("logits", [[nan, 1.0], [1.0, nan], [inf, 1.0], [-inf, -inf]])
+def test_broken_logits_are_refused(logits: list[float]) -> None:
+    with pytest.raises(RowFailed, match="not finite"):
+        RawDistribution(None, vocab_size=2)(torch.tensor([[0]]), torch.tensor([logits]))
+
+
+def test_masked_tokens_are_no_failure() -> None:
+    raw = RawDistribution(None, vocab_size=2)
+    raw(torch.tensor([[0]]), torch.tensor([[-inf, 1.0]]))
+    assert raw.logprobs_of(1) is None
+
+
+def test_rows_that_pad_the_head_are_cut_off() -> None:
+    """Whatever they hold."""
+    raw = RawDistribution(3, vocab_size=2)
+    scores = raw(torch.tensor([[0]]), torch.tensor([[0.0, 0.0, 99.0, nan]]))
+    assert scores.tolist() == [[0.0, 0.0]]
+    logprobs = raw.logprobs_of(1)
+    assert logprobs is not None
+    assert [top.token_id for top in logprobs.top] == [0, 1]
+    assert [top.logprob for top in logprobs.top] == pytest.approx([log(0.5)] * 2)
+
+
+def test_penalties_leave_the_models_own_scores_alone() -> None:
+    penalized = Penalized(sequence_with(repetition_penalty=2.0), CPU)
+    scores = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
+    assert penalized(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
+    assert scores.tolist() == [[4, -4, 4, -4]]
+
+
+def test_logit_bias_is_added() -> None:
+    bias = LogitBias(sequence_with(logit_bias={1: 2.5, 2: -1.0}), CPU)
+    assert bias(torch.tensor([[0]]), torch.ones(1, 3)).tolist() == [[1.0, 3.5, 0.0]]
+
+
+def test_min_tokens_bars_all_end_tokens_until_then() -> None:
+    sequence = sequence_with(min_tokens=1, stop_token_ids=frozenset({2}))
+    processor = MinTokens(sequence, CPU)
+    scores = torch.zeros(1, 257)
+    barred = processor(torch.tensor([[0]]), scores)[0]
+    assert (barred == -inf).nonzero().flatten().tolist() == [2, 256]
+    sequence.output_ids.append(5)
+    assert processor(torch.tensor([[0, 5]]), scores) is scores

@@ -1,0 +1,189 @@
+"""Penalties are those of the formulas, and a step costs the same however long the text is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, SupportsIndex, overload
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming import SamplingParams
+from streaming.backends.sampling.penalties import Penalties
+from streaming.backends.sampling.sampler import Sampler
+from streaming.sequence import Sequence
+from tests.support import make_sequence, property_test
+
+VOCAB_SIZE = 300
+CPU = torch.device("cpu")
+
+
+def sequence_with(prompt: str = "\x00\x01", **params: Any) -> Sequence:
+    return make_sequence(prompt=prompt, params=SamplingParams(max_tokens=999, seed=0, **params))
+
+
+def take(sequence: Sequence, *token_ids: int) -> None:
+    """Take the next tokens, of whatever meaning."""
+    sequence.output_ids.extend(token_ids)
+    sequence.token_ids.extend(token_ids)
+
+
+def penalties_of(sequence: Sequence) -> Penalties:
+    return Penalties(sequence, device=CPU)
+
+
+def penalized(penalties: Penalties, logits: list[float]) -> list[float]:
+    row = torch.tensor(logits, dtype=torch.float32)
+    penalties.apply(row)
+    values: list[float] = row.tolist()
+    return values
+
+
+def by_the_formulas(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """Return the logits after a walk through the whole text."""
+    params, logits = sequence.params, logits.clone()
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*sequence.prompt_ids, *sequence.output_ids}))
+        values = logits[seen]
+        penalty = params.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if sequence.output_ids and (params.presence_penalty or params.frequency_penalty):
+        counts = Counter(sequence.output_ids)
+        ids, times = torch.tensor([*counts]), torch.tensor([*counts.values()]).float()
+        logits[ids] -= params.presence_penalty + params.frequency_penalty * times
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("params", "are_wanted"),
+    [
+        ({}, False),
+        ({"repetition_penalty": 1.1}, True),
+        ({"presence_penalty": -0.1}, True),
+        ({"frequency_penalty": 0.1}, True),
+    ],
+)
+def test_penalties_are_left_out_unless_wanted(params: dict[str, Any], are_wanted: bool) -> None:
+    assert Penalties.are_wanted(SamplingParams(**params)) is are_wanted
+
+
+def test_presence_and_frequency_count_the_output_only() -> None:
+    sequence = sequence_with(presence_penalty=1.0, frequency_penalty=0.25)
+    penalties = penalties_of(sequence)
+    assert penalized(penalties, [0, 0, 0, 0]) == [0, 0, 0, 0]
+    take(sequence, 3)
+    assert penalized(penalties, [0, 0, 0, 0]) == [0, 0, 0, -1.25]
+    take(sequence, 3, 0)
+    assert penalized(penalties, [0, 0, 0, 0]) == [-1.25, 0, 0, -1.5]
+
+
+def test_repetition_penalty_covers_prompt_and_output() -> None:
+    sequence = sequence_with(repetition_penalty=2.0)
+    penalties = penalties_of(sequence)
+    assert penalized(penalties, [4, -4, 4, -4]) == [2, -8, 4, -4]
+    take(sequence, 3)
+    assert penalized(penalties, [4, -4, 4, -4]) == [2, -8, 4, -8]
+
+
+params = st.fixed_dictionaries(
+    {
+        "presence_penalty": st.sampled_from([0.0, 1.1, -2.0]),
+        "frequency_penalty": st.sampled_from([0.0, 0.3, -0.7]),
+        "repetition_penalty": st.sampled_from([1.0, 1.3, 0.01, 10.0]),
+    }
+)
+
+
+@property_test
+@given(
+    params,
+    st.text(st.characters(max_codepoint=40), min_size=1, max_size=9),
+    st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=100), max_size=6),
+    st.integers(0, 99),
+)
+def test_penalties_kept_up_are_bit_for_bit_those_of_a_walk_through_the_text(
+    given_params: dict[str, float], prompt: str, steps: list[list[int]], seed: int
+) -> None:
+    """Also where several tokens come between two looks, as behind a preemption."""
+    generator = torch.Generator().manual_seed(seed)
+    sequence = sequence_with(prompt, **given_params)
+    penalties = penalties_of(sequence)
+    for new_ids in steps:
+        take(sequence, *new_ids)
+        logits = 5.0 * torch.randn(VOCAB_SIZE, generator=generator)
+        expected = by_the_formulas(logits, sequence)
+        penalties.apply(logits)
+        assert torch.equal(logits, expected)
+
+
+@property_test
+@given(params, st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40)), max_size=30))
+def test_sequences_that_share_a_prompt_and_lose_their_places_share_no_counts(
+    given_params: dict[str, float], steps: list[tuple[int, int]]
+) -> None:
+    """A sampler that keeps two of five drops the others' again and again."""
+    sampler = Sampler(max_penalized_seqs=2)
+    sequences = [sequence_with("ab", temperature=0.0, logprobs=0, **given_params) for _ in range(5)]
+    for which, token_id in steps:
+        batch = [sequence for index, sequence in enumerate(sequences) if index != which]
+        logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(token_id))
+        expected = [by_the_formulas(row, each) for row, each in zip(logits, batch, strict=True)]
+        sampler.sample(logits, batch)
+        assert torch.equal(logits, torch.stack(expected))
+        assert len(sampler._penalties) <= 2
+        for offset, sequence in enumerate(batch):
+            take(sequence, (token_id + offset) % 41)
+
+
+class CountingList(list[int]):
+    """Counts the elements that are read."""
+
+    num_read = 0
+
+    @overload
+    def __getitem__(self, at: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[int]: ...
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        self.num_read += len(found) if isinstance(at, slice) else 1
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        for item in super().__iter__():
+            self.num_read += 1
+            yield item
+
+
+@pytest.mark.parametrize("num_prompt_tokens", [10, 5000])
+@pytest.mark.parametrize(
+    "rules", [{"repetition_penalty": 1.2}, {"presence_penalty": 1.0}, {"frequency_penalty": 0.1}]
+)
+def test_a_step_reads_its_new_token_however_long_the_text_is(
+    rules: dict[str, float], num_prompt_tokens: int
+) -> None:
+    sequence = sequence_with("x" * num_prompt_tokens, **rules)
+    lists = CountingList(sequence.token_ids), CountingList(sequence.prompt_ids), CountingList()
+    sequence.token_ids, sequence.prompt_ids, sequence.output_ids = lists  # type: ignore[assignment]
+    sampler = Sampler()
+    num_read = []
+    for token_id in range(20):
+        before = sum(each.num_read for each in lists)
+        sampler.sample(torch.zeros(1, VOCAB_SIZE), [sequence])
+        num_read.append(sum(each.num_read for each in lists) - before)
+        take(sequence, token_id)
+    assert num_read[0] <= num_prompt_tokens
+    assert num_read[1:] == [1] * 19
+
+
+def test_what_ended_is_forgotten() -> None:
+    sampler = Sampler()
+    sequence = sequence_with(repetition_penalty=1.2)
+    sampler.sample(torch.zeros(1, VOCAB_SIZE), [sequence])
+    assert list(sampler._penalties) == [sequence]
+    sampler.forget(sequence)
+    sampler.forget(sequence)
+    assert not sampler._penalties
