@@ -9,10 +9,17 @@ import hmac
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
+from app.errors import ErrorInfo
 from streaming import ANYONE
 
 SUBPROTOCOL = "tokenwire.v1"
 _KEY_SUBPROTOCOL = "tokenwire.key."
+
+FORBIDDEN_ORIGIN = ErrorInfo(
+    code="forbidden_origin",
+    message="Pages of this origin are not allowed to call; add it to the setting allowed_origins.",
+)
+"""The error for a request that `is_origin_allowed` rejects."""
 
 
 class Authenticator:

@@ -1,4 +1,7 @@
-"""What an AsyncAPI document says of one WebSocket: its messages, and which of them answer which."""
+"""The parts of an AsyncAPI document for one WebSocket: its messages, and which reply to which.
+
+Each dialect describes its socket with these types; `app.asyncapi.document` builds the document.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A message as it is on the wire."""
+    """An example message, as sent on the wire."""
 
     name: str
     payload: Mapping[str, Any]
@@ -19,12 +22,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One kind of message.
+    """A type of message.
 
     Attributes:
-        name: what its `type` says.
-        model: checks it, or makes it; its docstring is the message's description.
-        examples: each valid by `model`.
+        name: the value of its `type` field.
+        model: validates or serializes it; the model's docstring describes the message.
+        examples: each valid for `model`.
     """
 
     name: str
@@ -34,18 +37,22 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One WebSocket address.
+    """A WebSocket address and its messages.
 
     Attributes:
         name: unique in the document.
-        security: names of `document.SECURITY_SCHEMES`, any of which lets a client in.
-        headers: a JSON schema of the handshake's headers that matter.
-        query: the same of its query parameters.
-        received: what a client says.
-        sent: what the server says.
-        replies: names of what the server says to a message, by the name of that.
-        unasked: names of what the server may say to nothing in particular.
-        close_codes: what each of them means here (RFC 6455 §7.4.1).
+        address: path of the WebSocket.
+        title: a heading.
+        summary: one sentence.
+        description: Markdown.
+        security: names of `document.SECURITY_SCHEMES`; a client needs one of them.
+        headers: JSON schema of the handshake's headers.
+        received: messages from the client.
+        sent: messages from the server.
+        replies: for each received message, the names of the messages that reply to it.
+        unsolicited: names of the sent messages that reply to no message.
+        close_codes: what each close code means on this socket (RFC 6455 §7.4.1).
+        query: JSON schema of the handshake's query parameters.
     """
 
     name: str
@@ -58,6 +65,6 @@ class Channel:
     received: tuple[Message, ...]
     sent: tuple[Message, ...]
     replies: Mapping[str, tuple[str, ...]]
-    unasked: tuple[str, ...]
+    unsolicited: tuple[str, ...]
     close_codes: Mapping[int, str]
     query: Mapping[str, Any] | None = None

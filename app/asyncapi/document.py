@@ -1,6 +1,6 @@
-"""The AsyncAPI 3 document of the WebSockets, made from the models that the code itself uses.
+"""Builds the AsyncAPI 3 document of the WebSockets from the models that the code uses.
 
-What is received and sent is said from the server's side, as the standard has it.
+"receive" and "send" are from the server's point of view, as in the standard.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ SECURITY_SCHEMES: dict[str, dict[str, str]] = {
     "bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "`Authorization: Bearer KEY` with one of the server's API keys. A server "
-        "without keys asks for none.",
+        "description": "`Authorization: Bearer KEY` with one of the server's API keys. Not needed "
+        "if the server has no keys.",
     },
     "subprotocol": {
         "type": "httpApiKey",
         "in": "header",
         "name": "Sec-WebSocket-Protocol",
         "description": "For browsers, which cannot set headers: offer the subprotocols "
-        "`tokenwire.v1` and `tokenwire.key.KEY`, with the key in base64url; the server chooses "
+        "`tokenwire.v1` and `tokenwire.key.KEY`, with the key in base64url. The server selects "
         "`tokenwire.v1`.",
     },
 }
 
 _TITLE = "Tokenwire over WebSockets"
 _DESCRIPTION = (
-    "A language model whose tokens stream over WebSockets that survive a dropped line. All "
-    "messages are JSON objects in text frames, one object a frame; `type` tells which."
+    "Streams the tokens of a language model over WebSockets; streams survive a dropped "
+    "connection. Each message is one JSON object in one text frame, tagged by `type`."
 )
 
 
 def build_document(channels: Iterable[Channel], *, version: str) -> dict[str, Any]:
-    """Return the document without its `servers`, which depend on who asks.
+    """Return the document without `servers`, which depend on the request.
 
     Args:
-        channels: all of it; they are listed in this order.
-        version: of the API.
+        channels: all channels, in the order of the document.
+        version: version of the API.
     """
     channels = tuple(channels)
     payloads, schemas = _schemas(channels)
@@ -87,31 +87,32 @@ def build_document(channels: Iterable[Channel], *, version: str) -> dict[str, An
     }
 
 
-def server_of(
+def describe_server(
     *, host: str, protocol: Literal["ws", "wss"], pathname: str
 ) -> dict[str, dict[str, str]]:
-    """Return the document's `servers`: the one that was asked.
+    """Return the document's `servers`, with the server of the current request as its only entry.
 
     Args:
-        host: its name and port, as the client calls it.
-        pathname: what stands before every address, or nothing.
+        host: host name and port from the request.
+        protocol: "wss" behind TLS.
+        pathname: prefix of every address, or an empty string.
     """
-    server = {"host": host, "protocol": protocol, "description": "The server that you asked."}
+    server = {"host": host, "protocol": protocol, "description": "This server."}
     return {"tokenwire": {**server, "pathname": pathname} if pathname else server}
 
 
 def message_key(channel: str, name: str) -> str:
-    """Return what a message is called among the document's components."""
+    """Return the key of a message in the document's components."""
     return f"{channel}.{_key(name)}"
 
 
 def _key(name: str) -> str:
-    return name.replace(":", ".")  # which the standard does not allow there
+    return name.replace(":", ".")  # the standard allows no ":" in keys
 
 
 class _Schema(GenerateJsonSchema):
     def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
-        """Leave out `discriminator`: OpenAPI's form of it is none that AsyncAPI knows."""
+        """Leave out `discriminator`: AsyncAPI does not know OpenAPI's form of it."""
         return {
             key: value
             for key, value in super().tagged_union_schema(schema).items()
@@ -120,7 +121,7 @@ class _Schema(GenerateJsonSchema):
 
 
 _Key = tuple[str, str, JsonSchemaMode]
-"""Channel, message, and which side of the model: what it takes, or what it makes."""
+"""Names of channel and message, and whether the schema is for validation or serialization."""
 
 
 def _all_messages(
@@ -136,7 +137,7 @@ def _all_messages(
 def _schemas(
     channels: Iterable[Channel],
 ) -> tuple[Mapping[_Key, Any], dict[str, Any]]:
-    """Return the schema of each message, and what those refer to."""
+    """Return the schema of each message, and the definitions that these refer to."""
     payloads, definitions = TypeAdapter.json_schemas(
         [
             ((channel.name, message.name, mode), mode, message.model)
@@ -205,6 +206,6 @@ def _operations(channel: Channel) -> dict[str, Any]:
         "action": "send",
         "channel": reference,
         "security": security,
-        "messages": references(channel.unasked),
+        "messages": references(channel.unsolicited),
     }
     return operations

@@ -137,7 +137,7 @@ def responses_channel() -> Channel:
             "response.cancel": ("response.incomplete", "error"),
             "response.steer": ("response.steer.failed", "error"),
         },
-        unasked=("tokenwire:connection.expiring", "error"),
+        unsolicited=("tokenwire:connection.expiring", "error"),
         close_codes=_CLOSE_CODES,
     )
 

@@ -1,4 +1,7 @@
-"""`WS /v1/stream` for the AsyncAPI document, its answers made by the code that makes them."""
+"""Describes `WS /v1/stream` for the AsyncAPI document.
+
+The example frames are built by the functions of `app.stream.frames`.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +43,19 @@ from streaming import (
 )
 
 _DESCRIPTION = """\
-Many generations share one socket, each a stream that is told apart by its `id`.
+One socket carries many generations, each as a stream with its own `id`.
 
-* For one id the order is `accepted`, `queued` any number of times, `started`, `delta` any number
-  of times, then exactly one `done` or `error`. After that the id is free again.
-* `seq` is the cursor. It rises and never repeats, also across a resume: the text before and after
-  it joins without gap or overlap.
-* A dropped connection is no cancel. The generation goes on for a while, and `resume` on any socket
-  of the same caller follows it from the cursor; `after` -1 replays it from its beginning.
-* Unknown fields are errors. An `error` leaves the socket open, except where the table of errors
-  gives it a close code.
+* The frames of one id are `accepted`, `queued` (any number), `started`, `delta` (any number), then
+  exactly one `done` or `error`. After that the id is free again.
+* `seq` is the cursor. It always increases, also across a resume: the text before and after it
+  joins without gap or overlap.
+* A dropped connection does not cancel. The generation runs on for a grace period, and `resume` on
+  any socket of the same caller continues from the cursor; `after` -1 replays from the beginning.
+* Unknown fields are errors. An `error` leaves the socket open, unless the error table lists a
+  close code for it.
 
-A handshake can be refused with the HTTP status 401 (key), 403 (origin or host), 404, 426 (no
-upgrade), 429 (too many sockets) or 503, each with an error as JSON.
+The server refuses a handshake with HTTP status 401 (API key), 403 (origin or host), 404, 426 (no
+upgrade), 429 (too many sockets) or 503, each with a JSON error.
 """
 
 _HEADERS: dict[str, Any] = {
@@ -66,17 +69,17 @@ _HEADERS: dict[str, Any] = {
     },
 }
 _CLOSE_CODES = {
-    1001: "The server goes away; every stream has had its ending or can be resumed elsewhere.",
-    1008: "You took nothing for too long; resume from your cursor.",
-    1009: "Your message was too big.",
-    1011: "The server failed.",
-    1013: "A caller with fewer sockets needed the place; resume later, or on another socket.",
+    1001: "The server is shutting down; all streams have ended or can be resumed elsewhere.",
+    1008: "You received nothing for too long; resume from your cursor.",
+    1009: "Your message was too large.",
+    1011: "Internal server error.",
+    1013: "Closed to make room for another caller; resume later, or on another socket.",
 }
 
 
 def stream_channel() -> Channel:
     """Return the description of `WS /v1/stream`."""
-    every = ("accepted", "queued", "started", "delta", "done", "error")
+    all_frames = ("accepted", "queued", "started", "delta", "done", "error")
     return Channel(
         name="stream",
         address="/v1/stream",
@@ -87,8 +90,8 @@ def stream_channel() -> Channel:
         headers=_HEADERS,
         received=_received(),
         sent=_sent(),
-        replies={"generate": every, "cancel": ("done", "error"), "resume": every},
-        unasked=("error",),
+        replies={"generate": all_frames, "cancel": ("done", "error"), "resume": all_frames},
+        unsolicited=("error",),
         close_codes=_CLOSE_CODES,
     )
 
@@ -177,12 +180,14 @@ def _sent() -> tuple[Message, ...]:
         retry_after_s=0.02,
     )
     return (
-        _said("accepted", AcceptedFrame, accepted=accepted_frame("story", generation)),
-        _said("queued", QueuedFrame, queued=queued_frame("story", Queued(2, 1.5))),
-        _said("started", StartedFrame, started=started_frame("story", Started(5, 0, at=0.004))),
-        _said("delta", DeltaFrame, text=plain, detailed=detailed),
-        _said("done", DoneFrame, stop=ended_frame("story", Ended(1, finished), generation)),
-        _said(
+        _sent_message("accepted", AcceptedFrame, accepted=accepted_frame("story", generation)),
+        _sent_message("queued", QueuedFrame, queued=queued_frame("story", Queued(2, 1.5))),
+        _sent_message(
+            "started", StartedFrame, started=started_frame("story", Started(5, 0, at=0.004))
+        ),
+        _sent_message("delta", DeltaFrame, text=plain, detailed=detailed),
+        _sent_message("done", DoneFrame, stop=ended_frame("story", Ended(1, finished), generation)),
+        _sent_message(
             "error",
             ErrorFrame,
             stream=error_frame(refused, "story"),
@@ -191,9 +196,12 @@ def _sent() -> tuple[Message, ...]:
     )
 
 
-def _said(name: str, frame: Any, **examples: Any) -> Message:
-    shown = tuple(Example(which, payload) for which, payload in examples.items())
-    return Message(name, TypeAdapter(frame), shown)
+def _sent_message(name: str, frame_type: Any, **examples: Any) -> Message:
+    return Message(
+        name,
+        TypeAdapter(frame_type),
+        tuple(Example(example, payload) for example, payload in examples.items()),
+    )
 
 
 def _generation() -> Generation:

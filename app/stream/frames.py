@@ -1,4 +1,4 @@
-"""What the server says on `WS /v1/stream`: the log's events as JSON objects."""
+"""Builds the server's frames on `WS /v1/stream` from a generation's events."""
 
 from __future__ import annotations
 
@@ -31,11 +31,12 @@ from streaming import (
 TokenText = Callable[[int], str]
 
 MAX_DELTA_TOKENS = 256
-"""A longer delta is cut. With 20 logprobs a token costs about 1.2 kB, and a client commonly takes
-frames of up to 1 MiB; a whole log in one frame could never be resumed by such a client."""
+"""Longer deltas are split. With 20 logprobs a token takes about 1.2 kB, and clients commonly limit
+frames to 1 MiB; such a client could not resume a whole log sent as one frame."""
 
 
 def accepted_frame(stream_id: str, generation: Generation) -> AcceptedFrame:
+    """Return `accepted`, the first frame of a stream."""
     frame: AcceptedFrame = {
         "type": "accepted",
         "id": stream_id,
@@ -49,6 +50,7 @@ def accepted_frame(stream_id: str, generation: Generation) -> AcceptedFrame:
 
 
 def queued_frame(stream_id: str, queued: Queued) -> QueuedFrame:
+    """Return `queued`: position in the queue, and estimated wait in seconds."""
     return {
         "type": "queued",
         "id": stream_id,
@@ -58,6 +60,7 @@ def queued_frame(stream_id: str, queued: Queued) -> QueuedFrame:
 
 
 def started_frame(stream_id: str, started: Started) -> StartedFrame:
+    """Return `started`, sent when prefill begins."""
     return {
         "type": "started",
         "id": stream_id,
@@ -74,10 +77,18 @@ def delta_frames(
     return_logprobs: bool,
     token_text: TokenText,
 ) -> Iterator[DeltaFrame]:
-    """Yield the delta as one frame, or as several where it holds very many tokens."""
+    """Yield the delta as one frame, or as several of at most `MAX_DELTA_TOKENS` tokens.
+
+    Args:
+        stream_id: the stream of the frames.
+        delta: new text and tokens.
+        return_token_ids: include `token_ids`.
+        return_logprobs: include `logprobs`.
+        token_text: returns the text of a single token id.
+    """
     for part in delta.cut(max_tokens=MAX_DELTA_TOKENS):
         if not (part.text or return_token_ids or return_logprobs):
-            continue  # tokens that show no text move the cursor with the next delta
+            continue  # the next delta moves the cursor past tokens without text
         frame: DeltaFrame = {"type": "delta", "id": stream_id, "seq": part.seq, "text": part.text}
         if return_token_ids:
             frame["token_ids"] = part.tokens.ids
@@ -89,7 +100,7 @@ def delta_frames(
 
 
 def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> DoneFrame | ErrorFrame:
-    """Return `done`, or the `error` that ended the generation."""
+    """Return the last frame of a stream: `done`, or the `error` that ended the generation."""
     match ended.record:
         case Finished(finish_reason=finish_reason):
             usage, timings = generation.usage, generation.timings
@@ -121,7 +132,7 @@ def ended_frame(stream_id: str, ended: Ended, generation: Generation) -> DoneFra
 
 
 def error_frame(info: ErrorInfo, stream_id: str | None) -> ErrorFrame:
-    """Return an error: with an id it ends that stream, without one it concerns the connection."""
+    """Return `error`: it ends the stream of the id, or concerns the connection if that is None."""
     if stream_id is None:
         return {"type": "error", "error": info.to_event()}
     return {"type": "error", "id": stream_id, "error": info.to_event()}

@@ -1,4 +1,4 @@
-"""Checks the messages of `WS /v1/stream`: a frame's JSON object to a `ClientMessage`."""
+"""Validates the messages of `WS /v1/stream`: converts a frame's JSON object to a message."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from app.stream.schemas.messages import (
 )
 
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MAX_SHOWN_CHARS = 64
+_MAX_QUOTED_CHARS = 64
 
 
 def to_message(fields: dict[str, Any]) -> GenerateMessage | CancelMessage | ResumeMessage:
-    """Return the message that the object is.
+    """Return the object as a message.
 
     Raises:
-        RequestRefused: its type is unknown, or a field is unknown, missing or wrong.
+        RequestRefused: the type is unknown, or a field is unknown, missing or invalid.
     """
     kind = fields.get("type")
     if isinstance(kind, str) and kind not in CLIENT_MESSAGE_TYPES:
         known = ", ".join(CLIENT_MESSAGE_TYPES)
         raise _refused(
             "unknown_type",
-            f"type: {kind[:_MAX_SHOWN_CHARS]!r} is not one of {known}",
+            f"type: {kind[:_MAX_QUOTED_CHARS]!r} is unknown; use one of {known}",
             param="type",
         )
     if not isinstance(kind, str):
-        raise _refused("invalid_request", "type: must be given, as a string", param="type")
+        raise _refused("invalid_request", "type: is required and must be a string", param="type")
     try:
         return CLIENT_MESSAGE.validate_python(fields)
     except ValidationError as error:
@@ -45,12 +45,12 @@ def to_message(fields: dict[str, Any]) -> GenerateMessage | CancelMessage | Resu
             skip=CLIENT_MESSAGE_TYPES,
         )
         raise _refused(
-            info.code, info.message, param=info.param and info.param[:_MAX_SHOWN_CHARS]
+            info.code, info.message, param=info.param and info.param[:_MAX_QUOTED_CHARS]
         ) from error
 
 
-def attempted_id(fields: dict[str, Any]) -> str | None:
-    """Return the client's valid name for the stream that it tried to begin, if there is one."""
+def requested_stream_id(fields: dict[str, Any]) -> str | None:
+    """Return the valid stream id of a `generate` or `resume`, or None."""
     if fields.get("type") not in ("generate", "resume"):
         return None
     stream_id = fields.get("id")

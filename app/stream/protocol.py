@@ -1,22 +1,23 @@
-"""The conversation on one `WS /v1/stream`: frames and events in, commands and frames out.
+"""The protocol core of `WS /v1/stream`: frames and events in, commands and frames out.
 
-No socket, no clock, no await: time is passed in as monotonic seconds. What a client does wrong is
-data, an `error` frame; what our own code does wrong is an exception.
+Sans-I/O: no socket, no clock, no await. Callers pass in the time as monotonic seconds. A client's
+mistake is data, an `error` frame; a mistake in our own code is an exception.
 
-Rules of an id:
+Rules for stream ids:
 
-* For one id the order is accepted, queued*, started, delta*, then exactly one `done` or `error`.
-* An error with an id ends what the id names. So an error that refuses a `generate` or a `resume`
-  carries the id that the client gave, unless a stream of that name is open: then it would end the
-  wrong one, and the error goes out without an id.
-* After its end an id is free again, and a `cancel` for it is answered with silence, because it may
-  have crossed the end on its way.
+* The frames of one id are accepted, queued*, started, delta*, then exactly one `done` or `error`.
+* An error with an id ends the stream of that id. An error that refuses a `generate` or `resume`
+  carries the id of the message, unless a stream with this id is open: the error would end that
+  stream, so it is sent without an id.
+* After its end an id is free again. A `cancel` for it is ignored, because the client may have sent
+  it before it received the end.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from app.errors import ErrorInfo, RequestRefused
@@ -29,44 +30,68 @@ from app.stream.frames import (
     queued_frame,
     started_frame,
 )
-from app.stream.parsing import attempted_id, to_message
+from app.stream.parsing import requested_stream_id, to_message
 from app.stream.schemas.frames import ServerFrame
 from app.stream.schemas.messages import CancelMessage, GenerateMessage, ResumeMessage
-from app.websocket.protocol.commands import (
-    CancelGeneration,
-    Close,
-    Command,
-    ResumeGeneration,
-    StartGeneration,
-)
-from app.websocket.protocol.open_stream import OpenStream, StreamState
+from app.websocket.protocol.frames import Close
+from app.websocket.protocol.open_stream import OpenStream, RecentIds, StreamState
 from app.websocket.protocol.parsing import Parsed, parse_frame, peek_fields
 from app.websocket.protocol.rate_limiter import MessageRateLimiter
-from app.websocket.protocol.recent_ids import RecentIds
-from streaming import Delta, Ended, Event, Generation, Queued, Started
+from streaming import Delta, Ended, Event, Generation, GenerationRequest, Queued, Started
 from streaming.errors import StreamingError
 
 ClientMessage: TypeAlias = GenerateMessage | CancelMessage | ResumeMessage
 
 STREAMS_RETRY_AFTER_S = 1.0
-"""Said when a socket has all the streams it may: how long they last, nobody knows."""
+"""`retry_after_s` when a socket is at `max_streams`; a guess, as generation lengths are unknown."""
 MAX_ENDED_IDS = 1024
+"""Ids of ended streams that a socket remembers, to ignore a late `cancel`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartGeneration:
+    """Command to submit `request`; answer with `receive_accepted` or `receive_refused`."""
+
+    stream_id: str
+    request: GenerationRequest
+    include_empty_deltas: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeGeneration:
+    """Command to read a log from the cursor `after`; answer as for `StartGeneration`."""
+
+    stream_id: str
+    generation_id: str
+    after: int
+    include_empty_deltas: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CancelGeneration:
+    """Command to cancel the generation of an open stream."""
+
+    stream_id: str
+
+
+EngineCommand: TypeAlias = StartGeneration | ResumeGeneration | CancelGeneration
+Command: TypeAlias = EngineCommand | Close
 
 
 class StreamProtocol:
-    """The server's end of one conversation.
+    """The server side of one conversation.
 
     Args:
-        caller: the caller; its generations are the only ones it can resume.
-        token_text: how a token is written when it is listed by itself.
-        max_streams: streams open at once, those being submitted included.
-        max_messages_per_s: messages in the long run; a burst may open and cancel every stream.
+        caller: owner of the generations that this socket starts.
+        token_text: returns the text of a single token id.
+        max_streams: streams open at once, including those being submitted.
+        max_messages_per_s: sustained message rate; a burst may open and cancel every stream.
     """
 
     def __init__(
         self, *, caller: str, token_text: TokenText, max_streams: int, max_messages_per_s: float
     ) -> None:
-        self._owner = caller
+        self._caller = caller
         self._token_text = token_text
         self._max_streams = max_streams
         self._limiter = MessageRateLimiter(
@@ -75,21 +100,21 @@ class StreamProtocol:
         )
         self._streams: dict[str, OpenStream] = {}
         self._ended_ids = RecentIds(max_ids=MAX_ENDED_IDS)
-        self._num_made_ids = 0
+        self._num_generated_ids = 0
         self._commands: list[Command] = []
         self._outbox: deque[ServerFrame | tuple[OpenStream, Delta]] = deque()
         self._is_draining = False
         self._is_closed = False
 
-    # What comes in from the client.
+    # Input from the client.
 
     def receive_text(self, frame: str, *, now: float) -> None:
-        """Take one text frame; nothing is heard any more once a `Close` has been given out."""
+        """Receive a text frame. Ignored after a `Close` command."""
         if self.admit(frame, now=now):
             self.receive_parsed(self.parse(frame), now=now)
 
     def admit(self, frame: str | bytes, *, now: float) -> bool:
-        """Count one frame; return whether it is to be parsed and received."""
+        """Count a frame; return True if the caller should parse it and pass on the result."""
         if isinstance(frame, bytes):
             self.receive_bytes(frame, now=now)
             return False
@@ -97,43 +122,43 @@ class StreamProtocol:
             return False
         if retry_after_s := self._limiter.refused_for_s(now=now):
             info = _rate_limited("too many messages", retry_after_s)
-            self._refuse(info, attempted_id(peek_fields(frame)))
+            self._refuse(info, requested_stream_id(peek_fields(frame)))
             return False
         return True
 
     def parse(self, frame: str | bytes) -> Parsed[ClientMessage]:
-        """Read an admitted frame; touches nothing of the conversation, so a thread may do it."""
+        """Parse an admitted frame. Reads no state, so it can run in another thread."""
         return parse_frame(frame, to_message)
 
     def receive_parsed(self, parsed: Parsed[ClientMessage], *, now: float) -> None:
-        """Take an admitted frame that has been parsed."""
+        """Receive an admitted frame after `parse`."""
         if self._is_closed:
             return
         if parsed.refusal is not None:
-            self._refuse(parsed.refusal, attempted_id(parsed.fields))
+            self._refuse(parsed.refusal, requested_stream_id(parsed.fields))
             return
         assert parsed.message is not None
         try:
             self._receive_message(parsed.message)
         except RequestRefused as refused:
-            self._refuse(refused.info, attempted_id(parsed.fields))
+            self._refuse(refused.info, requested_stream_id(parsed.fields))
         except StreamingError as error:
-            self._refuse(ErrorInfo.of(error), attempted_id(parsed.fields))
+            self._refuse(ErrorInfo.of(error), requested_stream_id(parsed.fields))
 
     def receive_bytes(self, _: bytes, *, now: float) -> None:
-        """Take one binary frame, whatever is in it."""
+        """Receive a binary frame and answer with an error."""
         if self._is_closed:
             return
         if retry_after_s := self._limiter.refused_for_s(now=now):
             self._refuse(_rate_limited("too many messages", retry_after_s), None)
         else:
-            message = "Binary frames mean nothing here: send JSON in text frames."
+            message = "Binary frames are not supported: send JSON in text frames."
             self._refuse(ErrorInfo(code="invalid_json", message=message), None)
 
-    # What comes in from the engine.
+    # Input from the engine.
 
     def receive_accepted(self, stream_id: str, generation: Generation) -> None:
-        """Take the log that a `StartGeneration` or `ResumeGeneration` led to."""
+        """Receive the log opened for a `StartGeneration` or `ResumeGeneration`."""
         stream = self._streams[stream_id]
         stream.move_to(StreamState.ACCEPTED)
         stream.generation = generation
@@ -142,51 +167,51 @@ class StreamProtocol:
             self._commands.append(CancelGeneration(stream_id))
 
     def receive_refused(self, stream_id: str, info: ErrorInfo) -> None:
-        """Take the reason why a `StartGeneration` or `ResumeGeneration` led to nothing."""
+        """Receive the error of a failed `StartGeneration` or `ResumeGeneration`."""
         stream = self._streams[stream_id]
         assert stream.state is StreamState.SUBMITTED
         self._end(stream)
-        # The client has never heard of an id that was made here.
-        self._outbox.append(error_frame(info, stream_id if stream.is_named else None))
+        # A generated id is not sent here: the client learns it only from `accepted`.
+        self._outbox.append(error_frame(info, stream_id if stream.has_client_id else None))
 
     def receive_events(self, stream_id: str, events: Iterable[Event], *, now: float) -> None:
-        """Take what a reader of the stream's log has read."""
+        """Receive new events of the stream's log."""
         stream = self._streams[stream_id]
         for event in events:
             self._receive_event(stream, event, now)
 
     def receive_drain(self) -> None:
-        """Take that the server goes away: the socket is closed once no stream is open."""
+        """Start to drain: the socket is closed once no stream is open."""
         self._is_draining = True
         self._close_if_drained()
 
-    # What goes out.
+    # Output.
 
     @property
     def num_unsent(self) -> int:
-        """Frames that wait to be sent, a long delta counted once."""
+        """Number of frames queued to be sent; a long delta counts as one."""
         return len(self._outbox)
 
     @property
     def next_timeout_at(self) -> float | None:
-        """When `handle_timeout` has something to do, if nothing comes in before."""
+        """When to call `handle_timeout` next; None if no timeout is pending."""
         return min(
             (at for stream in self._streams.values() if (at := stream.next_timeout_at) is not None),
             default=None,
         )
 
     def handle_timeout(self, *, now: float) -> None:
-        """Let go the places in the queue that were held because the last was told too recently."""
+        """Queue the held `queued` frames whose minimum interval has passed."""
         for stream in self._streams.values():
             self._release_queued(stream, now)
 
     def commands(self) -> list[Command]:
-        """Return what is to be done, each once, in order."""
+        """Return the new commands in order, each once."""
         commands, self._commands = self._commands, []
         return commands
 
     def frames_to_send(self) -> Iterator[ServerFrame]:
-        """Yield the frames to be sent, each once, in order, and each made when it is asked for."""
+        """Yield the queued frames in order, each once. Delta frames are built lazily."""
         while self._outbox:
             entry = self._outbox.popleft()
             if isinstance(entry, dict):
@@ -201,12 +226,10 @@ class StreamProtocol:
                 token_text=self._token_text,
             )
 
-    # Inside.
-
     def _receive_message(self, message: ClientMessage) -> None:
         match message:
             case GenerateMessage():
-                request = message.to_request(caller=self._owner)
+                request = message.to_request(caller=self._caller)
                 stream = self._open(message, return_logprobs=message.logprobs is not None)
                 self._commands.append(
                     StartGeneration(stream.stream_id, request, stream.include_empty_deltas)
@@ -230,24 +253,24 @@ class StreamProtocol:
         self, message: GenerateMessage | ResumeMessage, *, return_logprobs: bool
     ) -> OpenStream:
         if message.id is not None and message.id in self._streams:
-            text = f"id: a stream {message.id!r} is open on this socket"
+            text = f"id: stream {message.id!r} is already open on this socket; choose another id"
             raise RequestRefused(ErrorInfo(code="duplicate_id", message=text, param="id"))
         if len(self._streams) >= self._max_streams:
-            text = f"this socket has {self._max_streams} open streams, the most it may"
+            text = f"this socket has reached its limit of {self._max_streams} open streams"
             raise RequestRefused(_rate_limited(text, STREAMS_RETRY_AFTER_S))
         stream = OpenStream(
-            message.id or self._make_id(),
-            is_named=message.id is not None,
+            message.id or self._generate_id(),
+            has_client_id=message.id is not None,
             return_token_ids=message.return_token_ids,
             return_logprobs=return_logprobs,
         )
         self._streams[stream.stream_id] = stream
         return stream
 
-    def _make_id(self) -> str:
+    def _generate_id(self) -> str:
         while True:
-            self._num_made_ids += 1
-            stream_id = f"stream_{self._num_made_ids}"
+            self._num_generated_ids += 1
+            stream_id = f"stream_{self._num_generated_ids}"
             if stream_id not in self._streams:
                 return stream_id
 
@@ -255,11 +278,11 @@ class StreamProtocol:
         stream = self._streams.get(stream_id)
         if stream is None:
             if stream_id not in self._ended_ids:
-                text = f"id: no stream {stream_id!r} has been open on this socket"
+                text = f"id: this socket has no stream {stream_id!r}"
                 raise RequestRefused(ErrorInfo(code="unknown_id", message=text, param="id"))
         elif stream.generation is None:
-            # It is still being tokenised. Once accepted it is cancelled before its first step, so
-            # that it has a log and an ending like every other.
+            # Still being tokenized. It is cancelled once accepted, before its first step, so that
+            # it has a log and a last frame like every other stream.
             stream.is_cancelled = True
         else:
             self._commands.append(CancelGeneration(stream_id))

@@ -1,4 +1,4 @@
-"""`WS /v1/stream`, and what those hear who looked for a WebSocket elsewhere."""
+"""`WS /v1/stream`, and the answers to WebSocket handshakes at unknown addresses."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from app.stream.socket import StreamConnection
 from app.websocket.handshake import serve_socket
 
 _UPGRADE_REQUIRED = ErrorInfo(
-    code="upgrade_required", message="This address is for WebSockets; connect with ws: or wss:."
+    code="upgrade_required",
+    message="This address accepts WebSockets only; connect with ws: or wss:.",
 )
 
 router = APIRouter()
 fallback_router = APIRouter()
-"""Answers the WebSockets that nobody else takes; include it after all other routers."""
+"""Refuses handshakes at unknown paths. Include it after all other routers."""
 
 
 @router.websocket("/v1/stream")
 async def stream(websocket: WebSocket, services: ServicesDependency) -> None:
-    """Talk the protocol of `WS /v1/stream`, once the caller is let in."""
+    """Serve `WS /v1/stream` after the handshake."""
 
     def open_connection(caller: str) -> StreamConnection:
         return StreamConnection(
@@ -38,12 +39,13 @@ async def stream(websocket: WebSocket, services: ServicesDependency) -> None:
 
 @router.get("/v1/stream", include_in_schema=False)
 async def refuse_plain_http() -> Response:
-    """Tell a client that came without an upgrade what this address is (RFC 9110 §15.5.22)."""
+    """Answer plain HTTP with 426 Upgrade Required (RFC 9110 §15.5.22)."""
     headers = {"upgrade": "websocket", "connection": "upgrade"}
     return error_response(_UPGRADE_REQUIRED, headers=headers)
 
 
 @fallback_router.websocket("/{path:path}")
 async def refuse_unknown_path(websocket: WebSocket, path: str) -> None:
+    """Refuse the handshake with 404."""
     info = ErrorInfo(code="not_found", message=f"There is no WebSocket at /{path[:200]}.")
     await websocket.send_denial_response(error_response(info))

@@ -1,4 +1,4 @@
-"""One `WS /v1/stream` socket: a `StreamProtocol`, and the engine that does what it wants."""
+"""One `WS /v1/stream` socket: executes the commands of its `StreamProtocol` on the engine."""
 
 from __future__ import annotations
 
@@ -14,27 +14,32 @@ from app.errors import ErrorInfo
 from app.http.error_handlers import INTERNAL_ERROR
 from app.json.large_json import LargeMessages
 from app.settings import Settings
-from app.stream.protocol import StreamProtocol
+from app.stream.protocol import (
+    CancelGeneration,
+    EngineCommand,
+    ResumeGeneration,
+    StartGeneration,
+    StreamProtocol,
+)
 from app.websocket.connection import Connection
-from app.websocket.protocol.commands import CancelGeneration, ResumeGeneration, StartGeneration
 from streaming import AsyncEngine, Event, Generation
 from streaming.errors import StreamingError
 
 logger = logging.getLogger(__name__)
 
 
-class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGeneration, Event]):
+class StreamConnection(Connection[EngineCommand, Event]):
     """Serves one accepted socket until either side closes it.
 
-    What a slow client has not taken comes as one larger delta.
+    Text that a slow client has not received yet is merged into one larger delta.
 
     Args:
         websocket: accepted before `run`.
-        engine: generates.
-        caller: whose generations these are.
+        engine: runs the generations.
+        caller: owner of the generations.
         settings: limits.
-        large: parses what is too large for the loop.
-        clock: monotonic seconds.
+        large: parses frames that are too large for the event loop.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -57,13 +62,13 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
             websocket, self._protocol, settings=settings, caller=caller, large=large, clock=clock
         )
         self._engine = engine
-        self._caller = caller
         self._generations: dict[str, Generation] = {}
 
-    def execute(self, command: StartGeneration | ResumeGeneration | CancelGeneration) -> None:
+    def execute(self, command: EngineCommand) -> None:
+        """Submit, resume or cancel a generation."""
         match command:
             case StartGeneration():
-                # A task of its own: a long tokenisation must not hold up a cancel beside it.
+                # A separate task, so that a long tokenization does not delay other messages.
                 self._tasks.create_task(self._submit(command))
             case ResumeGeneration():
                 self._resume(command)
@@ -73,6 +78,7 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
                 assert_never(command)
 
     def forget(self, key: str) -> None:
+        """Drop the generation of the ended stream `key`."""
         del self._generations[key]
 
     async def _submit(self, command: StartGeneration) -> None:
@@ -81,11 +87,11 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
         except StreamingError as error:
             self._protocol.receive_refused(command.stream_id, ErrorInfo.of(error))
         except Exception:
-            logger.exception("a request could not be submitted")  # and only this one fails
+            logger.exception("could not submit a request")  # fails this stream only
             self._protocol.receive_refused(command.stream_id, INTERNAL_ERROR)
         else:
-            # No await since the engine has it: it is never without a follower.
-            self._follow(
+            # No await after `submit` returns, so the generation always has a subscriber.
+            self._subscribe(
                 command.stream_id, generation, include_empty_deltas=command.include_empty_deltas
             )
         self.notify()
@@ -93,7 +99,7 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
     def _resume(self, command: ResumeGeneration) -> None:
         try:
             generation = self._engine.find(command.generation_id, caller=self._caller)
-            self._follow(
+            self._subscribe(
                 command.stream_id,
                 generation,
                 after=command.after,
@@ -102,7 +108,7 @@ class StreamConnection(Connection[StartGeneration | ResumeGeneration | CancelGen
         except StreamingError as error:
             self._protocol.receive_refused(command.stream_id, ErrorInfo.of(error))
 
-    def _follow(
+    def _subscribe(
         self, stream_id: str, generation: Generation, *, after: int = -1, include_empty_deltas: bool
     ) -> None:
         with ExitStack() as stack:

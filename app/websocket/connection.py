@@ -1,9 +1,9 @@
-"""One WebSocket: a reader and a writer around the core of whatever is spoken on it.
+"""One WebSocket connection: a reader task and a writer task around a sans-I/O protocol core.
 
-The writer waits on one event for all that it follows, reads each log in turn, and awaits the socket
-after each read. That is the whole slow-client policy: what a client has not taken yet stays in the
-log, where it is anyway. A client that takes nothing for too long is closed; its generations are in
-their grace then and can be resumed.
+The writer waits on a single event for all subscribed logs, reads each log in turn, and awaits the
+socket after each read. This is the back-pressure policy: output that a client has not received yet
+stays in the log, which keeps it anyway. A client that receives nothing for `stall_timeout_s` is
+closed; its generations then enter their grace period and can be resumed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from fastapi import WebSocket, WebSocketDisconnect
 from app.json.json_text import COMPACT, is_large, to_json
 from app.json.large_json import LARGE_INPUT_BYTES, LargeMessages
 from app.settings import Settings
-from app.websocket.protocol.commands import Close
-from app.websocket.protocol.frames import Frame, serialize
+from app.websocket.protocol.frames import Close, Frame, serialize
 from app.websocket.protocol.parsing import Parsed
 
 logger = logging.getLogger(__name__)
 
 _MAX_UNSENT_FRAMES = 256
-"""Answers that a client has not taken; beyond them it is not listened to."""
+"""Frames queued for a client; with more, the connection stops reading from it."""
 _CLOSE_TIMEOUT_S = 1.0
-"""Time for a close frame to get into the socket's buffer."""
+"""Time limit for writing the close frame to the socket's buffer."""
 
 CommandT = TypeVar("CommandT")
 EventT = TypeVar("EventT")
@@ -41,71 +40,80 @@ EventT_contra = TypeVar("EventT_contra", contravariant=True)
 
 
 class Core(Protocol[CommandT, EventT_contra]):
-    """The sans-I/O side of a conversation; time is passed in as monotonic seconds."""
+    """The sans-I/O core of a conversation. `now` is in monotonic seconds."""
 
     @property
     def num_unsent(self) -> int:
-        """Frames that wait to be sent."""
+        """Number of frames queued to be sent."""
 
     @property
     def next_timeout_at(self) -> float | None:
-        """When `handle_timeout` has something to do, if nothing comes in before."""
+        """When to call `handle_timeout` next; None if no timeout is pending."""
 
-    def receive_text(self, frame: str, *, now: float) -> None: ...
+    def receive_text(self, frame: str, *, now: float) -> None:
+        """Receive a text frame."""
 
-    def receive_bytes(self, frame: bytes, *, now: float) -> None: ...
+    def receive_bytes(self, frame: bytes, *, now: float) -> None:
+        """Receive a binary frame."""
 
     def admit(self, frame: str | bytes, *, now: float) -> bool:
-        """Begin to receive a frame in steps; return whether it is to be parsed and received."""
+        """Count a frame; return True if the caller should parse it and pass on the result."""
 
     def parse(self, frame: str | bytes) -> Parsed[Any]:
-        """Return what the frame is, in any thread."""
+        """Parse an admitted frame. Safe to call in any thread."""
 
-    def receive_parsed(self, parsed: Parsed[Any], *, now: float) -> None: ...
+    def receive_parsed(self, parsed: Parsed[Any], *, now: float) -> None:
+        """Receive an admitted frame after `parse`."""
 
     def receive_events(self, key: str, events: Sequence[EventT_contra], *, now: float) -> None:
-        """Take what a reader has read that is followed as `key`."""
+        """Receive the events that the reader subscribed as `key` has read."""
 
-    def receive_drain(self) -> None: ...
+    def receive_drain(self) -> None:
+        """Start to drain: close once nothing is open."""
 
-    def handle_timeout(self, *, now: float) -> None: ...
+    def handle_timeout(self, *, now: float) -> None:
+        """Do what is due at `now`."""
 
-    def commands(self) -> list[CommandT | Close]: ...
+    def commands(self) -> list[CommandT | Close]:
+        """Return the new commands in order, each once."""
 
-    def frames_to_send(self) -> Iterator[Frame]: ...
+    def frames_to_send(self) -> Iterator[Frame]:
+        """Yield the queued frames in order, each once."""
 
 
 class LogReader(Protocol[EventT_co]):
-    """Something with a cursor, read by a connection whenever it may have more."""
+    """Reads a log from a cursor."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the end has been read."""
+        """Whether the end of the log has been read."""
 
     def read(self) -> Sequence[EventT_co]:
-        """Return what is new; never waits."""
+        """Return the new events without waiting."""
 
 
 class ConnectionEnded(Exception):
-    """Ends both tasks of a connection; never leaves this package."""
+    """Ends both tasks of a connection; caught in `Connection.run`."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Followed(Generic[EventT]):
+class _Subscription(Generic[EventT]):
     reader: LogReader[EventT]
-    leave: ExitStack
+    unsubscribe: ExitStack
 
 
 class Connection(ABC, Generic[CommandT, EventT]):
-    """Serves one accepted socket until either side closes it; a subclass obeys its core.
+    """Serves one accepted socket until either side closes it.
+
+    A subclass executes the commands of its core.
 
     Args:
         websocket: accepted before `run`.
-        core: speaks.
+        core: protocol core of the dialect.
         settings: limits.
-        caller: who calls.
-        large: parses what is too large for the loop.
-        clock: monotonic seconds.
+        caller: name of the authenticated caller.
+        large: parses frames that are too large for the event loop.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -119,33 +127,33 @@ class Connection(ABC, Generic[CommandT, EventT]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._websocket = websocket
-        self._sender = caller
+        self._caller = caller
         self._large = large or LargeMessages()
         self._core = core
         self._settings = settings
         self._clock = clock
         self._tasks = asyncio.TaskGroup()
-        self._followed: dict[str, _Followed[EventT]] = {}
+        self._subscriptions: dict[str, _Subscription[EventT]] = {}
         self._wake = asyncio.Event()
-        self._wake.set()  # the core may have something to say before it hears anything
+        self._wake.set()  # the core may have frames to send before the first message arrives
         self._has_room = asyncio.Event()
         self._close: Close | None = None
 
     def drain(self) -> None:
-        """Close once nothing is open; called when the server goes away."""
+        """Close once nothing is open. Called when the server shuts down."""
         self._core.receive_drain()
         self._wake.set()
 
-    def give_way(self) -> None:
-        """Close now, for a caller with fewer sockets; what is open can be resumed."""
-        self._close = Close(1013, "a caller with fewer sockets needs the place; try again later")
+    def evict(self) -> None:
+        """Close now, to make room for another caller. Open generations can be resumed."""
+        self._close = Close(1013, "closed to make room for another caller; try again later")
         self._wake.set()
 
     async def run(self) -> None:
-        """Serve the socket.
+        """Serve the socket until it is closed.
 
-        However this is left, nothing of the connection is left behind, and the generations that it
-        alone followed are in their grace.
+        On every exit path, both tasks have ended and all logs are unsubscribed. Generations without
+        another subscriber are then in their grace period.
         """
         try:
             async with self._tasks as tasks:
@@ -157,34 +165,37 @@ class Connection(ABC, Generic[CommandT, EventT]):
             logger.exception("a connection to %s failed", self._websocket.url.path)
             self._close = Close(1011, "internal error")
         finally:
-            for followed in self._followed.values():
-                followed.leave.close()
+            for subscription in self._subscriptions.values():
+                subscription.unsubscribe.close()
         if self._close is not None:
             await self._send_close(self._close)
 
-    # What a subclass does, and does it with.
+    # The interface for subclasses.
 
     @abstractmethod
     def execute(self, command: CommandT) -> None:
-        """Do what the core wants, without waiting: what takes time is a task of its own."""
+        """Execute a command of the core without waiting; create a task for slow work."""
 
     def forget(self, key: str) -> None:
-        """Take that a reader has come to its end: its key may name another one from now on."""
+        """Drop the state kept for `key`. Called when its reader is done and the key is free."""
 
-    def subscribe(self, key: str, reader: LogReader[EventT], leave: ExitStack) -> None:
-        """Give the core what the reader reads, until its end.
+    def subscribe(self, key: str, reader: LogReader[EventT], unsubscribe: ExitStack) -> None:
+        """Pass the reader's events to the core until the reader is done.
 
-        Leave once all of it is in the socket, so that a client that is slow to take the end can
-        still come back; or at the socket's end.
+        Args:
+            key: identifies the log in `receive_events`.
+            reader: read each time the connection wakes up.
+            unsubscribe: closed after the last event has been sent, or when the socket closes. A
+                client that is slow to receive the end can therefore still resume.
         """
-        self._followed[key] = _Followed(reader, leave)
+        self._subscriptions[key] = _Subscription(reader, unsubscribe)
 
     def notify(self) -> None:
-        """Look again: the core has been told something, or a log has grown."""
+        """Process new commands and wake the writer: the core has new input or a log has grown."""
         self._dispatch_commands()
         self._wake.set()
 
-    # The reader.
+    # The reader task.
 
     async def _read(self) -> None:
         while True:
@@ -197,15 +208,15 @@ class Connection(ABC, Generic[CommandT, EventT]):
             if self._core.num_unsent > _MAX_UNSENT_FRAMES:
                 self._has_room.clear()
                 await self._has_room.wait()
-            # Messages that have arrived together are received without waiting, so one client could
-            # keep the loop to itself.
+            # `receive` does not suspend while buffered messages are left. Yield after each one, so
+            # that a single client cannot block the event loop.
             await asyncio.sleep(0)
 
     async def _receive(self, frame: str | bytes) -> None:
         if len(frame) > LARGE_INPUT_BYTES:
-            # The next frame is not read before this one is received, so their order is kept.
+            # Frames stay in order: the next one is read only after this one has been received.
             if self._core.admit(frame, now=self._clock()):
-                parsed = await self._large.run(self._sender, partial(self._core.parse, frame))
+                parsed = await self._large.run(self._caller, partial(self._core.parse, frame))
                 self._core.receive_parsed(parsed, now=self._clock())
         elif isinstance(frame, str):
             self._core.receive_text(frame, now=self._clock())
@@ -219,13 +230,13 @@ class Connection(ABC, Generic[CommandT, EventT]):
             else:
                 self.execute(command)
 
-    # The writer.
+    # The writer task.
 
     async def _write(self) -> None:
         while True:
-            await self._wait_woken()
+            await self._wait_for_wake()
             self._wake.clear()
-            for key in tuple(self._followed):
+            for key in tuple(self._subscriptions):
                 with self._read_log(key):
                     await self._flush()
             self._core.handle_timeout(now=self._clock())
@@ -234,11 +245,11 @@ class Connection(ABC, Generic[CommandT, EventT]):
             if self._close is not None:
                 raise ConnectionEnded
             if self._wake.is_set():
-                # A client that takes one part of a long log after the other without waiting could
-                # keep the loop to itself.
+                # Sends do not suspend while the client receives fast enough. Yield here, so that
+                # one client with a long log cannot block the event loop.
                 await asyncio.sleep(0)
 
-    async def _wait_woken(self) -> None:
+    async def _wait_for_wake(self) -> None:
         next_timeout_at = self._core.next_timeout_at
         timeout_s = None if next_timeout_at is None else max(0.0, next_timeout_at - self._clock())
         try:
@@ -248,15 +259,15 @@ class Connection(ABC, Generic[CommandT, EventT]):
             pass
 
     def _read_log(self, key: str) -> ExitStack:
-        """Give the core what is new; return what to leave once it has been sent."""
-        followed = self._followed[key]
-        events = followed.reader.read()
+        """Pass new events to the core; return the stack to close after they have been sent."""
+        subscription = self._subscriptions[key]
+        events = subscription.reader.read()
         self._core.receive_events(key, events, now=self._clock())
-        if not followed.reader.is_done:
+        if not subscription.reader.is_done:
             return ExitStack()
-        del self._followed[key]
+        del self._subscriptions[key]
         self.forget(key)
-        return followed.leave
+        return subscription.unsubscribe
 
     async def _flush(self) -> None:
         for frame in self._core.frames_to_send():
@@ -272,12 +283,12 @@ class Connection(ABC, Generic[CommandT, EventT]):
             async with asyncio.timeout(stall_timeout_s):
                 await self._websocket.send_text(frame)
         except TimeoutError as error:
-            logger.info("a client took nothing for %g s and is closed", stall_timeout_s)
+            logger.info("closing a client that received nothing for %g s", stall_timeout_s)
             self._close = Close(1008, f"nothing was read for {stall_timeout_s:g} s")
             raise ConnectionEnded from error
         except (WebSocketDisconnect, RuntimeError) as error:
-            # RuntimeError: the server closed the socket by itself, as it does when a ping is not
-            # answered or a frame is too big, and has not told us yet.
+            # RuntimeError: the server has closed the socket, for example after a missed pong or an
+            # oversized frame, and its disconnect message has not been read yet.
             raise ConnectionEnded from error
 
     async def _send_close(self, close: Close) -> None:
@@ -285,4 +296,4 @@ class Connection(ABC, Generic[CommandT, EventT]):
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._websocket.close(close.code, close.reason)
         except (TimeoutError, WebSocketDisconnect, RuntimeError) as error:
-            logger.debug("a close frame could not be sent: %r", error)
+            logger.debug("could not send the close frame: %r", error)

@@ -1,4 +1,4 @@
-"""Who gets a WebSocket, and what those hear who do not."""
+"""The WebSocket handshake: checks origin, API key and limits, then serves or refuses the socket."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from typing import Any
 
 from fastapi import WebSocket
 
-from app.auth import SUBPROTOCOL, bearer_key, is_origin_allowed, subprotocol_key
+from app.auth import (
+    FORBIDDEN_ORIGIN,
+    SUBPROTOCOL,
+    bearer_key,
+    is_origin_allowed,
+    subprotocol_key,
+)
 from app.dependencies import Services
 from app.errors import ErrorInfo, RequestRefused
 from app.http.error_handlers import error_response
-from app.http.middleware.origin_check import FORBIDDEN_ORIGIN
 from app.websocket.connection import Connection
 
 _RETRY_AFTER_S = 1.0
 _UNAUTHORIZED = ErrorInfo(
     code="unauthorized",
     message=(
-        "A valid API key is needed: Authorization: Bearer KEY, or the subprotocol "
+        "A valid API key is required: send Authorization: Bearer KEY, or the subprotocol "
         "tokenwire.key.KEY with the key in base64url."
     ),
 )
@@ -28,14 +33,14 @@ _SHUTTING_DOWN = ErrorInfo(
 _NOT_READY = ErrorInfo(
     code="overloaded", message="The server is not ready.", retry_after_s=_RETRY_AFTER_S
 )
-_TOO_MANY = ErrorInfo(
+_SERVER_FULL = ErrorInfo(
     code="too_many_connections",
-    message="The server has as many WebSockets open as it may.",
+    message="The server has reached its limit of open WebSockets; try again later.",
     retry_after_s=_RETRY_AFTER_S,
 )
-_TOO_MANY_OF_ONE = ErrorInfo(
+_CALLER_FULL = ErrorInfo(
     code="too_many_connections",
-    message="You have as many WebSockets open as one caller may.",
+    message="You have reached the limit of open WebSockets for one caller; close one first.",
     retry_after_s=_RETRY_AFTER_S,
 )
 
@@ -43,10 +48,12 @@ _TOO_MANY_OF_ONE = ErrorInfo(
 async def serve_socket(
     websocket: WebSocket, services: Services, open_connection: Callable[[str], Connection[Any, Any]]
 ) -> None:
-    """Let the caller in and serve its socket to the end, or tell it why not.
+    """Accept the handshake and serve the socket until it closes, or refuse with an HTTP error.
 
     Args:
-        open_connection: returns what talks to the caller of this name.
+        websocket: not accepted yet.
+        services: authenticator, limits and engine state to check.
+        open_connection: creates the connection for the caller of the given name.
     """
     try:
         caller = _admit(websocket, services)
@@ -54,7 +61,7 @@ async def serve_socket(
         await websocket.send_denial_response(error_response(refused.info))
         return
     connection = open_connection(caller)
-    # Counted before it is accepted, so that handshakes at the same time cannot pass the limit.
+    # Register before the accept, so that concurrent handshakes cannot exceed the limit.
     with services.connections.register(caller, connection):
         is_offered = SUBPROTOCOL in websocket.scope["subprotocols"]
         await websocket.accept(subprotocol=SUBPROTOCOL if is_offered else None)
@@ -62,10 +69,11 @@ async def serve_socket(
 
 
 def _admit(websocket: WebSocket, services: Services) -> str:
-    """Return who calls.
+    """Return the caller's name.
 
     Raises:
-        RequestRefused: the page, the caller or the moment is wrong.
+        RequestRefused: the origin or key is not allowed, a limit is reached, or the server is not
+            ready.
     """
     headers = websocket.headers
     if not is_origin_allowed(
@@ -84,8 +92,8 @@ def _admit(websocket: WebSocket, services: Services) -> str:
         raise RequestRefused(_SHUTTING_DOWN)
     if not services.engine.is_ready:
         raise RequestRefused(_NOT_READY)
-    if services.connections.has_all_of_its_own(caller):
-        raise RequestRefused(_TOO_MANY_OF_ONE)
+    if services.connections.is_at_caller_limit(caller):
+        raise RequestRefused(_CALLER_FULL)
     if services.connections.is_full_for(caller):
-        raise RequestRefused(_TOO_MANY)
+        raise RequestRefused(_SERVER_FULL)
     return caller

@@ -1,4 +1,4 @@
-"""What holds of every conversation on `WS /v1/stream`."""
+"""Assertions for every conversation on `WS /v1/stream`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _NEXT = {
 
 
 def assert_conversation(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()) -> None:
-    """Assert `assert_order`, and that each frame is as described in `/asyncapi.json`.
+    """Assert that the frames are in order and match `/asyncapi.json`.
 
     Args:
+        frames: all frames of one socket.
         open_ids: streams that have not ended yet.
     """
     frames = list(frames)
@@ -29,10 +30,13 @@ def assert_conversation(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()
 
 
 def assert_order(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()) -> None:
-    """Assert the order of one socket's frames: for one id accepted, queued*, started?, delta*, then
-    exactly one done or error. After its end an id may be used again.
+    """Assert the order of one socket's frames.
+
+    For each id: accepted, queued*, started?, delta*, then exactly one done or error. After its end
+    an id may be used again.
 
     Args:
+        frames: all frames of one socket.
         open_ids: streams that have not ended yet.
     """
     states: dict[str, str] = {}
@@ -45,7 +49,7 @@ def assert_order(frames: Iterable[Frame], *, open_ids: Iterable[str] = ()) -> No
         state = states.get(stream_id, "accepted")
         assert kind in _NEXT[state], f"{kind} in state {state}: {frame}"
         if "seq" in frame:
-            assert frame["seq"] > seqs.get(stream_id, -1), f"seq does not rise: {frame}"
+            assert frame["seq"] > seqs.get(stream_id, -1), f"seq does not increase: {frame}"
             seqs[stream_id] = frame["seq"]
         if kind in ("done", "error"):
             states.pop(stream_id, None)

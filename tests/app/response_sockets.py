@@ -15,7 +15,7 @@ from app.settings import Settings
 from streaming import ANYONE, AsyncEngine, Backend, Generation
 from streaming.backends.scripted import Gate
 from tests.app.responses_conversation import Frame, text_of
-from tests.app.sockets import HandSocket
+from tests.app.sockets import ManualSocket
 from tests.support import entered, running_engine
 
 
@@ -23,7 +23,7 @@ from tests.support import entered, running_engine
 class Client:
     """A client made by hand, and what serves it."""
 
-    hand: HandSocket
+    hand: ManualSocket
     connection: ResponsesConnection
     serving: asyncio.Task[None]
 
@@ -75,10 +75,10 @@ class Rig:
         """Serve a new client.
 
         Args:
-            takes: as in `HandSocket`.
+            takes: as in `ManualSocket`.
             options: of `ResponsesConnection`.
         """
-        hand = HandSocket(takes=takes)
+        hand = ManualSocket(takes=takes)
         connection = ResponsesConnection(
             hand.websocket,
             service=self.service,

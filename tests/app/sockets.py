@@ -1,4 +1,4 @@
-"""`WS /v1/stream` for tests: by hand in-process, and behind a real server."""
+"""`WS /v1/stream` for tests: in-process over a manual socket, and behind a real server."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.server import Server, bind
 from app.settings import Settings
@@ -25,12 +26,13 @@ from tests.app.serving import make_app, until
 from tests.support import tokenwire_threads
 
 
-class HandSocket:
-    """The ASGI side of one socket, made by hand: shows what is sent, and can stop taking.
+class ManualSocket:
+    """A socket whose ASGI side the test drives: records sent frames, and can stop receiving.
 
     Args:
-        takes: how many frames the client takes before it stops, until `take_on`; None takes all.
-        failure: raised by a send once the client has stopped taking.
+        takes: number of frames that the client receives before it stops, until `take_on`; None
+            sets no limit.
+        failure: raised by a send after the client has stopped receiving.
         close_failure: raised by the close.
     """
 
@@ -48,36 +50,41 @@ class HandSocket:
         self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._incoming.put_nowait({"type": "websocket.connect"})
         self._sent = asyncio.Condition()
-        self.num_received = 0
+        self.num_read = 0  # frames that the server has read
         self.frames: list[Frame] = []
         self.close: tuple[int, str] | None = None
         scope = {"type": "websocket", "path": "/v1/stream", "headers": [], "subprotocols": []}
         self.websocket = WebSocket(scope, self._receive, self._send)
 
     def say(self, **message: Any) -> None:
+        """Send a JSON message to the server."""
         self.put(text=json.dumps(message))
 
     def put(self, **message: Any) -> None:
+        """Send a raw frame: `text` or `bytes`."""
         self._incoming.put_nowait({"type": "websocket.receive", **message})
 
     def leave(self) -> None:
+        """Disconnect."""
         self._incoming.put_nowait({"type": "websocket.disconnect", "code": 1006})
 
     def take_on(self) -> None:
+        """Receive again after having stopped."""
         self._takes_on.set()
 
     async def until(self, is_enough: Callable[[list[Frame]], bool]) -> list[Frame]:
+        """Wait until the received frames are enough, and return them."""
         async with self._sent:
             await self._sent.wait_for(lambda: is_enough(self.frames))
         return self.frames
 
-    async def until_shown(self, kind: str, stream_id: str | None = None) -> Frame:
-        """Wait for a frame of this kind and return it."""
-        await self.until(lambda _: bool(self.shown(kind, stream_id)))
-        return self.shown(kind, stream_id)[0]
+    async def until_frame(self, kind: str, stream_id: str | None = None) -> Frame:
+        """Wait for a frame of this type and return it."""
+        await self.until(lambda _: bool(self.frames_of(kind, stream_id)))
+        return self.frames_of(kind, stream_id)[0]
 
-    def shown(self, kind: str, stream_id: str | None = None) -> list[Frame]:
-        """Return the frames of this kind so far."""
+    def frames_of(self, kind: str, stream_id: str | None = None) -> list[Frame]:
+        """Return the frames of this type so far."""
         return [
             frame
             for frame in self.frames
@@ -86,7 +93,7 @@ class HandSocket:
 
     async def _receive(self) -> dict[str, Any]:
         message = await self._incoming.get()
-        self.num_received += message["type"] == "websocket.receive"
+        self.num_read += message["type"] == "websocket.receive"
         return message
 
     async def _send(self, message: Any) -> None:
@@ -107,19 +114,19 @@ class HandSocket:
 
 
 async def run_connection(
-    hand: HandSocket,
+    client: ManualSocket,
     engine: AsyncEngine,
     *,
     clock: Callable[[], float] | None = None,
     caller: str = ANYONE,
     **settings: Any,
 ) -> None:
-    """Serve a socket made by hand until it ends."""
+    """Serve a manual socket until it closes."""
     options: dict[str, Any] = {} if clock is None else {"clock": clock}
     connection = StreamConnection(
-        hand.websocket, engine=engine, caller=caller, settings=Settings(**settings), **options
+        client.websocket, engine=engine, caller=caller, settings=Settings(**settings), **options
     )
-    await hand.websocket.accept()
+    await client.websocket.accept()
     await connection.run()
 
 
@@ -142,7 +149,7 @@ class StreamServer:
         await until(lambda: self.engine.stats.num_running + self.engine.stats.num_waiting == 0)
 
     async def until_left(self) -> None:
-        """Wait until no socket is open, as the application sees it."""
+        """Wait until the application has no open socket."""
         await self.app.state.services.connections.wait_empty()
 
 
@@ -155,12 +162,14 @@ async def stream_server(
     prepare: Callable[[Server], None] = lambda _: None,
     **settings: Any,
 ) -> AsyncIterator[StreamServer]:
-    """Serve over a real socket; at exit, assert that no thread, task or sequence is left behind.
+    """Serve over a real socket; at exit, assert that no thread, task or sequence is left.
 
     Args:
-        gate: what holds the backend's runner back; opened at exit, so that the engine can end.
-        send_buffer_bytes: of the operating system, for each connection.
+        backend: the model backend.
+        gate: blocks the backend's runner; opened at exit, so that the engine can end.
+        send_buffer_bytes: size of the operating system's send buffer of each connection.
         prepare: called with the server before it starts.
+        settings: overrides of the default settings.
     """
     assert tokenwire_threads() == [], "an earlier test left a thread"
     tasks_before = asyncio.all_tasks()
@@ -181,12 +190,31 @@ async def stream_server(
             server.should_exit = True
             await serving
     assert tokenwire_threads() == []
-    # A fixture is torn down in another task than it was set up in.
+    # pytest may tear a fixture down in another task than it set it up in.
     await until(lambda: asyncio.all_tasks() - {asyncio.current_task()} <= tasks_before)
     assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
     assert not engine._followers._counts
     assert not engine._followers.in_grace
     assert not engine._engine.has_work
+
+
+def bearer(key: str) -> dict[str, Any]:
+    """Return options of `StreamServer.connect` that send an API key."""
+    return {"additional_headers": {"authorization": f"Bearer {key}"}}
+
+
+async def refused_handshake(
+    server: StreamServer, **options: Any
+) -> tuple[int, str, dict[str, str]]:
+    """Connect, and return status, error code and headers of the refusal."""
+    with pytest.raises(InvalidStatus) as caught:
+        async with server.connect(**options):
+            pass
+    response = caught.value.response
+    assert response.headers["content-type"] == "application/json"
+    error = json.loads(response.body or b"")["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return response.status_code, error["code"], dict(response.headers)
 
 
 async def send(client: ClientConnection, **message: Any) -> None:
@@ -202,7 +230,7 @@ async def receive(client: ClientConnection) -> Frame:
 async def receive_until(
     client: ClientConnection, *kinds: str, stream_id: str | None = None
 ) -> list[Frame]:
-    """Return all frames up to the first of one of `kinds`."""
+    """Return all frames up to the first whose type is one of `kinds`."""
     frames: list[Frame] = []
     while True:
         frames.append(frame := await receive(client))
@@ -211,12 +239,12 @@ async def receive_until(
 
 
 async def receive_stream(client: ClientConnection, stream_id: str | None = None) -> list[Frame]:
-    """Return all frames up to the first ending."""
+    """Return all frames up to the first `done` or `error`."""
     return await receive_until(client, "done", "error", stream_id=stream_id)
 
 
 async def receive_until_closed(client: ClientConnection) -> list[Frame]:
-    """Return all frames up to where the server closes."""
+    """Return all frames until the server closes the socket."""
     frames: list[Frame] = []
     with suppress(ConnectionClosed):
         while True:

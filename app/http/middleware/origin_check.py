@@ -7,16 +7,10 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth import is_origin_allowed
-from app.errors import ErrorInfo
+from app.auth import FORBIDDEN_ORIGIN, is_origin_allowed
 from app.http.error_handlers import error_response
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-FORBIDDEN_ORIGIN = ErrorInfo(
-    code="forbidden_origin",
-    message="Pages of this origin may not call; see the setting allowed_origins.",
-)
 
 
 class OriginCheck:

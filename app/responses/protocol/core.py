@@ -53,10 +53,10 @@ from app.responses.schemas.socket import (
     ResumeResponseMessage,
     SteerMessage,
 )
-from app.websocket.protocol.commands import Close
+from app.websocket.protocol.frames import Close
+from app.websocket.protocol.open_stream import RecentIds
 from app.websocket.protocol.parsing import Parsed, parse_frame, peek_fields
 from app.websocket.protocol.rate_limiter import MessageRateLimiter
-from app.websocket.protocol.recent_ids import RecentIds
 from app.websocket.socket_memory import SocketMemory
 
 ParsedFrame: TypeAlias = Parsed[Create | ControlMessage]

@@ -1,8 +1,7 @@
-"""What the server may say on `WS /v1/stream`: one JSON object a frame, told apart by `type`.
+"""Frames from the server on `WS /v1/stream`: one JSON object a frame, tagged by `type`.
 
-These types are dictionaries at run time, so that a frame costs no more than its own values: one is
-made for every token. A frame may get more fields in a later version; a client skips those it does
-not know.
+These types are plain dictionaries at run time: a frame is built for every token, so it must be
+cheap. Later versions may add fields; clients ignore unknown ones.
 """
 
 from __future__ import annotations
@@ -18,42 +17,42 @@ from streaming import FinishReason
 _StreamId = Annotated[str, Field(description="The stream that the frame belongs to.")]
 _Seq = Annotated[
     int,
-    Field(description="The cursor: all up to here has been told. `resume` takes it as `after`."),
+    Field(description="The cursor: all text up to here was sent. Pass it to `resume` as `after`."),
 ]
 
 
 class AcceptedFrame(TypedDict):
-    """The generation exists. From here on it survives a dropped connection."""
+    """The generation exists. From now on it survives a dropped connection."""
 
     type: Literal["accepted"]
-    id: Annotated[str, Field(description="The stream's name: yours, or one that the server made.")]
-    generation_id: Annotated[str, Field(description="The handle to `resume` with. Keep it.")]
+    id: Annotated[str, Field(description="The stream's id: yours, or a generated one.")]
+    generation_id: Annotated[str, Field(description="Pass it to `resume`.")]
     model: str
     created_at: Annotated[int, Field(description="Unix seconds.")]
     metadata: NotRequired[
-        Annotated[dict[str, str], Field(description="As given; left out where nothing was.")]
+        Annotated[dict[str, str], Field(description="As given in `generate`; absent if none.")]
     ]
 
 
 class QueuedFrame(TypedDict):
-    """A place in the queue, told again when it changes, at most once a second."""
+    """The position in the queue; sent again when it changes, at most once a second."""
 
     type: Literal["queued"]
     id: _StreamId
     position: Annotated[int, Field(description="0 is next.")]
     estimated_wait_s: Annotated[
-        float | None, Field(description="null while nothing is known to estimate it from.")
+        float | None, Field(description="null until there is data for an estimate.")
     ]
 
 
 class StartedFrame(TypedDict):
-    """The model begins to read the prompt."""
+    """The model starts to process the prompt (prefill)."""
 
     type: Literal["started"]
     id: _StreamId
     prompt_tokens: int
     cached_tokens: Annotated[
-        int, Field(description="Tokens of the prompt that an earlier request has paid for.")
+        int, Field(description="Prompt tokens that were found in the prefix cache.")
     ]
 
 
@@ -61,18 +60,18 @@ class LogprobEntry(TypedDict):
     """One token and its natural-log probability."""
 
     token_id: int
-    token: Annotated[str, Field(description="The token written by itself.")]
-    logprob: Annotated[float, Field(description="-9999 stands for minus infinity.")]
+    token: Annotated[str, Field(description="The text of the token alone.")]
+    logprob: Annotated[float, Field(description="-9999 means minus infinity.")]
 
 
 class TokenLogprobsEntry(LogprobEntry):
-    """The chosen token, and the likeliest alternatives, best first."""
+    """The chosen token, and the most likely alternatives, best first."""
 
     top: list[LogprobEntry]
 
 
 class DeltaFrame(TypedDict):
-    """New text; one token as a rule, more where the client reads slowly."""
+    """New text: usually of one token, of more if the client reads slowly."""
 
     type: Literal["delta"]
     id: _StreamId
@@ -85,7 +84,7 @@ class DeltaFrame(TypedDict):
 
 
 class UsageFields(TypedDict):
-    """Tokens of the whole generation, whichever part of it this socket has seen."""
+    """Token counts of the whole generation, also if this socket received only a part of it."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -94,17 +93,17 @@ class UsageFields(TypedDict):
 
 
 class TimingFields(TypedDict):
-    """Durations in seconds, from the moment of the request; null where it did not get so far."""
+    """Durations in seconds. null for a phase that was not reached."""
 
-    queue_s: float | None
-    prefill_s: float | None
-    ttft_s: Annotated[float | None, Field(description="Time to the first token.")]
-    total_s: float | None
-    tokens_per_s: float | None
+    queue_s: Annotated[float | None, Field(description="From the request to `started`.")]
+    prefill_s: Annotated[float | None, Field(description="From `started` to the first token.")]
+    ttft_s: Annotated[float | None, Field(description="From the request to the first token.")]
+    total_s: Annotated[float | None, Field(description="From the request to the end.")]
+    tokens_per_s: Annotated[float | None, Field(description="Rate after the first token.")]
 
 
 class DoneFrame(TypedDict):
-    """The end of a stream that went well, or was cancelled. Its id is free again."""
+    """The end of a stream that finished or was cancelled. Its id is free again."""
 
     type: Literal["done"]
     id: _StreamId
@@ -115,7 +114,7 @@ class DoneFrame(TypedDict):
 
 
 class ErrorFrame(TypedDict):
-    """What went wrong. With an `id` it ends that stream; without one it is about the connection."""
+    """An error. With an `id` it ends that stream; without one it concerns the connection."""
 
     type: Literal["error"]
     id: NotRequired[_StreamId]

@@ -1,4 +1,4 @@
-"""What a client may say on `WS /v1/stream`: one JSON object a frame, told apart by `type`."""
+"""Messages from a client on `WS /v1/stream`: one JSON object a frame, tagged by `type`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class MessageFields(WireModel):
 
 
 class GenerateMessage(SamplingFields):
-    """Start a generation from exactly one of `prompt` and `messages`. `null` means absent."""
+    """Start a generation from either `prompt` or `messages`. `null` means absent."""
 
     type: Literal["generate"]
     id: StreamId | None = None
@@ -35,16 +35,17 @@ class GenerateMessage(SamplingFields):
     ) = None
     model: Annotated[str, Field(max_length=_MAX_NAME_CHARS)] | None = None
     logprobs: int | None = Field(
-        None, description="Alternatives to report with each token; 0 reports the chosen one only."
+        None,
+        description="Number of alternatives for each token; 0 returns the chosen token only.",
     )
     return_token_ids: bool = False
     metadata: Metadata | None = None
 
     def to_request(self, *, caller: str) -> GenerationRequest:
-        """Return the engine's form.
+        """Return the message as a request to the engine.
 
         Raises:
-            InvalidRequest: a value is out of range, or fields contradict each other.
+            InvalidRequest: a value is out of range, or fields conflict.
         """
         return self.to_generation_request(
             self._to_prompt(),
@@ -60,26 +61,28 @@ class GenerateMessage(SamplingFields):
     def _to_prompt(self) -> TextPrompt | TokenPrompt | ChatPrompt:
         if self.messages is not None:
             if self.prompt is not None:
-                raise InvalidRequest(param="messages", reason="cannot be given beside a prompt")
+                raise InvalidRequest(
+                    param="messages", reason="cannot be combined with prompt; give one of them"
+                )
             return ChatPrompt(
                 tuple(ChatMessage(message.role, message.content) for message in self.messages)
             )
         if self.prompt is None:
-            raise InvalidRequest(param="prompt", reason="give a prompt, or messages")
+            raise InvalidRequest(param="prompt", reason="is required unless messages are given")
         if isinstance(self.prompt, str):
             return TextPrompt(self.prompt)
         return TokenPrompt(tuple(self.prompt))
 
 
 class CancelMessage(WireModel):
-    """Stop a stream of this socket at the next engine step."""
+    """Cancel a stream of this socket at the next engine step."""
 
     type: Literal["cancel"]
     id: StreamId
 
 
 class ResumeMessage(WireModel):
-    """Replay what came after a cursor, then follow. `id` names the stream on this socket."""
+    """Replay the frames after a cursor, then stream on. `id` is the stream's id on this socket."""
 
     type: Literal["resume"]
     id: StreamId | None = None

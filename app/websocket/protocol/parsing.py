@@ -1,4 +1,4 @@
-"""Parses text frames: JSON to an object, and the object to a message of the dialect."""
+"""Parses client frames: JSON text to an object, and the object to a message of the dialect."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from app.errors import ErrorInfo, RequestRefused
 from app.json.json_object import FieldsRefused, parse_object
 
-_MAX_GLANCE_CHARS = 4096
+_MAX_PEEK_CHARS = 4096
 
 
 MessageT = TypeVar("MessageT")
@@ -17,11 +17,13 @@ MessageT = TypeVar("MessageT")
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[MessageT]):
-    """One frame, read: a message, or why it is none.
+    """The result of parsing one frame: a message or a refusal.
 
     Attributes:
-        fields: the frame's, as far as they could be read.
-        num_chars: size of the frame.
+        message: the message; None if the frame is refused.
+        refusal: the error to answer with; None if there is a message.
+        fields: the fields of the frame's object, as far as they could be parsed.
+        num_chars: size of the frame; 0 if it is refused.
     """
 
     message: MessageT | None
@@ -33,10 +35,11 @@ class Parsed(Generic[MessageT]):
 def parse_frame(
     frame: str | bytes, to_message: Callable[[dict[str, Any]], MessageT]
 ) -> Parsed[MessageT]:
-    """Read one frame; pure, so that a thread can do it.
+    """Parse one frame. Pure, so it can run in another thread.
 
     Args:
-        to_message: turns its object into a message, or raises `RequestRefused`.
+        frame: JSON text, or its UTF-8 bytes.
+        to_message: converts the frame's object to a message, or raises `RequestRefused`.
     """
     fields: dict[str, Any] = {}
     try:
@@ -49,8 +52,11 @@ def parse_frame(
 
 
 def peek_fields(frame: str | bytes) -> dict[str, Any]:
-    """Return the object of a frame that is refused unread, for its id; {} if that takes reading."""
-    if len(frame) > _MAX_GLANCE_CHARS:
+    """Return the fields of a rate-limited frame, so that the error can carry its id.
+
+    Return {} for an invalid or long frame: a refusal must stay cheap.
+    """
+    if len(frame) > _MAX_PEEK_CHARS:
         return {}
     try:
         return parse_object(frame, what="frame")

@@ -1,14 +1,14 @@
-"""How many messages a client may send: a token bucket, with the time passed in."""
+"""A token bucket that limits messages; callers pass in the time."""
 
 from __future__ import annotations
 
 
 class MessageRateLimiter:
-    """Allows a burst, and a rate in the long run.
+    """Allows a burst of messages, and a steady rate over time.
 
     Args:
-        max_messages_per_s: what the bucket gains in a second.
-        max_burst_messages: what a full bucket holds.
+        max_messages_per_s: refill rate of the bucket.
+        max_burst_messages: capacity of the bucket, which starts full.
     """
 
     def __init__(self, *, max_messages_per_s: float, max_burst_messages: float) -> None:
@@ -20,9 +20,9 @@ class MessageRateLimiter:
         self._updated_at: float | None = None
 
     def refused_for_s(self, *, now: float) -> float:
-        """Count a message; return 0 if it is allowed, else how long the next has to wait.
+        """Count a message; return 0 if it is allowed, else the seconds to wait before a retry.
 
-        A refused message costs nothing, so a client that waits as told is let through.
+        A refused message takes nothing from the bucket, so a retry after that time is allowed.
         """
         if self._updated_at is not None:
             gained = (now - self._updated_at) * self._max_messages_per_s

@@ -1,4 +1,4 @@
-"""What holds of the whole document."""
+"""The AsyncAPI document of all channels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.asyncapi.document import SECURITY_SCHEMES, server_of
+from app.asyncapi.document import SECURITY_SCHEMES, describe_server
 from app.errors import ERRORS
 from tests.app.described import DOCUMENT, assert_described
 
@@ -31,7 +31,7 @@ def references(value: Any) -> Iterator[str]:
             yield from references(part)
 
 
-def test_every_reference_leads_somewhere() -> None:
+def test_every_reference_resolves() -> None:
     for reference in set(references(DOCUMENT)):
         found: Any = DOCUMENT
         for part in reference.removeprefix("#/").split("/"):
@@ -40,49 +40,49 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize(("name", "payload"), EXAMPLES)
-def test_every_example_is_what_its_schema_says(name: str, payload: dict[str, Any]) -> None:
+def test_every_example_matches_its_schema(name: str, payload: dict[str, Any]) -> None:
     channel, _, kind = name.partition(".")
     assert payload["type"].replace(":", ".") == kind
     assert_described(channel, payload)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_every_message_says_what_it_is_and_shows_an_example(name: str) -> None:
+def test_every_message_has_a_description_and_an_example(name: str) -> None:
     message = MESSAGES[name]
     schema = message["payload"]["$ref"].rpartition("/")[2]
     assert DOCUMENT["components"]["schemas"][schema]["description"]
     assert message["examples"]
 
 
-def test_every_message_is_said_in_some_operation() -> None:
-    said: set[str] = set()
+def test_every_message_is_part_of_an_operation() -> None:
+    found: set[str] = set()
     for operation in DOCUMENT["operations"].values():
-        said |= set(references(operation["messages"]))
-        said |= set(references(operation.get("reply", {}).get("messages", [])))
+        found |= set(references(operation["messages"]))
+        found |= set(references(operation.get("reply", {}).get("messages", [])))
     expected = {
         f"#/channels/{name}/messages/{message}"
         for name, channel in DOCUMENT["channels"].items()
         for message in channel["messages"]
     }
-    assert said == expected
+    assert found == expected
 
 
-def test_the_table_of_errors_is_the_codes() -> None:
-    told = {row["code"]: (row["httpStatus"], row["retryable"]) for row in DOCUMENT["x-errors"]}
-    assert told == {code: (row.http_status, row.retryable) for code, row in ERRORS.items()}
+def test_the_document_lists_all_errors() -> None:
+    listed = {row["code"]: (row["httpStatus"], row["retryable"]) for row in DOCUMENT["x-errors"]}
+    assert listed == {code: (row.http_status, row.retryable) for code, row in ERRORS.items()}
     assert DOCUMENT["components"]["securitySchemes"] == SECURITY_SCHEMES
 
 
-def test_a_server_behind_a_path_says_so() -> None:
-    assert "pathname" not in server_of(host="h", protocol="ws", pathname="")["tokenwire"]
-    assert server_of(host="h", protocol="ws", pathname="/a")["tokenwire"]["pathname"] == "/a"
+def test_a_server_behind_a_path_prefix_has_a_pathname() -> None:
+    assert "pathname" not in describe_server(host="h", protocol="ws", pathname="")["tokenwire"]
+    assert describe_server(host="h", protocol="ws", pathname="/a")["tokenwire"]["pathname"] == "/a"
 
 
-def test_the_checker_refuses_what_is_not_described() -> None:
+def test_assert_described_refuses_other_messages() -> None:
     frame = {"type": "queued", "id": "a", "position": 0, "estimated_wait_s": None}
     assert_described("stream", frame)
     for wrong in ({"position": "0"}, {"more": 1}):
         with pytest.raises(AssertionError, match=r"stream\.queued"):
             assert_described("stream", {**frame, **wrong})
     with pytest.raises(KeyError):
-        assert_described("stream", {"type": "unheard"})
+        assert_described("stream", {"type": "unknown"})

@@ -1,4 +1,4 @@
-"""The document's address, and what it says of the server that was asked."""
+"""`GET /asyncapi.json`: its `servers` and access."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tests.app.described import DOCUMENT
 from tests.app.serving import client_of
 
 
-async def test_the_document_names_the_server_that_was_asked() -> None:
+async def test_the_document_names_the_server_of_the_request() -> None:
     async with client_of(scripted_backend()) as calling:
         plain = await calling.get("/asyncapi.json")
         secure = await calling.get("https://localhost:8443/asyncapi.json")
@@ -21,7 +21,7 @@ async def test_the_document_names_the_server_that_was_asked() -> None:
     assert (server["host"], server["protocol"]) == ("localhost:8443", "wss")
 
 
-async def test_the_document_needs_no_key_and_is_none_of_the_routes() -> None:
+async def test_the_document_needs_no_key_and_is_not_in_openapi() -> None:
     async with client_of(scripted_backend(), api_keys=("secret",)) as calling:
         assert (await calling.get("/asyncapi.json")).status_code == 200
         routes = (await calling.get("/openapi.json")).json()["paths"]

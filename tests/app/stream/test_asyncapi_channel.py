@@ -9,9 +9,8 @@ import pytest
 
 from app.errors import ERRORS
 from app.stream.asyncapi_channel import stream_channel
-from app.stream.protocol import StreamProtocol
+from app.stream.protocol import ResumeGeneration, StartGeneration, StreamProtocol
 from app.stream.schemas.messages import CLIENT_MESSAGE_TYPES
-from app.websocket.protocol.commands import ResumeGeneration, StartGeneration
 from tests.app.described import DOCUMENT
 
 CHANNEL = stream_channel()
@@ -23,7 +22,7 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("payload", EXAMPLES)
-def test_the_server_takes_each_example(payload: dict[str, Any]) -> None:
+def test_the_protocol_core_accepts_each_example(payload: dict[str, Any]) -> None:
     core = StreamProtocol(caller="me", token_text=str, max_streams=8, max_messages_per_s=1e6)
     if payload["type"] == "cancel":
         core.receive_text(json.dumps({"type": "generate", "prompt": "", "id": "story"}), now=0)
@@ -34,10 +33,10 @@ def test_the_server_takes_each_example(payload: dict[str, Any]) -> None:
     assert isinstance(command, expected)
 
 
-def test_all_that_a_client_may_say_is_described() -> None:
+def test_every_client_message_is_described() -> None:
     assert tuple(message.name for message in CHANNEL.received) == CLIENT_MESSAGE_TYPES
 
 
-def test_close_codes_of_errors_are_among_those_described() -> None:
+def test_the_close_codes_of_errors_are_described() -> None:
     assert {row.close_code for row in ERRORS.values()} - {None} <= CHANNEL.close_codes.keys()
     assert DOCUMENT["channels"]["stream"]["address"] == CHANNEL.address == "/v1/stream"

@@ -18,7 +18,6 @@ from app.stream.frames import (
     queued_frame,
     started_frame,
 )
-from app.websocket.protocol.frames import serialize
 from streaming import (
     Delta,
     Ended,
@@ -63,12 +62,6 @@ def read_all(generation: Generation, *, include_empty_deltas: bool = True) -> De
     return delta
 
 
-def test_serialized_text_is_compact_and_readable() -> None:
-    frame = started_frame("é😀", Started(5, 3, at=0.0))
-    expected = '{"type":"started","id":"é😀","prompt_tokens":5,"cached_tokens":3}'
-    assert serialize(frame) == expected
-
-
 def test_accepted() -> None:
     generation = make_generation("gen_x")
     expected = {
@@ -99,7 +92,7 @@ def test_queued_and_started() -> None:
     }
 
 
-def test_delta_shows_tokens_only_when_asked_for() -> None:
+def test_a_delta_carries_tokens_only_on_request() -> None:
     logprobs = TokenLogprobs(Logprob(7, -0.5), (Logprob(7, -0.5), Logprob(8, -1.0000001)))
     delta = Delta(4, "hi", Tokens.of([Token(7, "hi", 0.0, logprobs), Token(9, "", 0.0)]))
     plain = {"type": "delta", "id": "a", "seq": 4, "text": "hi"}
@@ -112,20 +105,20 @@ def test_delta_shows_tokens_only_when_asked_for() -> None:
 
 
 @pytest.mark.parametrize("impossible", [-math.inf, math.nan])
-def test_impossible_tokens_have_a_logprob_that_json_can_say(impossible: float) -> None:
+def test_the_logprob_of_an_impossible_token_is_valid_json(impossible: float) -> None:
     token = Token(1, "a", 0.0, TokenLogprobs(Logprob(1, impossible)))
     delta = Delta(0, "a", Tokens.of([token]))
     [frame] = to_frames(delta, logprobs=True)
     assert frame["logprobs"][0]["logprob"] == -9999.0
 
 
-def test_a_delta_without_text_shows_its_tokens_or_nothing() -> None:
+def test_a_delta_without_text_is_sent_only_with_its_tokens() -> None:
     delta = Delta(0, "", Tokens.of([Token(7, "", 0.0)]))
     assert to_frames(delta) == []
     assert [frame["token_ids"] for frame in to_frames(delta, token_ids=True)] == [[7]]
 
 
-def test_a_long_delta_is_cut() -> None:
+def test_a_long_delta_is_split() -> None:
     generation = make_generation()
     for token_id in range(2 * MAX_DELTA_TOKENS + 1):
         generation.append(Token(token_id, "x", 0.0))
@@ -143,7 +136,7 @@ def test_a_long_delta_is_cut() -> None:
     after=st.integers(-1, 5),
     include_empty_deltas=st.booleans(),
 )
-def test_cutting_changes_no_text_and_no_cursor(
+def test_splitting_keeps_text_and_cursors(
     pattern: list[str], num_tokens: int, tail: str | None, after: int, include_empty_deltas: bool
 ) -> None:
     generation = make_generation()
@@ -199,7 +192,7 @@ def test_done() -> None:
     }
 
 
-def test_done_before_anything_was_generated_has_no_times() -> None:
+def test_done_before_the_start_has_only_a_total_time() -> None:
     generation = make_generation()
     record = Finished(FinishReason.CANCELLED, 1.5)
     generation.end(record)
@@ -214,7 +207,7 @@ def test_done_before_anything_was_generated_has_no_times() -> None:
     json.dumps(frame, allow_nan=False)
 
 
-def test_failed_ends_with_its_error() -> None:
+def test_a_failed_generation_ends_with_its_error() -> None:
     error = Overloaded(num_waiting=2, max_waiting=2, retry_after_s=1.5)
     frame = ended_frame("a", Ended(4, Failed(error, 1.0)), make_generation())
     assert frame == {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.errors import RequestRefused
 from app.json.json_object import parse_object
-from app.stream.parsing import attempted_id, to_message
+from app.stream.parsing import requested_stream_id, to_message
 from app.stream.schemas.messages import CancelMessage, GenerateMessage, ResumeMessage
 from tests.support import property_test
 
@@ -41,18 +41,18 @@ def refusal(text: str) -> tuple[str, str | None, str]:
         '\ufeff{"type": "cancel"}',
     ],
 )
-def test_what_is_no_json(text: str) -> None:
+def test_invalid_json(text: str) -> None:
     assert refusal(text)[0] == "invalid_json"
 
 
-def test_message_says_where_the_json_breaks() -> None:
+def test_the_error_says_where_the_json_is_invalid() -> None:
     assert refusal('{"type": }')[2] == (
         "The frame is not valid JSON: Expecting value: line 1 column 10 (char 9)."
     )
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '"generate"', "1", "true"])
-def test_what_is_no_object(text: str) -> None:
+def test_json_other_than_an_object(text: str) -> None:
     assert refusal(text)[:2] == ("invalid_request", None)
 
 
@@ -165,7 +165,7 @@ def test_metadata_at_its_limits() -> None:
     assert message.metadata == metadata
 
 
-def test_the_three_messages() -> None:
+def test_each_type_of_message() -> None:
     assert isinstance(to_message({"type": "generate", "prompt": [1, 2]}), GenerateMessage)
     assert to_message({"type": "cancel", "id": "a.B-1_"}) == CancelMessage(
         type="cancel", id="a.B-1_"
@@ -189,13 +189,13 @@ def test_the_three_messages() -> None:
         ({}, None),
     ],
 )
-def test_attempted_id(fields: dict[str, Any], stream_id: str | None) -> None:
-    assert attempted_id(fields) == stream_id
+def test_requested_stream_id(fields: dict[str, Any], stream_id: str | None) -> None:
+    assert requested_stream_id(fields) == stream_id
 
 
 @property_test
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists) | st.text())
-def test_any_value_is_taken_or_refused_with_something_that_can_be_sent(value: object) -> None:
+def test_any_value_is_accepted_or_refused_with_an_error_that_can_be_sent(value: object) -> None:
     for text in (str(value), json.dumps(value), json.dumps({"type": value, str(value): value})):
         try:
             parse(text)

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import ErrorInfo
-from app.stream.protocol import MAX_ENDED_IDS, StreamProtocol
-from app.websocket.protocol.commands import (
+from app.stream.protocol import (
+    MAX_ENDED_IDS,
     CancelGeneration,
-    Close,
     Command,
     ResumeGeneration,
     StartGeneration,
+    StreamProtocol,
 )
+from app.websocket.protocol.frames import Close
 from streaming import (
     ChatMessage,
     ChatPrompt,
@@ -42,7 +43,7 @@ from tests.support import make_generation, property_test, words
 
 
 class Conversation:
-    """A core, and what came out of it so far."""
+    """A protocol core, and the frames that it has sent."""
 
     def __init__(self, *, max_streams: int = 8, max_messages_per_s: float = 1e6) -> None:
         self.core = StreamProtocol(
@@ -76,7 +77,7 @@ class Conversation:
         if reader.is_done:
             del self.readers[stream_id]
 
-    def heard(self) -> list[Frame]:
+    def new_frames(self) -> list[Frame]:
         """Return the new frames."""
         frames: list[Frame] = [{**frame} for frame in self.core.frames_to_send()]
         self.frames += frames
@@ -84,7 +85,7 @@ class Conversation:
 
     def error(self) -> tuple[str, str | None, str | None]:
         """Return code, param and id of the only new frame, an error."""
-        [frame] = self.heard()
+        [frame] = self.new_frames()
         assert frame["type"] == "error"
         return frame["error"]["code"], frame["error"].get("param"), frame.get("id")
 
@@ -122,7 +123,7 @@ def test_generate_becomes_a_command(talk: Conversation) -> None:
         metadata={"page": "7"},
     )
     assert commands == [StartGeneration("a", request, include_empty_deltas=True)]
-    assert talk.heard() == []
+    assert talk.new_frames() == []
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_a_whole_stream(talk: Conversation) -> None:
     words(generation, "!")
     generation.end(Finished(FinishReason.LENGTH, 2.0))
     talk.read()
-    frames = talk.heard()
+    frames = talk.new_frames()
     kinds = [frame["type"] for frame in frames]
     assert kinds == ["accepted", "queued", "started", "delta", "delta", "done"]
     assert [frame["seq"] for frame in frames[3:]] == [1, 2, 3]
@@ -167,7 +168,7 @@ def test_a_whole_stream(talk: Conversation) -> None:
     assert_conversation(frames)
 
 
-def test_text_let_go_at_a_cancel_comes_before_the_ending(talk: Conversation) -> None:
+def test_text_released_by_a_cancel_comes_before_the_last_frame(talk: Conversation) -> None:
     talk.generate()
     generation = talk.accept()
     generation.start(cached_tokens=0, at=0.0)
@@ -175,7 +176,7 @@ def test_text_let_go_at_a_cancel_comes_before_the_ending(talk: Conversation) -> 
     generation.append(Tail("b", 0.0))
     generation.end(Finished(FinishReason.CANCELLED, 0.0))
     talk.read()
-    [delta, done] = talk.heard()[2:]
+    [delta, done] = talk.new_frames()[2:]
     assert (delta["seq"], delta["text"]) == (1, "ab")
     assert (done["seq"], done["finish_reason"]) == (2, "cancelled")
 
@@ -187,7 +188,7 @@ def test_a_failed_generation_ends_with_an_error_that_has_a_seq(talk: Conversatio
     words(generation, "a")
     generation.end(Failed(EngineFailure(), 0.0))
     talk.read()
-    frames = talk.heard()
+    frames = talk.new_frames()
     assert frames[-1]["error"]["code"] == "engine_error"
     assert frames[-1]["seq"] == 1
     assert_conversation(frames)
@@ -197,7 +198,7 @@ def test_a_stream_may_end_before_it_starts(talk: Conversation) -> None:
     talk.generate()
     talk.accept().end(Finished(FinishReason.CANCELLED, 0.0))
     talk.read()
-    assert [frame["type"] for frame in talk.heard()] == ["accepted", "done"]
+    assert [frame["type"] for frame in talk.new_frames()] == ["accepted", "done"]
 
 
 def test_refused_after_it_was_submitted(talk: Conversation) -> None:
@@ -223,7 +224,7 @@ def test_refused_after_it_was_submitted(talk: Conversation) -> None:
         ),
     ],
 )
-def test_a_bad_generate_is_refused_under_its_id(
+def test_an_invalid_generate_is_refused_with_its_id(
     talk: Conversation, fields: dict[str, Any], code: str, param: str
 ) -> None:
     assert talk.say(type="generate", id="a", **fields) == []
@@ -238,27 +239,29 @@ def test_a_response_format_becomes_the_grammar_of_the_request(talk: Conversation
     assert command.request.params.grammar == Grammar(GrammarKind.REGEX, "a+")
 
 
-def test_half_a_surrogate_pair_is_refused_under_its_id(talk: Conversation) -> None:
+def test_a_lone_surrogate_is_refused_with_its_id(talk: Conversation) -> None:
     assert talk.say(type="generate", id="a", prompt="\ud800") == []
     assert talk.error() == ("invalid_request", "prompt", "a")
 
 
-def test_a_field_given_twice_refuses_under_the_id_unless_that_is_it(talk: Conversation) -> None:
+def test_a_duplicate_field_is_refused_with_an_unambiguous_id(
+    talk: Conversation,
+) -> None:
     talk.core.receive_text('{"type": "generate", "id": "a", "seed": 1, "seed": 2}', now=0.0)
     talk.core.receive_text('{"type": "generate", "id": "a", "id": "b"}', now=0.0)
-    shown = [(frame.get("id"), frame["error"]["param"]) for frame in talk.heard()]
+    shown = [(frame.get("id"), frame["error"]["param"]) for frame in talk.new_frames()]
     assert shown == [("a", "seed"), (None, "id")]
 
 
-def test_null_response_format_is_none(talk: Conversation) -> None:
+def test_a_null_response_format_is_ignored(talk: Conversation) -> None:
     assert len(talk.generate(response_format=None)) == 1
 
 
-def test_frames_that_are_no_message(talk: Conversation) -> None:
+def test_invalid_frames(talk: Conversation) -> None:
     for text in ("", "[]", '{"type": "x"}', '{"type": "generate", "temperature": NaN}'):
         talk.core.receive_text(text, now=0.0)
     talk.core.receive_bytes(b"{}", now=0.0)
-    frames = talk.heard()
+    frames = talk.new_frames()
     assert [frame["error"]["code"] for frame in frames] == [
         "invalid_json",
         "invalid_request",
@@ -276,7 +279,7 @@ def test_frames_that_are_no_message(talk: Conversation) -> None:
 def test_a_duplicate_id_does_not_end_the_stream_that_has_it(talk: Conversation) -> None:
     talk.generate()
     talk.accept()
-    talk.heard()
+    talk.new_frames()
     assert talk.generate() == []
     assert talk.error() == ("duplicate_id", "id", None)
     assert talk.generate(temperature=9) == []
@@ -290,17 +293,17 @@ def test_an_id_is_free_after_its_end(talk: Conversation) -> None:
         talk.generate()
         talk.accept().end(Finished(FinishReason.STOP, 0.0))
         talk.read()
-    assert_conversation(talk.heard())
+    assert_conversation(talk.new_frames())
 
 
-def test_made_ids_avoid_those_of_the_client(talk: Conversation) -> None:
+def test_generated_ids_avoid_those_of_the_client(talk: Conversation) -> None:
     talk.generate("stream_1")
     [command] = talk.say(type="generate", prompt="hi")
     assert isinstance(command, StartGeneration)
     assert command.stream_id == "stream_2"
 
 
-def test_a_made_id_is_not_told_before_it_is_accepted(talk: Conversation) -> None:
+def test_a_generated_id_is_not_sent_before_accepted(talk: Conversation) -> None:
     talk.say(type="generate", prompt="hi")
     talk.core.receive_refused("stream_1", ErrorInfo(code="overloaded", message="no"))
     assert talk.error() == ("overloaded", None, None)
@@ -311,7 +314,7 @@ def test_streams_have_a_limit() -> None:
     talk.generate("a")
     talk.generate("b")
     assert talk.generate("c") == []
-    [frame] = talk.heard()
+    [frame] = talk.new_frames()
     assert (frame["error"]["code"], frame["id"]) == ("rate_limited", "c")
     assert frame["error"]["retry_after_s"] == 1.0
     talk.core.receive_refused("a", ErrorInfo(code="overloaded", message="no"))
@@ -326,17 +329,17 @@ def test_cancel_of_an_open_stream(talk: Conversation) -> None:
     talk.accept()
     assert talk.say(type="cancel", id="a") == [CancelGeneration("a")]
     assert talk.say(type="cancel", id="a") == [CancelGeneration("a")]
-    assert [frame["type"] for frame in talk.heard()] == ["accepted"]
+    assert [frame["type"] for frame in talk.new_frames()] == ["accepted"]
 
 
-def test_cancel_while_it_is_tokenised_waits_for_the_log(talk: Conversation) -> None:
+def test_a_cancel_during_tokenization_waits_for_the_log(talk: Conversation) -> None:
     talk.generate()
     assert talk.say(type="cancel", id="a") == []
     generation = talk.accept()
     assert talk.core.commands() == [CancelGeneration("a")]
     generation.end(Finished(FinishReason.CANCELLED, 0.0))
     talk.read()
-    assert [frame["type"] for frame in talk.heard()] == ["accepted", "done"]
+    assert [frame["type"] for frame in talk.new_frames()] == ["accepted", "done"]
 
 
 def test_cancel_in_the_same_tick_as_the_last_token(talk: Conversation) -> None:
@@ -345,17 +348,17 @@ def test_cancel_in_the_same_tick_as_the_last_token(talk: Conversation) -> None:
     assert talk.say(type="cancel", id="a") == [CancelGeneration("a")]
     talk.read()
     assert talk.say(type="cancel", id="a") == []
-    assert [frame["type"] for frame in talk.heard()] == ["accepted", "done"]
+    assert [frame["type"] for frame in talk.new_frames()] == ["accepted", "done"]
 
 
-def test_cancel_of_a_refused_attempt_is_no_error(talk: Conversation) -> None:
+def test_a_cancel_of_a_refused_generate_is_ignored(talk: Conversation) -> None:
     talk.generate(temperature=9)
-    talk.heard()
+    talk.new_frames()
     talk.say(type="cancel", id="a")
-    assert talk.heard() == []
+    assert talk.new_frames() == []
 
 
-def test_cancel_of_an_id_that_never_was(talk: Conversation) -> None:
+def test_a_cancel_of_an_unknown_id_is_an_error(talk: Conversation) -> None:
     assert talk.say(type="cancel", id="a") == []
     assert talk.error() == ("unknown_id", "id", None)
 
@@ -363,9 +366,9 @@ def test_cancel_of_an_id_that_never_was(talk: Conversation) -> None:
 def test_ended_ids_are_remembered_up_to_a_limit(talk: Conversation) -> None:
     for index in range(MAX_ENDED_IDS + 1):
         talk.generate(f"a{index}", temperature=9)
-    talk.heard()
+    talk.new_frames()
     talk.say(type="cancel", id="a1")
-    assert talk.heard() == []
+    assert talk.new_frames() == []
     talk.say(type="cancel", id="a0")
     assert talk.error() == ("unknown_id", "id", None)
 
@@ -382,7 +385,7 @@ def test_resume_becomes_a_command(talk: Conversation) -> None:
     assert command == ResumeGeneration("stream_1", "gen_1", -1, include_empty_deltas=False)
 
 
-def test_a_resumed_stream_has_the_order_of_any(talk: Conversation) -> None:
+def test_a_resumed_stream_has_the_usual_order(talk: Conversation) -> None:
     generation = make_generation("gen_1")
     generation.start(cached_tokens=0, at=0.0)
     words(generation, "a", "b", "c")
@@ -390,19 +393,19 @@ def test_a_resumed_stream_has_the_order_of_any(talk: Conversation) -> None:
     talk.accept("a", generation, after=0)
     generation.end(Finished(FinishReason.STOP, 0.0))
     talk.read()
-    frames = talk.heard()
+    frames = talk.new_frames()
     assert [frame["type"] for frame in frames] == ["accepted", "started", "delta", "done"]
     assert (frames[0]["generation_id"], text_of(frames)) == ("gen_1", "bc")
 
 
-def test_resume_at_the_end_gives_the_ending_again(talk: Conversation) -> None:
+def test_a_resume_at_the_end_repeats_the_last_frame(talk: Conversation) -> None:
     generation = make_generation("gen_1")
     generation.start(cached_tokens=0, at=0.0)
     generation.end(Finished(FinishReason.STOP, 0.0))
     talk.say(type="resume", id="a", generation_id="gen_1", after=0)
     talk.accept("a", generation, after=0)
     talk.read()
-    assert [frame["type"] for frame in talk.heard()] == ["accepted", "started", "done"]
+    assert [frame["type"] for frame in talk.new_frames()] == ["accepted", "started", "done"]
 
 
 def test_a_refused_resume_carries_its_id(talk: Conversation) -> None:
@@ -413,7 +416,7 @@ def test_a_refused_resume_carries_its_id(talk: Conversation) -> None:
     assert talk.error() == ("invalid_request", "generation_id", "a")
 
 
-def test_token_ids_and_logprobs_are_of_the_stream_not_of_the_log(talk: Conversation) -> None:
+def test_each_stream_of_a_log_chooses_token_ids_and_logprobs(talk: Conversation) -> None:
     generation = make_generation()
     generation.start(cached_tokens=0, at=0.0)
     generation.append(Token(7, "x", 0.0))
@@ -422,21 +425,21 @@ def test_token_ids_and_logprobs_are_of_the_stream_not_of_the_log(talk: Conversat
     for stream_id in ("a", "b"):
         talk.accept(stream_id, generation)
         talk.read(stream_id)
-    deltas = {frame["id"]: frame for frame in talk.heard() if frame["type"] == "delta"}
+    deltas = {frame["id"]: frame for frame in talk.new_frames() if frame["type"] == "delta"}
     assert deltas["a"] == {"type": "delta", "id": "a", "seq": 0, "text": "x", "token_ids": [7]}
     assert deltas["b"] == {"type": "delta", "id": "b", "seq": 0, "text": "x", "logprobs": []}
 
 
-# limits of rate
+# rate limits
 
 
 def test_too_many_messages() -> None:
     talk = Conversation(max_streams=1, max_messages_per_s=2)
     for _ in range(2):
         talk.say(type="cancel", id="x")
-    talk.heard()
+    talk.new_frames()
     assert talk.generate() == []
-    [frame] = talk.heard()
+    [frame] = talk.new_frames()
     assert (frame["error"]["code"], frame["id"]) == ("rate_limited", "a")
     assert frame["error"]["retryable"] is True
     assert frame["error"]["retry_after_s"] == 0.5
@@ -456,10 +459,10 @@ def test_a_burst_may_open_and_cancel_every_stream() -> None:
         talk.generate(f"a{index}")
     for index in range(50):
         talk.say(type="cancel", id=f"a{index}")
-    assert talk.heard() == []
+    assert talk.new_frames() == []
 
 
-def test_places_in_the_queue_are_told_once_a_second(talk: Conversation) -> None:
+def test_queue_positions_are_sent_at_most_once_a_second(talk: Conversation) -> None:
     talk.generate("a")
     talk.generate("b")
     logs = {stream_id: talk.accept(stream_id) for stream_id in ("a", "b")}
@@ -480,7 +483,9 @@ def test_places_in_the_queue_are_told_once_a_second(talk: Conversation) -> None:
     talk.core.handle_timeout(now=0.99)
     talk.core.handle_timeout(now=1.0)
     talk.core.handle_timeout(now=9.0)
-    told = [(frame["id"], frame["position"]) for frame in talk.heard() if frame["type"] == "queued"]
+    told = [
+        (frame["id"], frame["position"]) for frame in talk.new_frames() if frame["type"] == "queued"
+    ]
     assert told == [("a", 9), ("b", 9), ("a", 7)]
     assert talk.core.next_timeout_at is None
 
@@ -489,7 +494,7 @@ def test_unsent_frames_are_counted(talk: Conversation) -> None:
     for _ in range(3):
         talk.say(type="cancel", id="x")
     assert talk.core.num_unsent == 3
-    talk.heard()
+    talk.new_frames()
     assert talk.core.num_unsent == 0
 
 
@@ -502,7 +507,7 @@ def test_drain_closes_an_idle_socket_at_once(talk: Conversation) -> None:
     assert talk.core.commands() == [Close(1001, "the server is going away")]
 
 
-def test_drain_waits_for_the_last_ending(talk: Conversation) -> None:
+def test_drain_waits_until_all_streams_have_ended(talk: Conversation) -> None:
     talk.generate("a")
     talk.generate("b")
     log = talk.accept("a")
@@ -513,26 +518,26 @@ def test_drain_waits_for_the_last_ending(talk: Conversation) -> None:
     log.end(Finished(FinishReason.STOP, 0.0))
     talk.read("a")
     assert talk.core.commands() == [Close(1001, "the server is going away")]
-    assert talk.heard()[-1]["type"] == "done"
+    assert talk.new_frames()[-1]["type"] == "done"
 
 
-def test_nothing_is_heard_after_the_close(talk: Conversation) -> None:
+def test_frames_after_the_close_are_ignored(talk: Conversation) -> None:
     talk.core.receive_drain()
     talk.core.commands()
     assert talk.generate() == []
     talk.core.receive_bytes(b"{}", now=0.0)
-    assert talk.heard() == []
+    assert talk.new_frames() == []
 
 
-# our own mistakes
+# mistakes in our own code
 
 
-def test_events_of_a_stream_that_is_not_open_are_our_mistake(talk: Conversation) -> None:
+def test_events_of_an_unknown_stream_raise(talk: Conversation) -> None:
     with pytest.raises(KeyError):
         talk.core.receive_events("a", [], now=0.0)
 
 
-def test_a_refusal_after_the_acceptance_is_our_mistake(talk: Conversation) -> None:
+def test_a_refusal_after_accepted_raises(talk: Conversation) -> None:
     talk.generate()
     talk.accept()
     with pytest.raises(AssertionError):
@@ -552,7 +557,7 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
     texts: dict[str, Generation] = {}
     ids = st.sampled_from("abcdef")
 
-    def obey(commands: list[Command]) -> None:
+    def execute(commands: list[Command]) -> None:
         for command in commands:
             match command:
                 case StartGeneration(stream_id=stream_id):
@@ -569,7 +574,7 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
                     if not log.is_ended:
                         log.end(Finished(FinishReason.CANCELLED, talk.now))
                 case Close():
-                    pytest.fail("nobody drained")
+                    pytest.fail("closed without a drain")
 
     def finish(stream_id: str, *, is_accepted: bool) -> None:
         submitted.remove(stream_id)
@@ -579,7 +584,7 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
         log = make_generation(f"gen_{len(logs)}")
         logs[log.generation_id] = texts[log.generation_id] = log
         talk.accept(stream_id, log)
-        obey(talk.core.commands())
+        execute(talk.core.commands())
 
     def advance(log: Generation, how: str) -> None:
         if log.is_ended:
@@ -597,13 +602,15 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
     for action in data.draw(st.lists(st.sampled_from("gggccrassttttteefnq"), max_size=80)):
         match action:
             case "g":
-                obey(talk.generate(data.draw(ids), temperature=data.draw(st.sampled_from([1, 9]))))
+                execute(
+                    talk.generate(data.draw(ids), temperature=data.draw(st.sampled_from([1, 9])))
+                )
             case "c":
-                obey(talk.say(type="cancel", id=data.draw(ids)))
+                execute(talk.say(type="cancel", id=data.draw(ids)))
             case "r":
                 generation_id = data.draw(st.sampled_from([*logs, "gen_x"]))
                 fields = {"id": data.draw(ids), "generation_id": generation_id, "after": -1}
-                obey(talk.say(type="resume", **fields))
+                execute(talk.say(type="resume", **fields))
             case "a" | "f" if submitted:
                 finish(data.draw(st.sampled_from(submitted)), is_accepted=action == "a")
             case "s" | "t" | "e" | "q" if logs:
@@ -615,7 +622,7 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
             case _:
                 for stream_id in tuple(talk.readers):
                     talk.read(stream_id)
-                talk.heard()
+                talk.new_frames()
 
     for stream_id in tuple(submitted):
         finish(stream_id, is_accepted=True)
@@ -623,22 +630,22 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
         advance(log, "end")
     for stream_id in tuple(talk.readers):
         talk.read(stream_id)
-    talk.heard()
+    talk.new_frames()
     assert_conversation(talk.frames)
     _assert_whole_texts(talk.frames, texts)
 
 
 def _assert_whole_texts(frames: list[Frame], logs: dict[str, Generation]) -> None:
-    """Assert that each stream showed the whole text of the log that it was accepted for."""
-    showing: dict[str, tuple[str, str]] = {}
+    """Assert that each stream that is done has the whole text of its log."""
+    open_streams: dict[str, tuple[str, str]] = {}
     for frame in frames:
         match frame:
             case {"type": "accepted", "id": stream_id, "generation_id": generation_id}:
-                showing[stream_id] = (generation_id, "")
+                open_streams[stream_id] = (generation_id, "")
             case {"type": "delta", "id": stream_id, "text": text}:
-                generation_id, shown = showing[stream_id]
-                showing[stream_id] = (generation_id, shown + text)
+                generation_id, shown = open_streams[stream_id]
+                open_streams[stream_id] = (generation_id, shown + text)
             case {"type": "done", "id": stream_id}:
-                generation_id, shown = showing.pop(stream_id)
+                generation_id, shown = open_streams.pop(stream_id)
                 assert shown == logs[generation_id].text
-    assert showing == {}
+    assert open_streams == {}

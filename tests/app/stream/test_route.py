@@ -1,12 +1,11 @@
-"""`WS /v1/stream` behind the real server, with a client that we did not write."""
+"""`WS /v1/stream` behind the real server, with the client of the `websockets` library."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from itertools import chain
@@ -14,9 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Message
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed
 
 from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.scripted import (
@@ -28,13 +26,15 @@ from streaming.backends.scripted import (
 )
 from streaming.errors import NoTokenAllowed
 from tests.app.conversation import assert_conversation, text_of
-from tests.app.serving import serving, until
+from tests.app.serving import until
 from tests.app.sockets import (
     StreamServer,
+    bearer,
     receive,
     receive_stream,
     receive_until,
     receive_until_closed,
+    refused_handshake,
     send,
     stream_server,
 )
@@ -42,14 +42,6 @@ from tests.support import entered
 
 STORY = "Es war einmal ein kleiner Bär 🐻, der hieß 熊. " * 4
 KEYS: dict[str, Any] = {"api_keys": ("first", "second")}
-
-
-def bearer(key: str) -> dict[str, Any]:
-    return {"additional_headers": {"authorization": f"Bearer {key}"}}
-
-
-def key_subprotocol(key: str) -> str:
-    return "tokenwire.key." + base64.urlsafe_b64encode(key.encode()).decode().rstrip("=")
 
 
 @pytest.fixture
@@ -64,7 +56,7 @@ async def ask(client: ClientConnection, stream_id: str = "a", **fields: Any) -> 
 
 
 class CachedRunner(ScriptedRunner):
-    """Has a cache that the engine hands out, and counts the tokens that it is given."""
+    """Has a KV cache that the engine allocates from, and counts the tokens that it runs."""
 
     def __init__(self, text: str, *, gate: Gate) -> None:
         cache = CacheGeometry(num_blocks=1024, block_size=4, max_batch_tokens=8)
@@ -80,18 +72,6 @@ def num_held_blocks(server: StreamServer) -> int:
     cache = server.engine._engine._scheduler._cache
     assert cache is not None
     return 1024 - cache.num_free_blocks
-
-
-async def refusal_of(server: StreamServer, **options: Any) -> tuple[int, str, dict[str, str]]:
-    """Return status, error code and headers of a handshake that is refused."""
-    with pytest.raises(InvalidStatus) as caught:
-        async with server.connect(**options):
-            pass
-    response = caught.value.response
-    assert response.headers["content-type"] == "application/json"
-    error = json.loads(response.body or b"")["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return response.status_code, error["code"], dict(response.headers)
 
 
 # Generating.
@@ -145,7 +125,7 @@ async def test_token_ids_and_logprobs_on_request(parrot: StreamServer) -> None:
     ("says", "shown", "num_tokens"),
     [("abENDcd", "ab", 5), ("abENxENDcd", "abENx", 8), ("END", "", 3), ("abEN", "abEN", 5)],
 )
-async def test_nothing_of_a_stop_string_is_sent(says: str, shown: str, num_tokens: int) -> None:
+async def test_a_stop_string_is_not_sent(says: str, shown: str, num_tokens: int) -> None:
     """Each of its characters is a token; what turned out to be none of it comes at the end."""
     async with stream_server(scripted_backend(say(says))) as server, server.connect() as client:
         await ask(client, stop=["END"])
@@ -156,14 +136,14 @@ async def test_nothing_of_a_stop_string_is_sent(says: str, shown: str, num_token
     assert frames[-1]["usage"]["completion_tokens"] == num_tokens
 
 
-async def test_default_length_of_a_prompt_is_16(parrot: StreamServer) -> None:
+async def test_a_prompt_has_a_default_length_of_16(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
         await send(client, type="generate", prompt="x" * 40)
         frames = await receive_stream(client)
     assert (text_of(frames), frames[-1]["finish_reason"]) == ("x" * 16, "length")
 
 
-async def test_two_streams_on_one_socket_and_one_is_cancelled() -> None:
+async def test_one_of_two_streams_on_a_socket_is_cancelled() -> None:
     gate = Gate()
     backend = scripted_backend(say("first answer", "second answer"), gate=gate)
     async with stream_server(backend, gate=gate) as server, server.connect() as client:
@@ -175,7 +155,7 @@ async def test_two_streams_on_one_socket_and_one_is_cancelled() -> None:
         frames = await receive_until(client, "delta", stream_id="two")
         await send(client, type="cancel", id="two")
         await send(client, type="cancel", id="two")
-        await send(client, type="cancel", id="nobody")
+        await send(client, type="cancel", id="unknown")
         frames += await receive_until(client, "error")
         gate.open()
         frames += await receive_until(client, "done", stream_id="one")
@@ -189,7 +169,7 @@ async def test_two_streams_on_one_socket_and_one_is_cancelled() -> None:
     assert error["error"]["code"] == "unknown_id"
 
 
-async def test_who_waits_is_told_the_place() -> None:
+async def test_a_queued_stream_receives_its_position() -> None:
     gate = Gate()
     backend = scripted_backend(say("answer"), gate=gate, max_num_seqs=1)
     async with stream_server(backend, gate=gate) as server, server.connect() as client:
@@ -228,7 +208,7 @@ async def test_resume_at_every_cursor_of_an_ended_log(parrot: StreamServer) -> N
             assert kinds[:2] == ["accepted", "started"]
 
 
-async def test_resume_on_new_sockets_while_it_is_generated() -> None:
+async def test_resume_on_new_sockets_during_the_generation() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY), gate=gate)
     async with stream_server(backend, gate=gate, disconnect_grace_s=1000) as server:
@@ -252,7 +232,7 @@ async def test_resume_on_new_sockets_while_it_is_generated() -> None:
         assert text + text_of(frames) == STORY
 
 
-async def test_two_devices_follow_one_generation() -> None:
+async def test_two_sockets_receive_one_generation() -> None:
     gate = Gate()
     async with (
         stream_server(scripted_backend(say(STORY), gate=gate), gate=gate) as server,
@@ -309,7 +289,7 @@ ERRORS: list[tuple[Any, str, str | None]] = [
 
 
 @pytest.mark.pain(13)
-async def test_the_socket_lives_on_after_every_error(parrot: StreamServer) -> None:
+async def test_the_socket_stays_open_after_every_error(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
         for message, code, param in ERRORS:
             await client.send(json.dumps(message) if isinstance(message, dict) else message)
@@ -332,7 +312,7 @@ async def test_a_cursor_beyond_the_log(parrot: StreamServer) -> None:
     assert (error["id"], error["error"]["code"]) == ("x", "cursor_lost")
 
 
-async def test_a_duplicate_id_leaves_the_first_alone() -> None:
+async def test_a_duplicate_id_does_not_affect_the_open_stream() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)
     async with stream_server(backend, gate=gate) as server, server.connect() as client:
@@ -365,7 +345,7 @@ async def test_a_queue_that_is_full() -> None:
     assert_conversation(frames)
 
 
-async def test_a_socket_has_only_so_many_streams() -> None:
+async def test_the_number_of_streams_is_limited() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)
     async with (
@@ -383,11 +363,11 @@ async def test_a_socket_has_only_so_many_streams() -> None:
     assert text_of(frames, "three") == "hello"
 
 
-async def test_too_many_messages_are_told_when_to_come_back() -> None:
+async def test_rate_limited_messages_have_a_retry_time() -> None:
     limits: dict[str, Any] = {"max_messages_per_s": 0.01, "max_streams": 1}
     async with stream_server(scripted_backend(), **limits) as server, server.connect() as client:
         for _ in range(3):
-            await send(client, type="cancel", id="nobody")
+            await send(client, type="cancel", id="unknown")
         frames = [await receive(client) for _ in range(3)]
         codes = [frame["error"]["code"] for frame in frames]
         assert codes == ["unknown_id", "unknown_id", "rate_limited"]
@@ -406,7 +386,7 @@ async def test_a_generation_that_takes_too_long() -> None:
     assert_conversation(frames)
 
 
-async def test_a_step_that_fails_ends_its_streams_and_no_other() -> None:
+async def test_a_failed_step_ends_only_its_streams() -> None:
     backend = scripted_backend(lambda _: [97, ValueError("broken")])
     async with stream_server(backend) as server, server.connect() as client:
         for _ in range(2):
@@ -417,7 +397,7 @@ async def test_a_step_that_fails_ends_its_streams_and_no_other() -> None:
             assert_conversation(frames)
 
 
-async def test_a_dead_end_of_its_own_rules_ends_its_stream_and_no_other() -> None:
+async def test_a_grammar_without_a_next_token_ends_only_its_stream() -> None:
     dead_end = NoTokenAllowed(param="tools", reason="the grammar allows no token here")
     backend = scripted_backend(
         lambda sequence: [*b"ab", dead_end] if sequence.prompt_ids[0] == ord("!") else [*b"abcd"]
@@ -437,7 +417,7 @@ async def test_a_dead_end_of_its_own_rules_ends_its_stream_and_no_other() -> Non
 
 
 @pytest.mark.pain(16)
-async def test_generations_of_others_are_not_there() -> None:
+async def test_generations_of_other_callers_are_not_found() -> None:
     gate = Gate()
     async with (
         stream_server(scripted_backend(say(STORY), gate=gate), gate=gate, **KEYS) as server,
@@ -459,7 +439,7 @@ async def test_generations_of_others_are_not_there() -> None:
         assert (await receive_stream(mine))[-1]["finish_reason"] == "stop"
 
 
-# Frames that the server itself refuses.
+# Frames that the WebSocket layer refuses.
 
 
 @pytest.mark.parametrize("num_bytes", [2**20 + 1, 20 * 2**20])
@@ -474,7 +454,7 @@ async def test_a_huge_frame_closes_with_1009(parrot: StreamServer, num_bytes: in
         assert text_of(await receive_stream(client)) == "hi"
 
 
-async def test_a_huge_frame_ends_no_generation() -> None:
+async def test_a_huge_frame_does_not_end_a_generation() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY), gate=gate)
     async with stream_server(backend, gate=gate) as server:
@@ -493,150 +473,40 @@ async def test_a_huge_frame_ends_no_generation() -> None:
             assert text_of(await receive_stream(client)) == STORY
 
 
-async def test_text_that_is_no_utf8_closes_with_1007(parrot: StreamServer) -> None:
+async def test_invalid_utf8_closes_with_1007(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
-        await client.send(b"\xed\xa0\x80", text=True)  # half a surrogate pair, by itself
+        await client.send(b"\xed\xa0\x80", text=True)  # a lone surrogate
         await receive_until_closed(client)
         assert client.close_code == 1007
 
 
-async def test_as_much_as_is_allowed_is_read(parrot: StreamServer) -> None:
+async def test_a_frame_of_the_maximum_size_is_read(parrot: StreamServer) -> None:
     async with parrot.connect() as client:
         await ask(client, prompt="x" * (2**20 - 200))
         assert (await receive(client))["error"]["code"] == "prompt_too_long"
 
 
-# Who gets in.
+# Other addresses and plain HTTP.
 
 
-async def test_a_key_is_needed() -> None:
-    wrong: list[dict[str, Any]] = [
-        {},
-        bearer("third"),
-        bearer(""),
-        {"additional_headers": {"authorization": "Basic first"}},
-        {"subprotocols": ["tokenwire.v1"]},
-        {"subprotocols": ["tokenwire.v1", key_subprotocol("third")]},
-        {"subprotocols": ["tokenwire.v1", "tokenwire.key.*"]},
-        {"subprotocols": ["tokenwire.v1", "tokenwire.key._w"]},
-    ]
-    async with stream_server(scripted_backend(), **KEYS) as server:
-        for options in wrong:
-            status, code, headers = await refusal_of(server, **options)
-            assert (status, code) == (401, "unauthorized"), options
-            assert headers["www-authenticate"] == "Bearer"
-
-
-async def test_a_key_in_the_address_does_not_count() -> None:
-    async with stream_server(scripted_backend(), **KEYS) as server, httpx.AsyncClient() as client:
-        upgrade = {
-            "connection": "upgrade",
-            "upgrade": "websocket",
-            "sec-websocket-version": "13",
-            "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
-        }
-        url = f"{server.http_url}/v1/stream?key=first&api_key=first&token=first"
-        assert (await client.get(url, headers=upgrade)).status_code == 401
-
-
-async def test_a_key_lets_in() -> None:
-    right: list[tuple[dict[str, Any], str | None]] = [
-        (bearer("first"), None),
-        ({"additional_headers": {"authorization": "bearer second"}}, None),
-        ({**bearer("first"), "subprotocols": ["other", "tokenwire.v1"]}, "tokenwire.v1"),
-        ({"subprotocols": ["tokenwire.v1", key_subprotocol("first")]}, "tokenwire.v1"),
-        ({"subprotocols": [key_subprotocol("second"), "tokenwire.v1"]}, "tokenwire.v1"),
-    ]
-    async with stream_server(scripted_backend(), **KEYS) as server:
-        for options, answer in right:
-            async with server.connect(**options) as client:
-                assert client.subprotocol == answer
-                await ask(client)
-                assert text_of(await receive_stream(client)) == "hi"
-
-
-@pytest.mark.pain(17)
-async def test_pages_of_other_origins_stay_out(parrot: StreamServer) -> None:
-    status, code, _ = await refusal_of(parrot, origin="http://evil.example")
-    assert (status, code) == (403, "forbidden_origin")
-    async with parrot.connect(origin=parrot.http_url) as client:
-        await ask(client)
-        assert text_of(await receive_stream(client)) == "hi"
-
-
-@pytest.mark.pain(17)
-async def test_an_allowed_origin_comes_in() -> None:
-    allowed: dict[str, Any] = {"allowed_origins": ("https://app.example",)}
-    async with stream_server(scripted_backend(), **allowed) as server:
-        async with server.connect(origin="https://app.example"):
-            pass
-        assert (await refusal_of(server, origin="https://app.example.evil"))[0] == 403
-        assert (await refusal_of(server, origin="null"))[0] == 403
-
-
-async def test_only_so_many_sockets() -> None:
-    async with stream_server(scripted_backend(), max_connections=2) as server:
-        async with server.connect(), server.connect():
-            status, code, headers = await refusal_of(server)
-            assert (status, code, headers["retry-after"]) == (429, "too_many_connections", "1")
-        await server.until_left()
-        async with server.connect() as client:
-            await ask(client)
-            assert text_of(await receive_stream(client)) == "hi"
-
-
-async def test_refused_while_the_server_goes_away(parrot: StreamServer) -> None:
-    parrot.app.state.services.connections.drain()
-    status, code, headers = await refusal_of(parrot)
-    assert (status, code, headers["retry-after"]) == (503, "shutting_down", "1")
-
-
-async def test_refused_while_the_engine_is_dead() -> None:
-    """By hand: a server that notices that its engine is dead goes away."""
-    received: Iterator[Message] = iter([{"type": "websocket.connect"}])
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return next(received)
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "websocket",
-        "path": "/v1/stream",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-        "subprotocols": [],
-        "extensions": {"websocket.http.response": {}},
-    }
-    async with serving(scripted_backend()) as (app, engine):
-        engine.has_failed = True
-        await app(scope, receive, send)
-    start, body = sent
-    assert (start["type"], start["status"]) == ("websocket.http.response.start", 503)
-    assert dict(start["headers"])[b"retry-after"] == b"1"
-    assert json.loads(body["body"])["error"]["code"] == "overloaded"
-
-
-async def test_plain_http_is_told_to_upgrade(parrot: StreamServer) -> None:
+async def test_plain_http_is_answered_with_426(parrot: StreamServer) -> None:
     async with httpx.AsyncClient() as client:
         answer = await client.get(f"{parrot.http_url}/v1/stream")
     assert (answer.status_code, answer.headers["upgrade"]) == (426, "websocket")
     assert answer.json()["error"]["code"] == "upgrade_required"
 
 
-async def test_no_socket_elsewhere(parrot: StreamServer) -> None:
+async def test_other_paths_are_not_found(parrot: StreamServer) -> None:
     for path in ("/", "/v1", "/v1/streams", "/static/x", "/v1/stream/"):
-        status, code, _ = await refusal_of(parrot, path=path)
+        status, code, _ = await refused_handshake(parrot, path=path)
         assert (status, code) == (404, "not_found"), path
 
 
-# Lines that drop.
+# Dropped connections.
 
 
 @pytest.mark.pain(1)
-async def test_when_the_grace_is_over_the_generation_is_cancelled() -> None:
+async def test_the_generation_is_cancelled_after_the_grace_period() -> None:
     gate = Gate()
     backend = replace(scripted_backend(), runner=CachedRunner(STORY, gate=gate))
     async with stream_server(backend, gate=gate, disconnect_grace_s=0.01) as server:
@@ -661,7 +531,7 @@ async def test_when_the_grace_is_over_the_generation_is_cancelled() -> None:
 
 
 @pytest.mark.pain(2)
-async def test_who_drops_while_its_prompt_is_read_costs_no_more_of_it() -> None:
+async def test_a_drop_during_prefill_ends_the_prefill() -> None:
     gate = Gate()
     runner = CachedRunner(STORY, gate=gate)
     backend = replace(scripted_backend(), runner=runner)
@@ -670,7 +540,7 @@ async def test_who_drops_while_its_prompt_is_read_costs_no_more_of_it() -> None:
             await ask(client, prompt="x" * 80)
             await entered(gate)
             gate.allow()
-            await entered(gate)  # eight tokens have been read, and the next eight are
+            await entered(gate)  # prefill of the second chunk of eight tokens
             client.transport.abort()
         await server.until_left()
         gate.allow()
@@ -679,7 +549,7 @@ async def test_who_drops_while_its_prompt_is_read_costs_no_more_of_it() -> None:
         assert runner.num_tokens == 16
 
 
-async def test_a_line_that_does_not_answer_pings_is_dropped() -> None:
+async def test_a_connection_without_pongs_is_closed() -> None:
     gate = Gate()
     pings: dict[str, Any] = {
         "ping_interval_s": 0.05,
@@ -735,8 +605,8 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
 
 @pytest.mark.pain(3)
 @pytest.mark.slow
-async def test_health_tells_the_truth_while_a_hundred_clients_drop() -> None:
-    """What it has to say is counted here, not by the server."""
+async def test_health_counts_are_right_while_a_hundred_clients_drop() -> None:
+    """The test counts sockets and streams itself."""
     dice = random.Random(22)
     gate = Gate()
     backend = scripted_backend(lambda _: iter(lambda: 97, None), max_num_seqs=4, gate=gate)
@@ -745,8 +615,8 @@ async def test_health_tells_the_truth_while_a_hundred_clients_drop() -> None:
         httpx.AsyncClient(base_url=server.http_url) as calling,
     ):
 
-        async def told() -> tuple[int, int]:
-            """Return how many sockets and streams there are said to be."""
+        async def health_counts() -> tuple[int, int]:
+            """Return the number of sockets and streams from `/health`."""
             answer = await calling.get("/health")
             health = answer.json()
             assert (answer.status_code, health["status"]) == (200, "ok")
@@ -763,15 +633,15 @@ async def test_health_tells_the_truth_while_a_hundred_clients_drop() -> None:
                         await ask(client, f"a{index}", max_tokens=4000)
                         await receive_until(client, "accepted")
                 num_open = sum(num_streams for _, num_streams in clients)
-                assert await told() == (5, num_open)
+                assert await health_counts() == (5, num_open)
                 dice.shuffle(clients)
                 for num_left, (client, num_streams) in zip(range(4, -1, -1), clients, strict=True):
                     client.transport.abort()
                     num_open -= num_streams
-                    while (seen := await told()) != (num_left, num_open):
+                    while (seen := await health_counts()) != (num_left, num_open):
                         assert num_left <= seen[0] <= num_left + 1
                         assert num_open <= seen[1] <= num_open + num_streams
-                        gate.allow()  # a cancel acts with a step
+                        gate.allow()  # a cancel takes effect with the next step
         gate.open()
         async with server.connect() as client:
             await ask(client, max_tokens=5)
@@ -782,7 +652,7 @@ async def test_health_tells_the_truth_while_a_hundred_clients_drop() -> None:
 
 
 @pytest.mark.pain(9)
-async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
+async def test_a_client_that_never_reads_is_closed_and_does_not_delay_others() -> None:
     backend = scripted_backend(lambda _: [97] * 4_000, max_model_len=5_000)
     limits: dict[str, Any] = {"stall_timeout_s": 0.2, "disconnect_grace_s": 1000}
     async with stream_server(backend, send_buffer_bytes=4096, **limits) as server:
@@ -811,7 +681,7 @@ async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
         assert text_of(frames) + text_of(rest) == "a" * 4_000
 
 
-# The server goes away.
+# Shutdown.
 
 
 @pytest.mark.pain(15)

@@ -1,4 +1,4 @@
-"""One connection over sockets made by hand: who leaves, who stops taking, what goes wrong."""
+"""`StreamConnection` over manual sockets: disconnects, slow clients, and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streaming import AsyncEngine, Backend, EngineConfig, Generation
 from streaming.backends.scripted import ByteTokenizer, Gate, say, scripted_backend
 from tests.app.conversation import assert_conversation, text_of
 from tests.app.serving import until
-from tests.app.sockets import HandSocket, run_connection
+from tests.app.sockets import ManualSocket, run_connection
 from tests.support import (
     ManualClock,
     ManualHost,
@@ -30,33 +30,33 @@ from tests.support import (
 LONG = "abcdefghij" * 20
 
 
-def log_of(engine: AsyncEngine, hand: HandSocket) -> Generation:
-    [accepted] = [frame for frame in hand.frames if frame["type"] == "accepted"]
+def log_of(engine: AsyncEngine, client: ManualSocket) -> Generation:
+    [accepted] = [frame for frame in client.frames if frame["type"] == "accepted"]
     return engine.find(accepted["generation_id"], caller="anyone")
 
 
-def ask(hand: HandSocket, stream_id: str = "a", **fields: Any) -> None:
+def ask(client: ManualSocket, stream_id: str = "a", **fields: Any) -> None:
     asked = {"prompt": "hi", "max_tokens": 1000, **fields}
-    hand.say(type="generate", id=stream_id, **asked)
+    client.say(type="generate", id=stream_id, **asked)
 
 
-async def until_running(hand: HandSocket, gate: Gate, stream_id: str = "a") -> None:
-    """Wait until the first step of the stream stands at the gate."""
-    await hand.until_shown("accepted", stream_id)
+async def until_running(client: ManualSocket, gate: Gate, stream_id: str = "a") -> None:
+    """Wait until the first step of the stream is at the gate."""
+    await client.until_frame("accepted", stream_id)
     await entered(gate)
 
 
 class GatedTokenizer(ByteTokenizer):
-    """Tokenises the prompt "slow" only once it is let go."""
+    """Blocks on the prompt "slow" until released, and fails on "broken"."""
 
     def __init__(self) -> None:
-        self.let_go = threading.Event()
-        self.has_begun = threading.Event()
+        self.released = threading.Event()
+        self.has_started = threading.Event()
 
     def encode(self, text: str) -> list[int]:
         if text == "slow":
-            self.has_begun.set()
-            self.let_go.wait()
+            self.has_started.set()
+            self.released.wait()
         if text == "broken":
             raise ZeroDivisionError("the tokenizer has a bug")
         return super().encode(text)
@@ -66,43 +66,43 @@ def backend_with(tokenizer: GatedTokenizer) -> Backend:
     return replace(scripted_backend(say("hello")), tokenizer=tokenizer)
 
 
-# The client leaves.
+# The client disconnects.
 
 
 @pytest.mark.pain(10)
-async def test_a_client_that_leaves_is_noticed_though_nothing_is_sent() -> None:
+async def test_a_disconnect_is_noticed_while_nothing_is_sent() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say(LONG), gate=gate), gate=gate) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine, disconnect_grace_s=1000))
-        ask(hand)
-        await until_running(hand, gate)
-        hand.leave()
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine, disconnect_grace_s=1000))
+        ask(client)
+        await until_running(client, gate)
+        client.leave()
         await serving
-        log = log_of(engine, hand)
+        log = log_of(engine, client)
         assert not log.is_ended
         assert log.num_subscribers == 0
         assert engine._followers.in_grace == {log.generation_id}
 
 
-@pytest.mark.parametrize("num_taken", [1, 2])
-async def test_a_client_that_has_not_taken_the_end_can_come_back_to_it(num_taken: int) -> None:
+@pytest.mark.parametrize("num_received", [1, 2])
+async def test_a_client_that_missed_the_end_can_resume(num_received: int) -> None:
     host, config = ManualHost(), EngineConfig(retention_s=10.0)
     async with running_engine(scripted_backend(say("hello")), config, host=host) as engine:
-        slow = HandSocket(takes=num_taken)
+        slow = ManualSocket(takes=num_received)
         serving = asyncio.create_task(run_connection(slow, engine))
         ask(slow)
-        await slow.until_shown("accepted")
+        await slow.until_frame("accepted")
         log = log_of(engine, slow)
         await until(lambda: engine._store.num_ended == 1)
-        await until(lambda: len(slow.frames) == num_taken)
+        await until(lambda: len(slow.frames) == num_received)
         host.clock.advance(100.0)
         slow.leave()
         await serving
 
         for away_s, expected in ((9.0, "done"), (9.0, "done"), (11.0, "error")):
             host.clock.advance(away_s)
-            back = HandSocket()
+            back = ManualSocket()
             serving = asyncio.create_task(run_connection(back, engine))
             back.say(type="resume", id="b", generation_id=log.generation_id, after=-1)
             *_, ending = await back.until(lambda f: bool(f) and f[-1]["type"] in ("done", "error"))
@@ -117,13 +117,13 @@ async def test_a_client_that_has_not_taken_the_end_can_come_back_to_it(num_taken
 async def test_without_grace_a_running_generation_is_cancelled_at_the_next_step() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say(LONG), gate=gate), gate=gate) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine, disconnect_grace_s=0))
-        ask(hand)
-        await until_running(hand, gate)
-        hand.leave()
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine, disconnect_grace_s=0))
+        ask(client)
+        await until_running(client, gate)
+        client.leave()
         await serving
-        log = log_of(engine, hand)
+        log = log_of(engine, client)
         gate.allow()
         await until(lambda: log.is_ended)
         assert finish_reason(log) == "cancelled"
@@ -131,18 +131,18 @@ async def test_without_grace_a_running_generation_is_cancelled_at_the_next_step(
 
 
 @pytest.mark.pain(2)
-async def test_a_client_that_leaves_while_queued_never_runs() -> None:
+async def test_a_queued_request_of_a_client_that_left_never_runs() -> None:
     gate = Gate()
     backend = scripted_backend(say(LONG), gate=gate, max_num_seqs=1)
     async with running_engine(backend, gate=gate) as engine:
-        first, second = HandSocket(), HandSocket()
+        first, second = ManualSocket(), ManualSocket()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(run_connection(first, engine))
             ask(first)
             await until_running(first, gate)
             waiting = tasks.create_task(run_connection(second, engine, disconnect_grace_s=0))
             ask(second)
-            await second.until_shown("accepted")
+            await second.until_frame("accepted")
             second.leave()
             await waiting
             log = log_of(engine, second)
@@ -153,24 +153,24 @@ async def test_a_client_that_leaves_while_queued_never_runs() -> None:
         assert log.started is None
 
 
-async def test_a_client_that_leaves_while_tokenising_leaves_nothing() -> None:
+async def test_a_disconnect_during_tokenization_leaves_nothing() -> None:
     tokenizer = GatedTokenizer()
     async with running_engine(backend_with(tokenizer)) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine))
-        hand.say(type="generate", prompt="slow")
-        await asyncio.to_thread(tokenizer.has_begun.wait)
-        hand.leave()
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine))
+        client.say(type="generate", prompt="slow")
+        await asyncio.to_thread(tokenizer.has_started.wait)
+        client.leave()
         await serving
-        tokenizer.let_go.set()
-        assert hand.frames == []
+        tokenizer.released.set()
+        assert client.frames == []
         assert engine.stats.num_waiting == 0
 
 
-async def test_resumed_within_its_grace_a_generation_goes_on() -> None:
+async def test_a_generation_resumed_in_its_grace_period_goes_on() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say("hello"), gate=gate), gate=gate) as engine:
-        first, second = HandSocket(), HandSocket()
+        first, second = ManualSocket(), ManualSocket()
         serving = asyncio.create_task(run_connection(first, engine, disconnect_grace_s=1000))
         ask(first)
         gate.allow(2)
@@ -181,10 +181,10 @@ async def test_resumed_within_its_grace_a_generation_goes_on() -> None:
         log = log_of(engine, first)
         cursor = first.frames[-1]["seq"]
         second.say(type="resume", generation_id=log.generation_id, after=cursor)
-        await second.until_shown("started")
+        await second.until_frame("started")
         assert engine._followers.in_grace == set()
         gate.open()
-        done = await second.until_shown("done")
+        done = await second.until_frame("done")
         assert text_of(first.frames) + text_of(second.frames) == "hello"
         assert done["finish_reason"] == "stop"
         assert_conversation(second.frames)
@@ -193,51 +193,51 @@ async def test_resumed_within_its_grace_a_generation_goes_on() -> None:
 
 
 @pytest.mark.parametrize("failure", [OSError("gone"), RuntimeError("the server closed it")])
-async def test_a_client_that_is_found_gone_at_a_send(
+async def test_a_send_to_a_closed_socket_ends_the_connection(
     failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running_engine(scripted_backend(say(LONG))) as engine:
-        hand = HandSocket(takes=1, failure=failure)
-        ask(hand)
-        await run_connection(hand, engine, disconnect_grace_s=0)
-        assert (len(hand.frames), hand.close) == (1, None)
+        client = ManualSocket(takes=1, failure=failure)
+        ask(client)
+        await run_connection(client, engine, disconnect_grace_s=0)
+        assert (len(client.frames), client.close) == (1, None)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-# The client does not take what is sent.
+# The client is slow.
 
 
-async def test_what_a_slow_client_does_not_take_is_merged() -> None:
+async def test_deltas_for_a_slow_client_are_merged() -> None:
     async with running_engine(scripted_backend(say(LONG))) as engine:
-        hand = HandSocket(takes=4)
-        serving = asyncio.create_task(run_connection(hand, engine))
-        ask(hand)
-        await hand.until(lambda frames: len(frames) == 4)
-        log = log_of(engine, hand)
+        client = ManualSocket(takes=4)
+        serving = asyncio.create_task(run_connection(client, engine))
+        ask(client)
+        await client.until(lambda frames: len(frames) == 4)
+        log = log_of(engine, client)
         await until(lambda: log.is_ended)
         for _ in range(20):
             await yield_to_loop()
-        assert len(hand.frames) == 4
-        hand.take_on()
-        await hand.until_shown("done")
-        assert text_of(hand.frames) == LONG
-        # Beside the one on its way when the client stopped, all that was missed comes as one.
-        assert len(hand.frames) <= 4 + 1 + 1 + 1
-        assert_conversation(hand.frames)
-        hand.leave()
+        assert len(client.frames) == 4
+        client.take_on()
+        await client.until_frame("done")
+        assert text_of(client.frames) == LONG
+        # One frame was on its way when the client stopped; all later text is in one delta.
+        assert len(client.frames) <= 4 + 1 + 1 + 1
+        assert_conversation(client.frames)
+        client.leave()
         await serving
 
 
-async def test_a_stalled_client_is_closed_by_policy_and_can_come_back() -> None:
+async def test_a_stalled_client_is_closed_and_can_resume() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say("hello"), gate=gate), gate=gate) as engine:
-        stalled, back = HandSocket(takes=3), HandSocket()
+        stalled, back = ManualSocket(takes=3), ManualSocket()
         serving = asyncio.create_task(
             run_connection(stalled, engine, stall_timeout_s=0.05, disconnect_grace_s=1000)
         )
         ask(stalled)
         gate.allow()
-        await stalled.until_shown("delta")
+        await stalled.until_frame("delta")
         gate.allow()
         await serving
         assert stalled.close == (1008, "nothing was read for 0.05 s")
@@ -247,134 +247,134 @@ async def test_a_stalled_client_is_closed_by_policy_and_can_come_back() -> None:
         assert stalled.frames[-1]["seq"] == 0
         back.say(type="resume", generation_id=log.generation_id, after=0)
         gate.open()
-        await back.until_shown("done")
+        await back.until_frame("done")
         assert text_of(stalled.frames) + text_of(back.frames) == "hello"
         back.leave()
         await serving
 
 
-async def test_a_stalled_client_does_not_hold_up_another() -> None:
+async def test_a_stalled_client_does_not_delay_another() -> None:
     async with running_engine(scripted_backend(say(LONG))) as engine:
-        stalled, other = HandSocket(takes=0), HandSocket()
+        stalled, other = ManualSocket(takes=0), ManualSocket()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(run_connection(stalled, engine))
             tasks.create_task(run_connection(other, engine))
             ask(stalled)
             ask(other)
-            await other.until_shown("done")
+            await other.until_frame("done")
             assert text_of(other.frames) == LONG
             assert stalled.frames == []
             stalled.leave()
             other.leave()
 
 
-async def test_who_does_not_take_answers_is_not_listened_to() -> None:
+async def test_the_server_stops_reading_from_a_client_that_receives_nothing() -> None:
     async with running_engine(scripted_backend()) as engine:
-        hand = HandSocket(takes=0)
-        serving = asyncio.create_task(run_connection(hand, engine, max_messages_per_s=1e9))
+        client = ManualSocket(takes=0)
+        serving = asyncio.create_task(run_connection(client, engine, max_messages_per_s=1e9))
         for _ in range(1000):
-            hand.put(text="no json")
-        await until(lambda: hand.num_received > 256)
+            client.put(text="no json")
+        await until(lambda: client.num_read > 256)
         for _ in range(20):
             await yield_to_loop()
-        assert hand.num_received < 300
-        hand.take_on()
-        await hand.until(lambda frames: len(frames) == 1000)
-        hand.leave()
+        assert client.num_read < 300
+        client.take_on()
+        await client.until(lambda frames: len(frames) == 1000)
+        client.leave()
         await serving
 
 
-# Several streams, and what happens beside a slow one.
+# Several streams.
 
 
-async def test_a_long_tokenisation_holds_up_neither_a_cancel_nor_another_stream() -> None:
+async def test_a_long_tokenization_delays_neither_a_cancel_nor_another_stream() -> None:
     tokenizer = GatedTokenizer()
     async with running_engine(backend_with(tokenizer)) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine))
-        hand.say(type="generate", id="slow", prompt="slow")
-        await asyncio.to_thread(tokenizer.has_begun.wait)
-        hand.say(type="generate", id="fast", prompt="hi")
-        await hand.until_shown("done", "fast")
-        hand.say(type="cancel", id="slow")
-        hand.say(type="cancel", id="nobody")
-        await hand.until_shown("error")
-        assert not [frame for frame in hand.frames if frame.get("id") == "slow"]
-        tokenizer.let_go.set()
-        done = await hand.until_shown("done", "slow")
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine))
+        client.say(type="generate", id="slow", prompt="slow")
+        await asyncio.to_thread(tokenizer.has_started.wait)
+        client.say(type="generate", id="fast", prompt="hi")
+        await client.until_frame("done", "fast")
+        client.say(type="cancel", id="slow")
+        client.say(type="cancel", id="unknown")
+        await client.until_frame("error")
+        assert not [frame for frame in client.frames if frame.get("id") == "slow"]
+        tokenizer.released.set()
+        done = await client.until_frame("done", "slow")
         assert done["finish_reason"] == "cancelled"
         assert done["usage"]["completion_tokens"] == 0
-        assert_conversation(hand.frames)
-        hand.leave()
+        assert_conversation(client.frames)
+        client.leave()
         await serving
 
 
-async def test_one_log_followed_twice_on_one_socket() -> None:
+async def test_one_log_subscribed_twice_on_one_socket() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say("hello"), gate=gate), gate=gate) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine))
-        ask(hand, "a")
-        await until_running(hand, gate)
-        generation_id = log_of(engine, hand).generation_id
-        hand.say(type="resume", id="b", generation_id=generation_id, after=-1)
-        await hand.until_shown("started", "b")
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine))
+        ask(client, "a")
+        await until_running(client, gate)
+        generation_id = log_of(engine, client).generation_id
+        client.say(type="resume", id="b", generation_id=generation_id, after=-1)
+        await client.until_frame("started", "b")
         gate.open()
-        await hand.until_shown("done", "a")
-        await hand.until_shown("done", "b")
-        assert text_of(hand.frames, "a") == text_of(hand.frames, "b") == "hello"
-        assert_conversation(hand.frames)
-        hand.leave()
+        await client.until_frame("done", "a")
+        await client.until_frame("done", "b")
+        assert text_of(client.frames, "a") == text_of(client.frames, "b") == "hello"
+        assert_conversation(client.frames)
+        client.leave()
         await serving
 
 
-async def test_a_held_place_in_the_queue_is_told_when_its_time_comes() -> None:
+async def test_a_held_queue_position_is_sent_when_it_is_due() -> None:
     gate = Gate()
     backend = scripted_backend(say(LONG), gate=gate, max_num_seqs=1)
     clock = ManualClock()
     async with running_engine(backend, gate=gate) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine, clock=clock))
-        ask(hand, "running")
-        await until_running(hand, gate, "running")
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine, clock=clock))
+        ask(client, "running")
+        await until_running(client, gate, "running")
         for stream_id in ("ahead", "behind"):
-            ask(hand, stream_id)
-            await hand.until_shown("accepted", stream_id)
-        while not hand.shown("queued", "behind"):
+            ask(client, stream_id)
+            await client.until_frame("accepted", stream_id)
+        while not client.frames_of("queued", "behind"):
             gate.allow()
             await entered(gate)
         clock.advance(0.99)
-        hand.say(type="cancel", id="ahead")
-        while not hand.shown("done", "ahead"):
+        client.say(type="cancel", id="ahead")
+        while not client.frames_of("done", "ahead"):
             gate.allow()
             await entered(gate)
-        gate.allow()  # the ending is in the log at once, the new place after the step
+        gate.allow()  # the last record is logged at once, the new position after the step
         await entered(gate)
-        assert [frame["position"] for frame in hand.shown("queued", "behind")] == [1]
-        clock.advance(0.01)  # and nothing else happens: only the writer's own timer can tell
-        await hand.until(lambda _: len(hand.shown("queued", "behind")) == 2)
-        assert hand.shown("queued", "behind")[1]["position"] == 0
-        hand.leave()
+        assert [frame["position"] for frame in client.frames_of("queued", "behind")] == [1]
+        clock.advance(0.01)  # only the writer's timer can wake it
+        await client.until(lambda _: len(client.frames_of("queued", "behind")) == 2)
+        assert client.frames_of("queued", "behind")[1]["position"] == 0
+        client.leave()
         await serving
 
 
-# What goes wrong on our side.
+# Internal errors.
 
 
 async def test_a_request_that_breaks_the_tokenizer_fails_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with running_engine(backend_with(GatedTokenizer())) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine))
-        hand.say(type="generate", id="a", prompt="broken")
-        error = await hand.until_shown("error", "a")
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine))
+        client.say(type="generate", id="a", prompt="broken")
+        error = await client.until_frame("error", "a")
         assert error["error"]["code"] == "internal_error"
         assert "bug" not in error["error"]["message"]
         assert "the tokenizer has a bug" in caplog.text
-        ask(hand, "b")
-        await hand.until_shown("done", "b")
-        hand.leave()
+        ask(client, "b")
+        await client.until_frame("done", "b")
+        client.leave()
         await serving
 
 
@@ -383,103 +383,103 @@ class BrokenEngine(AsyncEngine):
         raise ZeroDivisionError("a bug")
 
 
-async def test_a_bug_of_ours_closes_with_1011_and_a_traceback(
+async def test_an_internal_error_closes_with_1011_and_logs_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     gate = Gate()
     engine = BrokenEngine(scripted_backend(say(LONG), gate=gate), EngineConfig())
     await engine.start()
-    hand = HandSocket()
-    ask(hand)
-    serving = asyncio.create_task(run_connection(hand, engine, disconnect_grace_s=1000))
-    await until_running(hand, gate)
-    hand.say(type="resume", generation_id="gen_1", after=-1)
+    client = ManualSocket()
+    ask(client)
+    serving = asyncio.create_task(run_connection(client, engine, disconnect_grace_s=1000))
+    await until_running(client, gate)
+    client.say(type="resume", generation_id="gen_1", after=-1)
     await serving
-    assert hand.close == (1011, "internal error")
+    assert client.close == (1011, "internal error")
     assert "ZeroDivisionError" in caplog.text
     assert len(engine._followers.in_grace) == 1
     gate.open()
     await engine.aclose()
 
 
-async def test_a_cancelled_handler_says_so_and_leaves_nothing() -> None:
+async def test_a_cancelled_handler_raises_and_leaves_nothing() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say(LONG), gate=gate), gate=gate) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine, disconnect_grace_s=1000))
-        ask(hand)
-        await until_running(hand, gate)
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine, disconnect_grace_s=1000))
+        ask(client)
+        await until_running(client, gate)
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await serving
-        assert log_of(engine, hand).num_subscribers == 0
-        assert hand.close is None
+        assert log_of(engine, client).num_subscribers == 0
+        assert client.close is None
 
 
-# The rest.
+# Other cases.
 
 
-async def test_binary_frames_are_answered_and_the_socket_lives_on() -> None:
+async def test_binary_frames_are_errors_and_the_socket_stays_open() -> None:
     async with running_engine(scripted_backend(say("hello"))) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine))
-        hand.put(bytes=b"\x00")
-        hand.put(bytes=json.dumps({"type": "generate", "prompt": "hi"}).encode(), text=None)
-        ask(hand)
-        await hand.until_shown("done")
-        codes = [frame["error"]["code"] for frame in hand.frames if frame["type"] == "error"]
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine))
+        client.put(bytes=b"\x00")
+        client.put(bytes=json.dumps({"type": "generate", "prompt": "hi"}).encode(), text=None)
+        ask(client)
+        await client.until_frame("done")
+        codes = [frame["error"]["code"] for frame in client.frames if frame["type"] == "error"]
         assert codes == ["invalid_json", "invalid_json"]
-        hand.leave()
+        client.leave()
         await serving
 
 
-async def test_drain_closes_when_the_last_stream_has_ended() -> None:
+async def test_drain_closes_after_the_last_stream() -> None:
     gate = Gate()
     async with running_engine(scripted_backend(say("hello"), gate=gate), gate=gate) as engine:
-        hand = HandSocket()
+        client = ManualSocket()
         connection = StreamConnection(
-            hand.websocket, engine=engine, caller="anyone", settings=Settings()
+            client.websocket, engine=engine, caller="anyone", settings=Settings()
         )
-        await hand.websocket.accept()
+        await client.websocket.accept()
         serving = asyncio.create_task(connection.run())
-        ask(hand)
-        await until_running(hand, gate)
+        ask(client)
+        await until_running(client, gate)
         connection.drain()
         gate.open()
         await serving
-        assert hand.close == (1001, "the server is going away")
-        assert text_of(hand.frames) == "hello"
-        assert_conversation(hand.frames)
+        assert client.close == (1001, "the server is going away")
+        assert text_of(client.frames) == "hello"
+        assert_conversation(client.frames)
 
 
-async def test_a_client_that_is_found_gone_at_the_close() -> None:
+async def test_a_failed_close_frame_is_ignored() -> None:
     async with running_engine(scripted_backend(say(LONG))) as engine:
-        hand = HandSocket(takes=1, close_failure=OSError("gone"))
-        ask(hand)
-        await run_connection(hand, engine, stall_timeout_s=0.01, disconnect_grace_s=0)
-        assert hand.close is None
+        client = ManualSocket(takes=1, close_failure=OSError("gone"))
+        ask(client)
+        await run_connection(client, engine, stall_timeout_s=0.01, disconnect_grace_s=0)
+        assert client.close is None
 
 
-async def test_refusals_of_the_engine_reach_their_stream() -> None:
+async def test_errors_of_the_engine_carry_their_stream_id() -> None:
     async with running_engine(scripted_backend()) as engine:
-        hand = HandSocket()
-        serving = asyncio.create_task(run_connection(hand, engine))
-        ask(hand, "a", prompt="")
-        hand.say(type="resume", id="b", generation_id="gen_1", after=-1)
-        await hand.until(lambda frames: len(frames) == 2)
-        told = {frame["id"]: frame["error"]["code"] for frame in hand.frames}
-        assert told == {"a": "invalid_request", "b": "generation_not_found"}
-        hand.leave()
+        client = ManualSocket()
+        serving = asyncio.create_task(run_connection(client, engine))
+        ask(client, "a", prompt="")
+        client.say(type="resume", id="b", generation_id="gen_1", after=-1)
+        await client.until(lambda frames: len(frames) == 2)
+        codes = {frame["id"]: frame["error"]["code"] for frame in client.frames}
+        assert codes == {"a": "invalid_request", "b": "generation_not_found"}
+        client.leave()
         await serving
 
 
 async def test_drain_before_the_first_frame_closes_at_once() -> None:
     async with running_engine(scripted_backend()) as engine:
-        hand = HandSocket()
+        client = ManualSocket()
         connection = StreamConnection(
-            hand.websocket, engine=engine, caller="anyone", settings=Settings()
+            client.websocket, engine=engine, caller="anyone", settings=Settings()
         )
         connection.drain()
-        await hand.websocket.accept()
+        await client.websocket.accept()
         await connection.run()
-        assert hand.close == (1001, "the server is going away")
+        assert client.close == (1001, "the server is going away")

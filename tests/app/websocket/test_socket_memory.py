@@ -5,7 +5,7 @@ from app.websocket.socket_memory import SMALL_REQUEST_CHARS, SocketMemory
 LARGE = SMALL_REQUEST_CHARS + 1
 
 
-def test_large_requests_take_half_of_it_at_most():
+def test_large_requests_may_use_half_of_the_budget():
     memory = SocketMemory(max_bytes=2 * 4 * 2 * LARGE)
     for _ in range(2):
         assert memory.has_room_for_request(LARGE)
@@ -26,25 +26,25 @@ def test_small_requests_are_not_counted():
     assert memory.num_request_bytes == 4 * LARGE
 
 
-def test_one_large_request_has_room_whatever_its_size():
+def test_a_single_large_request_always_has_room():
     assert SocketMemory(max_bytes=8).has_room_for_request(10**9)
 
 
-def test_requests_displace_what_is_kept():
+def test_requests_evict_the_oldest_responses():
     memory = SocketMemory(max_bytes=8 * LARGE)
-    forgotten: list[str] = []
+    evicted: list[str] = []
     for key in "abc":
-        memory.keep(key, 2 * LARGE, lambda key=key: forgotten.append(key))  # type: ignore[misc]
+        memory.keep(key, 2 * LARGE, lambda key=key: evicted.append(key))  # type: ignore[misc]
     memory.begin_request(LARGE)
-    assert (forgotten, memory.num_kept_bytes) == (["a"], 4 * LARGE)
+    assert (evicted, memory.num_kept_bytes) == (["a"], 4 * LARGE)
     memory.release("b")
     memory.release("b")
-    assert (forgotten, memory.num_kept_bytes) == (["a"], 2 * LARGE)
+    assert (evicted, memory.num_kept_bytes) == (["a"], 2 * LARGE)
 
 
-def test_the_newest_is_kept_whatever_its_size():
+def test_the_newest_response_is_always_kept():
     memory = SocketMemory(max_bytes=8)
-    forgotten: list[str] = []
-    memory.keep("a", 1, lambda: forgotten.append("a"))
-    memory.keep("b", 100, lambda: forgotten.append("b"))
-    assert (forgotten, memory.num_kept_bytes) == (["a"], 100)
+    evicted: list[str] = []
+    memory.keep("a", 1, lambda: evicted.append("a"))
+    memory.keep("b", 100, lambda: evicted.append("b"))
+    assert (evicted, memory.num_kept_bytes) == (["a"], 100)

@@ -22,7 +22,7 @@ from app.responses.protocol.core import MAX_ENDED_IDS, ResponsesProtocol
 from app.responses.protocol.lanes import MAX_LANES, MAX_RUNNING_TURNS, MAX_WAITING_CHARS
 from app.responses.protocol.turn import Refusal, Resume
 from app.responses.schemas.request import ResponseRequest
-from app.websocket.protocol.commands import Close
+from app.websocket.protocol.frames import Close
 from tests.app.responses_conversation import (
     Frame,
     assert_responses_conversation,
