@@ -1,8 +1,8 @@
 """The registry of open WebSocket connections: limits per caller and in total, eviction, drain.
 
-When all places are taken, a new connection may evict one of the caller that has most, provided that
-this caller then still has at least as many as the new connection's caller. The newest socket of
-that caller is closed; its open generations enter their grace period and can be resumed.
+When all places are taken, a new connection evicts the newest connection of the caller that has the
+most, if that caller keeps at least as many as the new connection's caller then has. Generations of
+the evicted connection enter their grace period and can be resumed.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class SocketMemory:
             self._evict_oldest()
 
     def end_request(self, num_chars: int) -> None:
-        """Stop counting a request; takes the `num_chars` given to `begin_request`."""
+        """Stop counting a request; pass the same `num_chars` as to `begin_request`."""
         if num_chars > SMALL_REQUEST_CHARS:
             self.num_request_bytes -= num_chars * _BYTES_PER_CHAR
 

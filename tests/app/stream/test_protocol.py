@@ -483,10 +483,10 @@ def test_queue_positions_are_sent_at_most_once_a_second(talk: Conversation) -> N
     talk.core.handle_timeout(now=0.99)
     talk.core.handle_timeout(now=1.0)
     talk.core.handle_timeout(now=9.0)
-    told = [
+    positions = [
         (frame["id"], frame["position"]) for frame in talk.new_frames() if frame["type"] == "queued"
     ]
-    assert told == [("a", 9), ("b", 9), ("a", 7)]
+    assert positions == [("a", 9), ("b", 9), ("a", 7)]
     assert talk.core.next_timeout_at is None
 
 

@@ -126,7 +126,7 @@ async def test_token_ids_and_logprobs_on_request(parrot: StreamServer) -> None:
     [("abENDcd", "ab", 5), ("abENxENDcd", "abENx", 8), ("END", "", 3), ("abEN", "abEN", 5)],
 )
 async def test_a_stop_string_is_not_sent(says: str, shown: str, num_tokens: int) -> None:
-    """Each of its characters is a token; what turned out to be none of it comes at the end."""
+    """Each character is a token. Text that only looked like the stop string comes at the end."""
     async with stream_server(scripted_backend(say(says))) as server, server.connect() as client:
         await ask(client, stop=["END"])
         frames = await receive_stream(client)
@@ -295,9 +295,9 @@ async def test_the_socket_stays_open_after_every_error(parrot: StreamServer) -> 
             await client.send(json.dumps(message) if isinstance(message, dict) else message)
             frame = await receive(client)
             error = frame["error"]
-            told = (error["code"], error.get("param"), error["retryable"], frame.get("id"))
+            found = (error["code"], error.get("param"), error["retryable"], frame.get("id"))
             is_attempt = isinstance(message, dict) and message["type"] in ("generate", "resume")
-            assert told == (code, param, False, "x" if is_attempt else None)
+            assert found == (code, param, False, "x" if is_attempt else None)
             await ask(client, "x" if is_attempt else "y")
             assert text_of(await receive_stream(client)) == "hi"
 
