@@ -1,4 +1,7 @@
-"""The backends. torch and transformers are imported below here only, when one is loaded."""
+"""Loads a backend: a model runner with its tokenizer and grammar compiler.
+
+Only modules of this package import torch and transformers, and only once a backend is loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ if TYPE_CHECKING:
     from streaming.backends.loading.model_cache import CachedModel
 
 OnProgress = Callable[[str, float | None], None]
-"""Told what is being done and how much of it is done, 0 to 1 or None where that is unknown."""
+"""Called with the current task in words and the fraction done, 0 to 1, or None if unknown."""
 
 
 def list_cached_models(cache_dir: str | None = None) -> list[CachedModel]:
-    """Return the models that are on this machine, by name.
+    """Return the models on this machine: the converted ones, then those downloaded from the hub.
 
     Args:
-        cache_dir: where converted models are kept; None is the user's cache directory.
+        cache_dir: the folder of converted models. None is the user's cache directory.
     """
     from streaming.backends.loading import model_cache
 
@@ -27,13 +30,14 @@ def list_cached_models(cache_dir: str | None = None) -> list[CachedModel]:
 
 
 def load_backend(config: ModelConfig, *, on_progress: OnProgress = lambda *_: None) -> Backend:
-    """Load the model and return it ready to serve.
+    """Load a model and return its backend, ready to serve.
 
     Args:
+        config: the model, its limits and the backend to use.
         on_progress: called while the model is fetched, converted and loaded.
 
     Raises:
-        ModelLoadError: the model cannot be served; the message is one line that says why.
+        ModelLoadError: the model cannot be served. The message is one line with the reason.
     """
     match config.backend:
         case BackendName.SCRIPTED:
@@ -41,7 +45,7 @@ def load_backend(config: ModelConfig, *, on_progress: OnProgress = lambda *_: No
 
             return scripted_backend()
         case BackendName.BATCHED:
-            from streaming.backends.batched import load_batched_backend
+            from streaming.backends.loading.batched_loader import load_batched_backend
 
             return load_batched_backend(config, on_progress=on_progress)
         case BackendName.GENERATE:

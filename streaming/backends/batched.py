@@ -6,43 +6,20 @@ sequence and the chunks of the prompts that are still being read. See `paged_cac
 
 from __future__ import annotations
 
-import ctypes
-import logging
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from streaming.backend import Backend, Batch, CacheGeometry, FailedRow, SampledToken
-from streaming.backends import OnProgress
+from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.attention.forward import forward
-from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention, UnsupportedModel
+from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention
 from streaming.backends.attention.model_input import prepare_inputs
 from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
-from streaming.backends.generate import GenerateRunner
-from streaming.backends.loading.cache_size import choose_num_blocks, free_on, watch_memory
-from streaming.backends.loading.load_failure import failing_as
-from streaming.backends.loading.memory import FreeMemory, free_memory
-from streaming.backends.loading.model_loader import LoadedModel, load_model
-from streaming.backends.native.attention import native_attention
-from streaming.backends.native.library import NoKernels, load_kernels
-from streaming.backends.native.sampling import native_draw_tokens
-from streaming.backends.optimization.context_support import known_length
-from streaming.backends.optimization.verification import NotBatchInvariant, optimize, probe
-from streaming.backends.optimization.warm_up import warm_up
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.sampler import Sampler
 from streaming.backends.sampling.sampling import Draw, sample_tokens
-from streaming.config import BackendName, ModelConfig
-from streaming.errors import ModelLoadError
 from streaming.sequence import Sequence
-
-logger = logging.getLogger(__name__)
-
-_MIN_KNOWN_TOKENS = 2048
-"""A context as short as that is worth more whole, one request at a time, than in batches."""
 
 
 class BatchedRunner:
@@ -113,133 +90,3 @@ class BatchedRunner:
     def close(self) -> None:
         self._model = None
         self._cache.clear()
-
-
-def load_batched_backend(
-    config: ModelConfig,
-    *,
-    on_progress: OnProgress,
-    measure_free_memory: Callable[[], FreeMemory] = free_memory,
-) -> Backend:
-    """Load the model for continuous batching, or for `generate` where it cannot be batched.
-
-    Args:
-        measure_free_memory: returns what of the CPU's memory can be taken.
-
-    Raises:
-        ModelLoadError: the model cannot be served.
-    """
-    loaded = load_model(config, on_progress=on_progress)
-    kernels = _load_kernels(config, loaded.model.device, on_progress)
-    on_progress(f"Warming up {loaded.info.model_id}", None)
-    with failing_as(f"{loaded.info.model_id} cannot generate"):
-        try:
-            max_model_len = _choose_max_model_len(config, loaded)
-            attention, bytes_per_token = _choose_attention(loaded.model, kernels)
-        except UnsupportedModel as error:
-            logger.warning(
-                "%s runs one request at a time, on the generate backend: %s",
-                loaded.info.model_id,
-                error,
-            )
-            info = replace(loaded.info, backend=BackendName.GENERATE.value)
-            runner: BatchedRunner | GenerateRunner = GenerateRunner(loaded.model)
-        else:
-            try:
-                optimize(
-                    loaded.model,
-                    attention=attention,
-                    kernels=kernels,
-                    batch_invariant=config.batch_invariant,
-                )
-            except NotBatchInvariant as error:
-                raise ModelLoadError(
-                    f"{loaded.info.model_id} cannot be batch_invariant here: {error}"
-                ) from error
-            free = free_on(loaded.model.device, measure_free_memory)
-            num_blocks = choose_num_blocks(
-                config, free, max_model_len=max_model_len, bytes_per_token=bytes_per_token
-            )
-            info = replace(
-                loaded.info,
-                max_model_len=min(max_model_len, num_blocks * BLOCK_SIZE),
-                batch_invariant=config.batch_invariant,
-                attention=attention.name,
-            )
-            runner = BatchedRunner(
-                loaded.model,
-                attention=attention,
-                draw=sample_tokens if kernels is None else partial(native_draw_tokens, kernels),
-                num_blocks=num_blocks,
-                max_num_seqs=config.max_num_seqs,
-                max_batch_tokens=config.max_batch_tokens,
-                has_free_memory=watch_memory(
-                    loaded.model.device,
-                    measure_free_memory,
-                    free_bytes=free.num_bytes,
-                    num_blocks=num_blocks,
-                    block_bytes=bytes_per_token * BLOCK_SIZE,
-                ),
-            )
-        try:
-            warm_up(runner, info)
-        except Exception:
-            runner.close()
-            raise
-    return Backend(info=info, tokenizer=loaded.tokenizer, runner=runner, grammars=loaded.grammars)
-
-
-def _load_kernels(
-    config: ModelConfig, device: torch.device, on_progress: OnProgress
-) -> ctypes.CDLL | None:
-    if not config.native_kernels or device.type != "cpu":
-        return None
-    try:
-        return load_kernels(config.cache_dir, on_progress=on_progress)
-    except NoKernels as error:
-        logger.warning("torch does the work of our own kernels, which is slower: %s", error)
-        return None
-
-
-def _choose_max_model_len(config: ModelConfig, loaded: LoadedModel) -> int:
-    """Return the context size in batches: as asked for, or as far as the model can be batched.
-
-    Raises:
-        UnsupportedModel: it cannot be batched as far as was asked for, or not far enough to be of
-            use.
-    """
-    wanted = loaded.info.max_model_len
-    length = known_length(loaded.model, wanted, max_batch_tokens=config.max_batch_tokens)
-    if length == wanted:
-        return wanted
-    reason = f"beyond {length} tokens it attends in a way that batches do not know"
-    if config.max_model_len is not None or length < _MIN_KNOWN_TOKENS:
-        raise UnsupportedModel(reason)
-    logger.warning(
-        "%s gets a context of %d tokens and not its %d: %s; with max_model_len=%d it has all of "
-        "them, on the generate backend",
-        loaded.info.model_id,
-        length,
-        wanted,
-        reason,
-        wanted,
-    )
-    return length
-
-
-def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attention, int]:
-    """Return the fastest way to attend that the model takes, and its cache's bytes for a token.
-
-    Raises:
-        UnsupportedModel: it takes none.
-    """
-    if kernels is None:
-        return SPAN_ATTENTION, probe(model, attention=SPAN_ATTENTION)
-    attention = native_attention(kernels)
-    try:
-        return attention, probe(model, attention=attention)
-    except UnsupportedModel as error:
-        reason = error
-    bytes_per_token = probe(model, attention=SPAN_ATTENTION)
-    logger.info("the model attends in torch, not by our own kernel: %s", reason)
-    return SPAN_ATTENTION, bytes_per_token

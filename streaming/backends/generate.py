@@ -19,7 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, TextIteratorStre
 
 from streaming.backend import Backend, Batch, Chunk, FailedRow, SampledToken
 from streaming.backends import OnProgress
-from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.load_failure import as_load_error
 from streaming.backends.loading.model_loader import load_model
 from streaming.backends.optimization.warm_up import warm_up
 from streaming.backends.sampling.logits_processors import (
@@ -215,7 +215,7 @@ def load_generate_backend(config: ModelConfig, *, on_progress: OnProgress) -> Ba
     on_progress(f"Warming up {loaded.info.model_id}", None)
     runner = GenerateRunner(loaded.model)
     try:
-        with failing_as(f"{loaded.info.model_id} cannot generate"):
+        with as_load_error(f"{loaded.info.model_id} cannot generate"):
             warm_up(runner, loaded.info)
     except ModelLoadError:
         runner.close()

@@ -1,4 +1,4 @@
-"""Look at a model's folder before anything is loaded from it."""
+"""Checks the files of a model folder before anything is loaded from it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A folder whose files are all there and whole.
+    """A model folder whose files are all present and complete.
 
     Attributes:
-        config: what its config.json says.
-        is_pickle: its weights can run any code when they are loaded.
+        path: the folder.
+        config: the content of its config.json.
+        is_pickle: whether its weights are pickled, so that loading them can run any code.
     """
 
     path: Path
@@ -37,37 +38,38 @@ class Checkpoint:
 
     @property
     def needs_remote_code(self) -> bool:
-        """Whether it brings Python code for its own model."""
+        """Whether the folder has Python code of its own that defines the model."""
         return "AutoModelForCausalLM" in self.config.get("auto_map", {})
 
 
 def open_checkpoint(folder: Path, *, allow_pickle: bool) -> Checkpoint:
-    """Check the folder's files.
+    """Check a folder's files and return it as a checkpoint.
 
     Raises:
-        ModelLoadError: one of them is missing or cut short, or the weights are pickled.
+        ModelLoadError: a file is missing or truncated, or the weights are pickled.
     """
     config = _read_json(folder, "config.json")
     is_pickle = not _check_weights(folder, allow_pickle=allow_pickle)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelLoadError(f"{folder} has no tokenizer")
+        raise ModelLoadError(f"{folder} has no tokenizer files")
     return Checkpoint(path=folder, config=config, is_pickle=is_pickle)
 
 
 def has_safetensors(folder: Path) -> bool:
+    """Return whether a folder has weights in the safetensors format."""
     return any((folder / name).is_file() for name in (_WEIGHTS, f"{_WEIGHTS}.index.json"))
 
 
 def _check_weights(folder: Path, *, allow_pickle: bool) -> bool:
-    """Return whether there are safetensors to load."""
+    """Return whether the weights are safetensors, rather than pickled files."""
     if not has_safetensors(folder):
         pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         if not pickles:
-            raise ModelLoadError(f"{folder} has no weights: there is no {_WEIGHTS}")
+            raise ModelLoadError(f"{folder} has no weights: {_WEIGHTS} is missing")
         if not allow_pickle:
             raise ModelLoadError(
                 f"{folder} has only pickled weights ({pickles[0]}), which can run any code; "
-                "--allow-pickle loads them if you trust their source"
+                "pass --allow-pickle if you trust their source"
             )
         return False
     if (folder / _WEIGHTS).is_file():
@@ -81,9 +83,9 @@ def _check_weights(folder: Path, *, allow_pickle: bool) -> bool:
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare the file's size with what its header promises.
+    """Check that a file has the size that its header states.
 
-    The format: 8 bytes little-endian header size, that many bytes of JSON, then the tensors
+    The format is an 8-byte little-endian header size, a JSON header of that size, and the tensors
     (huggingface/safetensors, README, "Format").
     """
     if not path.is_file():
@@ -105,7 +107,7 @@ def _check_safetensors(path: Path) -> None:
             expected += max(ends, default=0)
     if num_bytes < max(expected, 9):
         raise ModelLoadError(
-            f"{path.parent} is incomplete: {path.name} is cut short at {num_bytes} bytes"
+            f"{path.parent} is incomplete: {path.name} is truncated at {num_bytes} bytes"
         )
 
 
@@ -113,7 +115,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text())
     except FileNotFoundError as error:
-        raise ModelLoadError(f"{folder} has no {name}: it is no model's folder") from error
+        raise ModelLoadError(f"{folder} is not a model folder: {name} is missing") from error
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{folder / name} cannot be read") from error
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Make one clear line of whatever a library raises while a model is loaded."""
+"""Turns any exception of a library into a `ModelLoadError` with a message of one line."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _MAX_CHARS = 300
 
 
 @contextmanager
-def failing_as(what: str) -> Iterator[None]:
-    """Turn any failure inside into a `ModelLoadError` that begins with `what`.
+def as_load_error(message: str) -> Iterator[None]:
+    """Raise any exception of the `with` block as a `ModelLoadError` that starts with `message`.
 
     Raises:
-        ModelLoadError: something inside failed; one raised inside passes as it is.
+        ModelLoadError: the block failed. A `ModelLoadError` of the block is raised unchanged.
     """
     try:
         yield
     except ModelLoadError:
         raise
     except Exception as error:
-        # Broad, because a broken file makes a library raise anything.
-        logger.debug("%s", what, exc_info=True)
-        raise ModelLoadError(f"{what}: {_reason(error)}") from error
+        # Catch all: on a corrupt file a library may raise anything.
+        logger.debug("%s", message, exc_info=True)
+        raise ModelLoadError(f"{message}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    # safetensors writes with Rust and passes the system's error on as text.
+    # safetensors writes from Rust and reports the error of the system as text only.
     if (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in text:
         return "no space left on the disk"
     if isinstance(error, OSError) and error.strerror and not error.filename2:

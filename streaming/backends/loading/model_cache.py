@@ -1,8 +1,8 @@
-"""Converted models on disk, each in a folder of its own that is either whole or not there.
+"""Stores converted models on disk, each in a folder that is complete or absent.
 
-A folder is built aside, written through to the disk and renamed, so a build that is killed leaves
-only a `.partial` folder, which nobody reads and the next build sweeps. A lock file for each entry
-lets one process build while the others wait.
+A model is built in a `.partial` folder, flushed to disk and then renamed. A killed build leaves
+only the `.partial` folder, which is never read and which the next build removes. A lock file for
+each entry makes other processes wait while one builds.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from streaming.backends import OnProgress
-from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.load_failure import as_load_error
 
 FORMAT_VERSION = 1
-"""Part of each key: entries that an older converter wrote are not used again."""
+"""Part of each entry's name, so that entries of an older converter are ignored."""
 
 _MANIFEST = "tokenwire.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedModel:
-    """A model that is on this disk.
+    """A model on this disk.
 
     Attributes:
-        name: for a hub model its id, to be given to `--model`.
-        created_at: unix seconds.
+        name: the model's name. For a hub model it is the id that `--model` takes.
+        path: its folder.
+        num_bytes: size on disk.
+        created_at: time in Unix seconds.
         source: the file that was converted, or "hub".
     """
 
@@ -48,14 +50,15 @@ class CachedModel:
 
 
 def default_cache_dir() -> Path:
+    """Return Tokenwire's folder in the user's cache directory."""
     return Path(platformdirs.user_cache_dir("tokenwire", appauthor=False))
 
 
 class ModelCache:
-    """Folders by name and key.
+    """The folders of the converted models, by name and key.
 
     Args:
-        cache_dir: where they lie; None is the user's cache directory.
+        cache_dir: the folder that holds them. None is the user's cache directory.
     """
 
     def __init__(self, cache_dir: str | Path | None = None) -> None:
@@ -71,25 +74,32 @@ class ModelCache:
         build: Callable[[Path], None],
         on_progress: OnProgress,
     ) -> Path:
-        """Return the folder of `key`; if it is not there, have `build` fill it first.
+        """Return the folder for `key`. If it is missing, call `build` to fill it first.
+
+        Args:
+            name: name of the model, part of the folder's name.
+            key: hash of the source, at least 16 characters.
+            source: the file that is converted, for `CachedModel.source`.
+            build: writes the model's files into an empty folder.
+            on_progress: called if another process holds the lock.
 
         Raises:
             ModelLoadError: the folder cannot be written, or `build` failed.
         """
         safe_name = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip(".")
         entry = self._models_dir / f"{safe_name}-v{FORMAT_VERSION}-{key[:16]}"
-        if _is_whole(entry):
+        if _is_complete(entry):
             return entry
-        with failing_as(f"{name} cannot be stored in {self._models_dir}"):
+        with as_load_error(f"{name} cannot be stored in {self._models_dir}"):
             self._models_dir.mkdir(parents=True, exist_ok=True)
             with self._locked(entry.name, name, on_progress):
-                if not _is_whole(entry):
-                    self._sweep()
+                if not _is_complete(entry):
+                    self._remove_partial_folders()
                     self._build(entry, name, source, build)
         return entry
 
     def entries(self) -> list[CachedModel]:
-        """Return what is whole, oldest first."""
+        """Return the entries that have a manifest, oldest first."""
         found = (
             CachedModel(
                 name=manifest["name"],
@@ -118,15 +128,15 @@ class ModelCache:
             }
             (partial / _MANIFEST).write_text(json.dumps(manifest, indent=2))
             for path in (*partial.iterdir(), partial):
-                _write_through(path)
-            shutil.rmtree(entry, ignore_errors=True)  # one that somebody has taken files out of
+                _flush_to_disk(path)
+            shutil.rmtree(entry, ignore_errors=True)  # an entry that has lost files
             partial.rename(entry)
-            _write_through(self._models_dir)
+            _flush_to_disk(self._models_dir)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
-    def _sweep(self) -> None:
-        """Remove what killed builds have left; a build that goes on holds its lock."""
+    def _remove_partial_folders(self) -> None:
+        """Remove the folders of killed builds; a running build holds its lock."""
         for partial in self._models_dir.glob(".*.partial"):
             lock = self._lock(partial.name.removeprefix(".").removesuffix(".partial"))
             try:
@@ -141,7 +151,7 @@ class ModelCache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            on_progress(f"Waiting for another process that converts {name}", None)
+            on_progress(f"Waiting for another process to convert {name}", None)
             lock.acquire()
         try:
             yield
@@ -158,11 +168,11 @@ class ModelCache:
 def list_cached_models(
     cache_dir: str | Path | None = None, *, hub_cache_dir: str | Path | None = None
 ) -> list[CachedModel]:
-    """Return the converted models, then those that were downloaded from the hub.
+    """Return the converted models, then the models that were downloaded from the hub.
 
     Args:
-        cache_dir: where converted models lie; None is the user's cache directory.
-        hub_cache_dir: where hub models lie; None is huggingface_hub's own choice.
+        cache_dir: the folder of converted models. None is the user's cache directory.
+        hub_cache_dir: the folder of hub models. None is the default of huggingface_hub.
     """
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
@@ -193,7 +203,7 @@ def _read_manifest(entry: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _is_whole(entry: Path) -> bool:
+def _is_complete(entry: Path) -> bool:
     manifest = _read_manifest(entry)
     if manifest is None:
         return False
@@ -201,9 +211,9 @@ def _is_whole(entry: Path) -> bool:
     return all(sizes.get(name) == size for name, size in manifest["files"].items())
 
 
-def _write_through(path: Path) -> None:
+def _flush_to_disk(path: Path) -> None:
     if path.is_dir() and os.name != "posix":
-        return  # a folder cannot be opened there
+        return  # Windows cannot open a folder
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,7 @@
-"""Load a causal language model and its tokenizer from what the operator asked for."""
+"""Loads a causal language model, its tokenizer and its grammar compiler for a backend.
+
+It also chooses the device, the dtype and the context length. `model_source` finds the folder.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from streaming.backends import OnProgress
 from streaming.backends.chat_templates.chat_template import has_chat_template
 from streaming.backends.grammar.grammar_compiler import LlguidanceCompiler
 from streaming.backends.loading.checkpoint import Checkpoint, open_checkpoint
-from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.load_failure import as_load_error
 from streaming.backends.loading.model_source import find_model
 from streaming.backends.loading.progress import progress_bar, quiet_transformers
 from streaming.backends.tokenization.tokenizer import rust_core, wrap_tokenizer
@@ -26,15 +29,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _UNLIMITED_MAX_MODEL_LEN = 8192
-"""Context of a model that names no limit, such as a state-space model, unless one is asked for."""
+"""Default context, in tokens, of a model without a limit, such as a state-space model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """What a backend is made of.
+    """The parts of a backend, without its runner.
 
     Attributes:
-        model: a transformers model, on its device.
+        model: a transformers model on its device, in evaluation mode.
+        tokenizer: the engine's view of the model's tokenizer.
+        info: properties of the model that clients see.
+        grammars: compiles grammars for the tokenizer; None if llguidance cannot read it.
     """
 
     model: Any
@@ -44,16 +50,16 @@ class LoadedModel:
 
 
 def load_model(config: ModelConfig, *, on_progress: OnProgress) -> LoadedModel:
-    """Find, check and load the model; cheap checks come before long work.
+    """Find, check and load the model; the cheap checks come first.
 
     Raises:
-        ModelLoadError: the model cannot be served; the message is one line that says why.
+        ModelLoadError: the model cannot be served. The message is one line with the reason.
     """
     _check_dtype_name(config.dtype)
     device = choose_device(config.device)
     if config.num_threads is not None:
         if config.num_threads < 1:
-            raise ModelLoadError(f"num_threads must be at least 1, not {config.num_threads}")
+            raise ModelLoadError(f"num_threads must be at least 1 (got {config.num_threads})")
         torch.set_num_threads(config.num_threads)
     folder = find_model(config, on_progress=on_progress)
     checkpoint = open_checkpoint(folder.path, allow_pickle=config.allow_pickle)
@@ -61,11 +67,11 @@ def load_model(config: ModelConfig, *, on_progress: OnProgress) -> LoadedModel:
     on_progress(text, None)
     with (
         quiet_transformers(progress_bar(on_progress, text)),
-        failing_as(f"{folder.model_id} cannot be loaded"),
+        as_load_error(f"{folder.model_id} cannot be loaded"),
     ):
         model_config = _load_config(checkpoint, trust_remote_code=config.trust_remote_code)
         max_model_len = _choose_max_model_len(model_config, config.max_model_len)
-        # The tokenizer first: it takes less time than the weights to fail.
+        # Load the tokenizer before the weights: it fails sooner.
         hf_tokenizer = _load_tokenizer(checkpoint, trust_remote_code=config.trust_remote_code)
         dtype = choose_dtype(config.dtype, device, stored=model_config.dtype)
         model = _load_weights(
@@ -89,10 +95,10 @@ def load_model(config: ModelConfig, *, on_progress: OnProgress) -> LoadedModel:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the first CUDA device, or else the CPU.
+    """Return the device of a name. "auto" is the first CUDA device, or else the CPU.
 
     Raises:
-        ModelLoadError: there is no such device here.
+        ModelLoadError: the name is unknown or the device is missing.
     """
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
@@ -107,33 +113,39 @@ def choose_device(name: str) -> torch.device:
             num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if (device.index or 0) >= num_devices:
                 raise ModelLoadError(
-                    f"device {name}: torch {torch.__version__} finds {num_devices} CUDA devices"
+                    f"device {name} not found: torch sees {num_devices} CUDA devices"
                 )
             return torch.device("cuda", device.index or 0)
         case "mps":
             if not torch.backends.mps.is_available():
-                raise ModelLoadError(f"device {name}: torch finds no Apple GPU")
+                raise ModelLoadError(f"device {name} not found: torch sees no Apple GPU")
             return device
         case _:
             raise ModelLoadError(_unknown_device(name))
 
 
 def choose_dtype(name: str, device: torch.device, *, stored: torch.dtype | None) -> torch.dtype:
-    """Return the dtype of that name; "auto" is the fastest that keeps what is stored.
+    """Return the dtype of a name. "auto" is the fastest one for the device.
 
-    On a GPU that is the stored 16-bit dtype, or bfloat16 for wider weights. On a CPU it is bfloat16
-    only where the CPU multiplies it by itself (AVX512_BF16 or AMX); where it does not, bfloat16 has
-    a third of float32's speed (measured on AVX2: 2.2 against 7.1 tokens/s on the default model).
+    On a GPU "auto" is the stored 16-bit dtype, or bfloat16 for wider weights. On a CPU it is
+    bfloat16 if the CPU has instructions to multiply it (AVX512_BF16 or AMX), or else float32:
+    without them bfloat16 has a third of the speed of float32 (measured with AVX2 on the default
+    model: 2.2 against 7.1 tokens/s).
+
+    Args:
+        name: "auto" or a key of `DTYPES`.
+        device: where the model runs.
+        stored: dtype of the weights on disk, if the model's configuration states it.
 
     Raises:
-        ModelLoadError: there is no such dtype.
+        ModelLoadError: the name is unknown.
     """
     _check_dtype_name(name)
     if name != "auto":
         return DTYPES[name]
     if device.type != "cpu":
         return stored if stored in (torch.bfloat16, torch.float16) else torch.bfloat16
-    # Older versions of torch cannot tell.
+    # Older versions of torch lack `get_capabilities`.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     is_fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return torch.bfloat16 if is_fast else torch.float32
@@ -157,11 +169,11 @@ def _load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     if model_type not in CONFIG_MAPPING_NAMES and not runs_own_code:
         if checkpoint.needs_remote_code:
             raise ModelLoadError(
-                f"{checkpoint.path} brings its own Python code; "
-                "--trust-remote-code runs it if you trust its source"
+                f"{checkpoint.path} needs its own Python code; "
+                "pass --trust-remote-code to run it if you trust its source"
             )
         raise ModelLoadError(
-            f"{checkpoint.path}: transformers knows no model of type {model_type!r}"
+            f"{checkpoint.path}: transformers does not support the model type {model_type!r}"
         )
     config = AutoConfig.from_pretrained(
         checkpoint.path, trust_remote_code=trust_remote_code, local_files_only=True
@@ -172,7 +184,7 @@ def _load_config(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
 
 
 def _check_causal(config: Any) -> None:
-    """Refuse what cannot continue a text, though transformers may load it with a random head."""
+    """Refuse a model without a causal head, which transformers may load with a random one."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -191,13 +203,13 @@ def _check_causal(config: Any) -> None:
     )
     if not is_known or is_encoder or not has_head or getattr(config, "is_encoder_decoder", False):
         name = architectures[0] if architectures else config.model_type
-        raise ModelLoadError(f"{name} is not a causal language model: it cannot continue a text")
+        raise ModelLoadError(f"{name} is not a causal language model")
 
 
 def _load_tokenizer(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    with failing_as(f"the tokenizer in {checkpoint.path} cannot be loaded"):
+    with as_load_error(f"the tokenizer in {checkpoint.path} cannot be loaded"):
         return AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=trust_remote_code, local_files_only=True
         )
@@ -207,9 +219,7 @@ def _load_grammars(
     tokenizer: Any, eos_token_ids: frozenset[int], vocab_size: int
 ) -> GrammarCompiler | None:
     if (rust := rust_core(tokenizer)) is None:
-        logger.warning(
-            "response_format and tools are not available: the tokenizer has no fast form"
-        )
+        logger.warning("response_format and tools are not available: they need a fast tokenizer")
         return None
     try:
         return LlguidanceCompiler(rust, eos_token_ids=eos_token_ids, vocab_size=vocab_size)
@@ -233,7 +243,7 @@ def _load_weights(
         output_loading_info=True,
     )
     if missing := sorted(report["missing_keys"]):
-        # transformers would fill them with random numbers and say so in a warning.
+        # transformers would initialize them at random and log a warning.
         raise ModelLoadError(
             f"{checkpoint.path} is incomplete: {len(missing)} tensors are missing, "
             f"the first is {missing[0]}"
@@ -242,24 +252,26 @@ def _load_weights(
 
 
 def _vocab_size(model: Any) -> int:
-    """Return how many ids the model both reads and writes; padding rows may differ."""
+    """Return the number of ids with both an embedding and a logit; padding rows may differ."""
     head = model.get_output_embeddings()
     num_read: int = model.get_input_embeddings().weight.shape[0]
     return num_read if head is None else min(num_read, head.weight.shape[0])
 
 
-def _choose_max_model_len(model_config: Any, asked: int | None) -> int:
+def _choose_max_model_len(model_config: Any, requested: int | None) -> int:
     text_config = model_config.get_text_config(decoder=True)
-    own = next(
+    limit = next(
         (value for name in _CONTEXT_FIELDS if (value := getattr(text_config, name, None))), None
     )
-    if asked is None:
-        return own or _UNLIMITED_MAX_MODEL_LEN
-    if asked < 2:
-        raise ModelLoadError(f"max_model_len must be at least 2, not {asked}")
-    if own is not None and asked > own:
-        raise ModelLoadError(f"max_model_len {asked} is more than the model's own {own}")
-    return asked
+    if requested is None:
+        return limit or _UNLIMITED_MAX_MODEL_LEN
+    if requested < 2:
+        raise ModelLoadError(f"max_model_len must be at least 2 (got {requested})")
+    if limit is not None and requested > limit:
+        raise ModelLoadError(
+            f"max_model_len {requested} exceeds the model's limit of {limit} tokens"
+        )
+    return requested
 
 
 def _eos_token_ids(model: Any, tokenizer: Any, vocab_size: int) -> frozenset[int]:

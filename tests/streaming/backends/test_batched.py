@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import logging
 import weakref
 from collections.abc import Sequence as SequenceOf
 from functools import cache
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,26 +21,22 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     Phi3Config,
-    PhimoeConfig,
     Qwen3Config,
 )
 
-from streaming import BackendName, ModelConfig, load_backend
-from streaming.backends.attention.kv_cache import BLOCK_SIZE, UnsupportedModel
+from streaming import ModelConfig, load_backend
+from streaming.backends.attention.kv_cache import UnsupportedModel
 from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
-from streaming.backends.batched import BatchedRunner, load_batched_backend
-from streaming.backends.generate import GenerateRunner
-from streaming.backends.loading.memory import FreeMemory
+from streaming.backends.batched import BatchedRunner
 from streaming.backends.loading.model_loader import LoadedModel, load_model
 from streaming.backends.optimization.verification import probe
 from streaming.engine.engine import Engine
-from streaming.errors import ModelLoadError
 from streaming.log.generation import Generation
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named
-from tests.streaming.backends.rig import EngineRig, ending, token_ids
+from tests.streaming.backends.rig import ending
 from tests.support import property_test_of
 
 VOCAB_SIZE = 97
@@ -509,187 +503,6 @@ def test_a_sequence_may_fill_the_cache_to_its_end(num_prompt_tokens: int, attent
     run_to_end(engine)
     assert output_ids(sequence) == reference("llama", prompt)[:num_tokens]
     assert engine.num_preemptions == 0
-
-
-# Loading.
-
-
-def load(folder: Path, **options: Any) -> Any:
-    config = ModelConfig(model=str(folder), device="cpu", dtype="float32", **options)
-    return load_backend(config, on_progress=lambda *_: None)
-
-
-def test_load_backend_batches_a_folder(llama_folder: Path) -> None:
-    backend = load(llama_folder)
-    info = backend.info
-    assert (info.backend, info.max_model_len) == (BackendName.BATCHED, 256)
-    assert isinstance(backend.runner, BatchedRunner)
-    assert backend.runner.cache.num_blocks == 64 * 256 // BLOCK_SIZE, "no more than is of use"
-    params = SamplingParams(temperature=0.0, max_tokens=9)
-    answer = EngineRig(backend).token_ids(params)
-    backend.runner.close()
-    plain = load(llama_folder, backend=BackendName.GENERATE)
-    assert EngineRig(plain).token_ids(params) == answer
-    plain.runner.close()
-
-
-def test_limits_of_the_batch_come_from_the_config(llama_folder: Path) -> None:
-    runner = load(llama_folder, max_num_seqs=3, max_batch_tokens=40).runner
-    assert (runner.max_num_seqs, runner.cache.max_batch_tokens) == (3, 40)
-    runner.close()
-
-
-def bytes_for(num_blocks: int) -> int:
-    """Return what blocks of the tiny llama take: 2 layers, keys and values of 2 heads of 8."""
-    return num_blocks * BLOCK_SIZE * 2 * 2 * 2 * 8 * 4
-
-
-def test_the_cache_bounds_what_one_request_may_ask_for(llama_folder: Path) -> None:
-    backend = load(llama_folder, kv_cache_bytes=bytes_for(3) + 1)
-    assert (backend.info.max_model_len, backend.runner.cache.num_blocks) == (48, 3)
-    rig = EngineRig(backend)
-    generation = rig.run(SamplingParams(temperature=0.0, max_tokens=40), prompt=[5] * 8)
-    assert (ending(generation), len(token_ids(generation))) == ("length", 40)
-    tensors = (*backend.runner._cache.keys.values(), *backend.runner._cache.values.values())
-    assert sum(tensor.nbytes for tensor in tensors) == bytes_for(3)
-    backend.runner.close()
-
-
-@pytest.mark.parametrize("kv_cache_bytes", [0, 1, bytes_for(1) - 1])
-def test_a_cache_too_small_for_one_block_is_refused(
-    llama_folder: Path, kv_cache_bytes: int
-) -> None:
-    with pytest.raises(ModelLoadError, match=f"kv_cache_bytes is {kv_cache_bytes}, but") as caught:
-        load(llama_folder, kv_cache_bytes=kv_cache_bytes)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_small_container_gets_a_small_cache(llama_folder: Path) -> None:
-    def load_with(num_bytes: int) -> Any:
-        config = ModelConfig(model=str(llama_folder), device="cpu", dtype="float32")
-        return load_batched_backend(
-            config,
-            on_progress=lambda *_: None,
-            measure_free_memory=lambda: FreeMemory(num_bytes, "memory.max of /a"),
-        )
-
-    backend = load_with(2 * bytes_for(3))
-    assert (backend.info.max_model_len, backend.runner.cache.num_blocks) == (48, 3)
-    backend.runner.close()
-    with pytest.raises(ModelLoadError, match=r"30 bytes of memory\.max of /a are free") as caught:
-        load_with(30)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_cache_takes_no_new_memory_when_there_is_little_left(llama_folder: Path) -> None:
-    """What is known goes first. The machine is not looked at for each block."""
-    free_bytes, looks = 2 * bytes_for(64), []
-
-    def measure() -> FreeMemory:
-        looks.append(free_bytes)
-        return FreeMemory(free_bytes, "the machine")
-
-    config = ModelConfig(model=str(llama_folder), device="cpu", dtype="float32")
-    backend = load_batched_backend(config, on_progress=lambda *_: None, measure_free_memory=measure)
-    runner: Any = backend.runner
-    has_free_memory = runner.cache.has_free_memory
-    calls_per_look = 2**26 // bytes_for(1)
-    assert [has_free_memory() for _ in range(calls_per_look)] == [True] * calls_per_look
-    free_bytes = bytes_for(32)
-    assert not has_free_memory()
-    assert looks == [2 * bytes_for(64), 2 * bytes_for(64), bytes_for(32)]
-
-    engine = Engine(backend.runner)
-    cache: Any = engine._scheduler._cache
-    for first in range(3, 13):
-        prompt = (first, *range(20, 68))
-        engine.add(make_sequence(str(first), prompt, SamplingParams(max_tokens=2, seed=0)))
-        run_to_end(engine)
-    assert cache.num_used_blocks == 4, "of ten prompts of four blocks each"
-    backend.runner.close()
-
-
-@pytest.fixture
-def longrope_folder(tmp_path: Path) -> Path:
-    """A model whose rotary embeddings change beyond 2,048 of its 4,096 tokens."""
-    tokenizer = tiny_models.ascii_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    config = tiny_models.llama_config(len(tokenizer))
-    config.max_position_embeddings = 4096
-    config.rope_parameters = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [8.0] * 4,
-        "original_max_position_embeddings": 2048,
-    }
-    tiny_models.random_model(config).save_pretrained(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("max_model_len", "served", "backend_name"),
-    [
-        (None, 2048, BackendName.BATCHED),
-        (2048, 2048, BackendName.BATCHED),
-        (2049, 2049, BackendName.GENERATE),
-    ],
-)
-def test_a_model_is_batched_as_far_as_its_attention_is_known(
-    longrope_folder: Path,
-    caplog: pytest.LogCaptureFixture,
-    max_model_len: int | None,
-    served: int,
-    backend_name: BackendName,
-) -> None:
-    backend = load(longrope_folder, max_model_len=max_model_len)
-    assert (backend.info.max_model_len, backend.info.backend) == (served, backend_name)
-    says = [r.getMessage() for r in caplog.records if "beyond 2048 tokens" in r.getMessage()]
-    assert len(says) == (max_model_len != 2048)
-    backend.runner.close()
-
-
-def test_a_model_whose_attention_is_known_for_a_few_tokens_only_is_not_batched(
-    tmp_path: Path,
-) -> None:
-    tokenizer = tiny_models.ascii_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    config = PhimoeConfig(
-        **SIZES | {"vocab_size": len(tokenizer)}, sliding_window=64, num_local_experts=2
-    )
-    tiny_models.random_model(config).save_pretrained(tmp_path)
-    backend = load(tmp_path)
-    assert (backend.info.max_model_len, backend.info.backend) == (256, BackendName.GENERATE)
-    backend.runner.close()
-
-
-@pytest.fixture
-def mamba_folder(tmp_path: Path) -> Path:
-    tokenizer = tiny_models.ascii_tokenizer()
-    tokenizer.save_pretrained(tmp_path)
-    config = tiny_models.mamba_config(len(tokenizer))
-    tiny_models.random_model(config).save_pretrained(tmp_path)
-    return tmp_path
-
-
-def test_a_model_that_cannot_be_batched_runs_on_generate(
-    mamba_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, logger="streaming")
-    backend = load(mamba_folder)
-    lines = [r.getMessage() for r in caplog.records if r.name == "streaming.backends.batched"]
-    assert [line.partition(":")[0] for line in lines] == [
-        f"{mamba_folder.name} runs one request at a time, on the generate backend"
-    ]
-    assert "\n" not in lines[0]
-    assert backend.info.backend == "generate"
-    assert isinstance(backend.runner, GenerateRunner)
-    params = SamplingParams(temperature=0.0, max_tokens=9)
-    answer = EngineRig(backend).token_ids(params)
-    backend.runner.close()
-    plain = load(mamba_folder, backend=BackendName.GENERATE)
-    assert EngineRig(plain).token_ids(params) == answer
-    plain.runner.close()
 
 
 def test_a_probe_that_fails_leaves_the_model_as_it_was() -> None:

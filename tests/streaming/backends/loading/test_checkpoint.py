@@ -15,7 +15,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def folder(llama_folder: Path, tmp_path: Path) -> Path:
-    """A copy of a whole model, to be broken."""
+    """A copy of a complete model, for the test to damage."""
     return Path(shutil.copytree(llama_folder, tmp_path / "model"))
 
 
@@ -31,7 +31,7 @@ def refusal(folder: Path, *, allow_pickle: bool = False) -> str:
     return str(caught.value).replace(str(folder), "FOLDER")
 
 
-def test_whole_folders_open(folder: Path, sharded_folder: Path) -> None:
+def test_complete_folders_open(folder: Path, sharded_folder: Path) -> None:
     checkpoint = open_checkpoint(folder, allow_pickle=False)
     assert checkpoint.config["model_type"] == "llama"
     assert not checkpoint.is_pickle
@@ -42,7 +42,7 @@ def test_whole_folders_open(folder: Path, sharded_folder: Path) -> None:
 
 def test_no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
-    assert refusal(folder) == "FOLDER has no config.json: it is no model's folder"
+    assert refusal(folder) == "FOLDER is not a model folder: config.json is missing"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])
@@ -53,14 +53,14 @@ def test_broken_config(folder: Path, content: str) -> None:
 
 def test_no_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
-    assert refusal(folder) == "FOLDER has no weights: there is no model.safetensors"
+    assert refusal(folder) == "FOLDER has no weights: model.safetensors is missing"
 
 
 def test_only_pickled_weights(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
     assert refusal(folder) == (
         "FOLDER has only pickled weights (pytorch_model.bin), which can run any code; "
-        "--allow-pickle loads them if you trust their source"
+        "pass --allow-pickle if you trust their source"
     )
     assert open_checkpoint(folder, allow_pickle=True).is_pickle
 
@@ -68,25 +68,25 @@ def test_only_pickled_weights(folder: Path) -> None:
 def test_no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    assert refusal(folder) == "FOLDER has no tokenizer"
+    assert refusal(folder) == "FOLDER has no tokenizer files"
 
 
 @pytest.mark.parametrize("num_bytes", [0, 5, 8, 100, 5000])
-def test_half_a_download(folder: Path, num_bytes: int) -> None:
+def test_a_truncated_download(folder: Path, num_bytes: int) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:num_bytes])
-    expected = f"FOLDER is incomplete: model.safetensors is cut short at {num_bytes} bytes"
+    expected = f"FOLDER is incomplete: model.safetensors is truncated at {num_bytes} bytes"
     assert refusal(folder) == expected
 
 
-def test_cut_at_any_place_is_seen(folder: Path) -> None:
+def test_a_cut_at_any_byte_is_detected(folder: Path) -> None:
     content = (folder / WEIGHTS).read_bytes()
     for num_bytes in range(0, len(content), 997):
         (folder / WEIGHTS).write_bytes(content[:num_bytes])
-        assert "is cut short" in refusal(folder)
+        assert "is truncated" in refusal(folder)
 
 
-def test_weights_that_are_something_else(folder: Path) -> None:
+def test_a_web_page_instead_of_weights(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes((20).to_bytes(8, "little") + b"<html>no access</html>" * 9)
     assert refusal(folder) == "FOLDER/model.safetensors is not a safetensors file"
 
@@ -98,7 +98,7 @@ def test_missing_shard(sharded_folder: Path, tmp_path: Path) -> None:
     assert refusal(folder) == f"FOLDER is incomplete: {shard.name} is missing"
 
 
-def test_own_code_is_seen(folder: Path) -> None:
+def test_remote_code_is_detected(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "modeling.Model"}
     (folder / "config.json").write_text(json.dumps(config))

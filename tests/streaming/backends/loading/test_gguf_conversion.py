@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from streaming.backends.loading.gguf_conversion import converted_folder
+from streaming.backends.loading.gguf_conversion import convert_gguf
 from streaming.backends.loading.model_cache import ModelCache
 from streaming.errors import ModelLoadError
 from tests.streaming.backends.tiny_gguf import write_gguf
@@ -19,12 +19,12 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.Q8_0.gguf")
 
 
-def convert(file: Path, cache_dir: Path, told: list[tuple[str, float | None]]) -> Path:
-    return converted_folder(
+def convert(file: Path, cache_dir: Path, reports: list[tuple[str, float | None]]) -> Path:
+    return convert_gguf(
         file,
         name="tiny",
         cache=ModelCache(cache_dir),
-        on_progress=lambda text, fraction: told.append((text, fraction)),
+        on_progress=lambda text, fraction: reports.append((text, fraction)),
     )
 
 
@@ -39,24 +39,24 @@ def refusal(file: Path, cache_dir: Path) -> str:
 def test_converts_once_and_reports(
     gguf_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[tuple[str, float | None]] = []
-    folder = convert(gguf_file, tmp_path, told)
-    fractions = [fraction for _, fraction in told if fraction is not None]
-    assert len(fractions) == len(told)
+    reports: list[tuple[str, float | None]] = []
+    folder = convert(gguf_file, tmp_path, reports)
+    fractions = [fraction for _, fraction in reports if fraction is not None]
+    assert len(fractions) == len(reports)
     assert (fractions[0], fractions[-1]) == (0.0, 1.0)
     assert fractions == sorted(fractions)
-    assert {text for text, _ in told} >= {
+    assert {text for text, _ in reports} >= {
         "Converting tiny: reading the tokenizer",
-        "Converting tiny: unpacking the weights",
+        "Converting tiny: dequantizing the weights",
     }
     assert capfd.readouterr() == ("", "")
 
-    told.clear()
-    assert convert(gguf_file, tmp_path, told) == folder
-    assert told == []
+    reports.clear()
+    assert convert(gguf_file, tmp_path, reports) == folder
+    assert reports == []
 
 
-def test_weights_are_unpacked_exactly(gguf_file: Path, tmp_path: Path) -> None:
+def test_weights_are_dequantized_exactly(gguf_file: Path, tmp_path: Path) -> None:
     weights = load_file(convert(gguf_file, tmp_path, []) / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(gguf_file).tensors}
@@ -67,7 +67,7 @@ def test_weights_are_unpacked_exactly(gguf_file: Path, tmp_path: Path) -> None:
     )
 
 
-def test_same_content_elsewhere_is_the_same_entry(gguf_file: Path, tmp_path: Path) -> None:
+def test_a_copy_of_the_file_has_the_same_entry(gguf_file: Path, tmp_path: Path) -> None:
     folder = convert(gguf_file, tmp_path, [])
     other = tmp_path / "renamed.gguf"
     other.write_bytes(gguf_file.read_bytes())
@@ -75,7 +75,7 @@ def test_same_content_elsewhere_is_the_same_entry(gguf_file: Path, tmp_path: Pat
     assert convert(other, tmp_path, []) == folder
 
 
-def test_other_weights_are_another_entry(gguf_file: Path, tmp_path: Path) -> None:
+def test_other_weights_have_another_entry(gguf_file: Path, tmp_path: Path) -> None:
     other = write_gguf(tmp_path / "other.gguf", seed=1)
     assert other.stat().st_size == gguf_file.stat().st_size
     assert convert(other, tmp_path, []) != convert(gguf_file, tmp_path, [])
@@ -88,7 +88,7 @@ def test_other_file_type_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.99])
-def test_half_a_file_is_refused(gguf_file: Path, tmp_path: Path, share: float) -> None:
+def test_a_truncated_file_is_refused(gguf_file: Path, tmp_path: Path, share: float) -> None:
     content = gguf_file.read_bytes()
     file = tmp_path / "half.gguf"
     file.write_bytes(content[: int(len(content) * share)])

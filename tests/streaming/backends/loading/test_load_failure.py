@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from streaming.backends.loading.load_failure import failing_as
+from streaming.backends.loading.load_failure import as_load_error
 from streaming.errors import ModelLoadError
 
 NO_SPACE = "no space left on the disk"
@@ -24,19 +24,19 @@ NO_SPACE = "no space left on the disk"
     ids=lambda value: type(value).__name__,
 )
 def test_any_failure_becomes_one_line(error: Exception, reason: str) -> None:
-    with pytest.raises(ModelLoadError) as caught, failing_as("it failed"):
+    with pytest.raises(ModelLoadError) as caught, as_load_error("it failed"):
         raise error
     assert str(caught.value) == f"it failed: {reason}"
     assert caught.value.__cause__ is error
 
 
-def test_what_is_explained_already_passes() -> None:
+def test_a_load_error_passes_unchanged() -> None:
     inner = ModelLoadError("inner")
-    with pytest.raises(ModelLoadError) as caught, failing_as("outer"):
+    with pytest.raises(ModelLoadError) as caught, as_load_error("outer"):
         raise inner
     assert caught.value is inner
 
 
-def test_interruption_is_no_failure() -> None:
-    with pytest.raises(KeyboardInterrupt), failing_as("outer"):
+def test_a_keyboard_interrupt_passes_unchanged() -> None:
+    with pytest.raises(KeyboardInterrupt), as_load_error("outer"):
         raise KeyboardInterrupt

@@ -37,7 +37,7 @@ cache.get_or_build(
 
 
 class Builder:
-    """Fills a folder and counts how often."""
+    """Fills folders and counts them."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.num_builds = 0
@@ -58,7 +58,7 @@ def get(cache: ModelCache, builder: Builder, *, key: str = KEY, name: str = "m")
 
 @contextmanager
 def other_process(cache_dir: Path, *, key: str = KEY) -> Iterator[subprocess.Popen[str]]:
-    """Run a process that has the lock and has half of the folder built."""
+    """Run a process that holds the lock and has built half of the folder."""
     command = [sys.executable, "-c", BUILDER, str(cache_dir), key]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -88,13 +88,13 @@ def test_builds_once(cache: ModelCache) -> None:
     assert (first / "weights").read_text() == "w" * 1000
 
 
-def test_other_content_is_another_entry(cache: ModelCache) -> None:
+def test_other_content_has_another_entry(cache: ModelCache) -> None:
     first, second = get(cache, Builder()), get(cache, Builder(), key="f" * 20)
     assert first != second
     assert len(cache.entries()) == 2
 
 
-def test_name_cannot_leave_the_folder(cache: ModelCache, tmp_path: Path) -> None:
+def test_a_name_cannot_escape_the_folder(cache: ModelCache, tmp_path: Path) -> None:
     entry = get(cache, Builder(), name="../../evil name")
     assert entry.parent == tmp_path / "models"
     assert not entry.name.startswith(".")
@@ -126,13 +126,13 @@ def test_full_disk_is_one_clear_line(cache: ModelCache, tmp_path: Path) -> None:
     assert str(caught.value) == expected
 
 
-def test_cache_that_is_no_folder_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_cache_dir_that_is_a_file_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelLoadError, match=r"cannot be stored in .*: Not a directory"):
         get(ModelCache(tmp_path / "file"), Builder())
 
 
-def test_killed_build_is_never_used_and_is_swept(cache: ModelCache, tmp_path: Path) -> None:
+def test_a_killed_build_is_ignored_and_removed(cache: ModelCache, tmp_path: Path) -> None:
     with other_process(tmp_path) as process:
         process.kill()
         process.wait()
@@ -151,7 +151,7 @@ def test_killed_build_of_the_same_model_starts_anew(cache: ModelCache, tmp_path:
     assert sorted(path.name for path in entry.iterdir()) == ["tokenwire.json", "weights"]
 
 
-def test_build_that_goes_on_is_not_swept(cache: ModelCache, tmp_path: Path) -> None:
+def test_a_running_build_is_not_removed(cache: ModelCache, tmp_path: Path) -> None:
     with other_process(tmp_path) as process:
         get(cache, Builder(), key="f" * 20)
         process.communicate("go on\n")
@@ -160,13 +160,13 @@ def test_build_that_goes_on_is_not_swept(cache: ModelCache, tmp_path: Path) -> N
 
 
 def test_second_process_waits_and_says_so(cache: ModelCache, tmp_path: Path) -> None:
-    told: list[str] = []
-    is_told = threading.Event()
+    reports: list[str] = []
+    has_reported = threading.Event()
     builder = Builder()
 
     def on_progress(text: str, _: float | None) -> None:
-        told.append(text)
-        is_told.set()
+        reports.append(text)
+        has_reported.set()
 
     entries: list[Path] = []
     with other_process(tmp_path) as process:
@@ -178,15 +178,15 @@ def test_second_process_waits_and_says_so(cache: ModelCache, tmp_path: Path) -> 
             )
         )
         thread.start()
-        assert is_told.wait(20)
+        assert has_reported.wait(20)
         process.communicate("go on\n")
         thread.join()
-    assert told == ["Waiting for another process that converts m"]
+    assert reports == ["Waiting for another process to convert m"]
     assert builder.num_builds == 0
     assert (entries[0] / "weights").read_text() == "other process"
 
 
-def test_list_tells_what_is_there(cache: ModelCache, tmp_path: Path) -> None:
+def test_the_list_has_converted_models(cache: ModelCache, tmp_path: Path) -> None:
     entry = get(cache, Builder(), name="tiny")
     (model,) = list_cached_models(tmp_path, hub_cache_dir=tmp_path / "none")
     manifest = json.loads((entry / "tokenwire.json").read_text())
@@ -199,7 +199,7 @@ def test_list_tells_what_is_there(cache: ModelCache, tmp_path: Path) -> None:
     assert model.created_at == manifest["created_at"]
 
 
-def test_list_has_hub_models(tmp_path: Path) -> None:
+def test_the_list_has_hub_models(tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--org--name" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")

@@ -28,7 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def folder(llama_folder: Path, tmp_path: Path) -> Path:
-    """A copy of a whole model, to be changed."""
+    """A copy of a complete model, for the test to change."""
     return Path(shutil.copytree(llama_folder, tmp_path / "model"))
 
 
@@ -72,7 +72,7 @@ def test_grammars_end_with_the_models_end_tokens(llama_folder: Path) -> None:
     assert matcher.mask()[0] == 1 << 2
 
 
-def test_a_tokenizer_that_takes_no_grammar_serves_all_else(
+def test_a_tokenizer_without_grammars_serves_everything_else(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     edit_json(folder / "tokenizer.json", decoder=None)
@@ -93,12 +93,12 @@ def test_model_without_chat_template(folder: Path) -> None:
     assert not load(folder).info.has_chat_template
 
 
-def test_context_can_be_narrowed_only(llama_folder: Path) -> None:
+def test_a_context_can_be_reduced_only(llama_folder: Path) -> None:
     assert load(llama_folder, max_model_len=100).info.max_model_len == 100
     assert refusal(llama_folder, max_model_len=257).endswith(
-        "max_model_len 257 is more than the model's own 256"
+        "max_model_len 257 exceeds the model's limit of 256 tokens"
     )
-    assert refusal(llama_folder, max_model_len=1) == "max_model_len must be at least 2, not 1"
+    assert refusal(llama_folder, max_model_len=1) == "max_model_len must be at least 2 (got 1)"
 
 
 def test_model_without_limit_takes_any_context(tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_model_without_limit_takes_any_context(tmp_path: Path) -> None:
 def test_num_threads(llama_folder: Path) -> None:
     load(llama_folder, num_threads=2)
     assert torch.get_num_threads() == 2
-    assert refusal(llama_folder, num_threads=0) == "num_threads must be at least 1, not 0"
+    assert refusal(llama_folder, num_threads=0) == "num_threads must be at least 1 (got 0)"
 
 
 @pytest.mark.parametrize("name", ["float8", "float64", "bf16", ""])
-def test_unknown_dtype_is_refused_before_all_else(name: str) -> None:
+def test_an_unknown_dtype_is_refused_first(name: str) -> None:
     expected = f"unknown dtype {name!r}; use auto, float32, bfloat16, float16"
     assert refusal("/no/such/folder", dtype=name) == expected
 
@@ -127,11 +127,11 @@ def test_unknown_device(name: str) -> None:
     assert refusal("/no/such/folder", device=name) == expected
 
 
-def test_device_that_is_not_there() -> None:
+def test_a_missing_device() -> None:
     assert "CUDA devices" in refusal("/no/such/folder", device="cuda:99")
 
 
-def test_auto_device_is_there() -> None:
+def test_the_auto_device_exists() -> None:
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_device("cpu:0") == CPU
 
@@ -154,7 +154,7 @@ def test_encoder_is_refused(tmp_path: Path) -> None:
     )
     BertForMaskedLM(config).save_pretrained(tmp_path)
     tiny_models.ascii_tokenizer().save_pretrained(tmp_path)
-    expected = "BertForMaskedLM is not a causal language model: it cannot continue a text"
+    expected = "BertForMaskedLM is not a causal language model"
     assert refusal(tmp_path) == expected
 
 
@@ -168,33 +168,34 @@ def test_encoder_is_refused(tmp_path: Path) -> None:
     ],
     ids=["encoder-decoder", "encoder", "causal", "model without a head"],
 )
-def test_what_can_continue_a_text(folder: Path, config: Any, name: str | None) -> None:
+def test_only_a_causal_model_loads(folder: Path, config: Any, name: str | None) -> None:
     if name == "LlamaModel":
         config.architectures = [name]
     config.save_pretrained(folder)
     if name is None:
         assert load(folder).info.vocab_size == 100
     else:
-        expected = f"{name} is not a causal language model: it cannot continue a text"
+        expected = f"{name} is not a causal language model"
         assert refusal(folder) == expected
 
 
 def test_unknown_model_type(folder: Path) -> None:
     edit_json(folder / "config.json", model_type="zzz")
-    assert refusal(folder) == "FOLDER: transformers knows no model of type 'zzz'"
+    assert refusal(folder) == "FOLDER: transformers does not support the model type 'zzz'"
 
 
-def test_own_code_is_not_run_unless_trusted(
+def test_remote_code_is_not_run_unless_trusted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Where transformers copies such code to; else it would be the user's own cache.
+    # transformers copies the code to this folder, by default in the user's cache.
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     monkeypatch.setattr(sys, "path", [*sys.path])
     auto_map = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
     edit_json(folder / "config.json", model_type="zzz", auto_map=auto_map)
     (folder / "modeling.py").write_text("raise SystemExit('code has run')")
     assert refusal(folder) == (
-        "FOLDER brings its own Python code; --trust-remote-code runs it if you trust its source"
+        "FOLDER needs its own Python code; "
+        "pass --trust-remote-code to run it if you trust its source"
     )
     with pytest.raises(SystemExit, match="code has run"):
         load(folder, trust_remote_code=True)

@@ -35,7 +35,7 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class Hub:
-    """As much of the hub as a download asks for, on a free port of this machine."""
+    """The routes of the hub that a download requests, on a free port of this machine."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self.files = files
@@ -112,12 +112,12 @@ def hub() -> Iterator[Hub]:
 
 
 def download(hub: Hub, cache_dir: Path, **options: Any) -> Path:
-    told: list[str] = options.pop("told", [])
+    reports: list[str] = options.pop("reports", [])
     return download_model(
         "org/name",
         endpoint=hub.endpoint,
         hub_cache_dir=cache_dir,
-        on_progress=lambda text, _: told.append(text),
+        on_progress=lambda text, _: reports.append(text),
         **options,
     )
 
@@ -129,7 +129,7 @@ def refusal(model: str | None, **options: Any) -> str:
     return str(caught.value)
 
 
-def test_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_is_used_in_place(tmp_path: Path) -> None:
     (tmp_path / "my-model").mkdir()
     found = find_model(
         ModelConfig(model=str(tmp_path / "my-model" / "..") + "/my-model"),
@@ -154,7 +154,7 @@ def test_no_such_folder(name: str) -> None:
 
 
 def test_empty_name() -> None:
-    assert refusal("") == "the model's name is empty"
+    assert refusal("") == "the model's name is empty; leave it out for the default model"
 
 
 def test_no_such_file() -> None:
@@ -167,8 +167,8 @@ def test_file_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [None, "/"])
-def test_revision_of_what_has_none(model: str | None) -> None:
-    assert refusal(model, revision="main").startswith("a revision belongs to a hub model; ")
+def test_a_revision_of_a_local_model(model: str | None) -> None:
+    assert refusal(model, revision="main").startswith("revision applies to hub models only; ")
 
 
 def test_embedded_model_is_found_without_importing_its_package() -> None:
@@ -187,17 +187,17 @@ def test_missing_wheel_names_the_command() -> None:
 
 
 def test_wheel_without_model() -> None:
-    with pytest.raises(ModelLoadError, match=r"pytest carries no \.gguf file"):
+    with pytest.raises(ModelLoadError, match=r"pytest has no \.gguf file"):
         embedded_model_file("pytest")
 
 
-def test_download_fetches_what_is_safe(
+def test_a_download_has_safe_files_only(
     hub: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told: list[str] = []
-    folder = download(hub, tmp_path, told=told)
+    reports: list[str] = []
+    folder = download(hub, tmp_path, reports=reports)
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert set(told) == {"Downloading org/name"}
+    assert set(reports) == {"Downloading org/name"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -210,7 +210,7 @@ def test_download_fetches_code_and_pickles_only_if_asked(hub: Hub, tmp_path: Pat
     assert {path.name for path in folder.iterdir()} == {"config.json", "pytorch_model.bin"}
 
 
-def test_downloaded_model_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
+def test_a_downloaded_model_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
     folder = download(hub, tmp_path)
     hub.error = (503, "")
     assert download(hub, tmp_path, revision=COMMIT) == folder
@@ -219,18 +219,18 @@ def test_downloaded_model_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "revision", "message"),
     [
-        (404, "RepoNotFound", None, "'org/name' is neither a folder here nor a model on the hub"),
-        (401, "RepoNotFound", None, "'org/name' is neither a folder here nor a model on the hub"),
+        (404, "RepoNotFound", None, "'org/name' is neither a local folder nor a model on the hub"),
+        (401, "RepoNotFound", None, "'org/name' is neither a local folder nor a model on the hub"),
         (404, "RevisionNotFound", "v9", "the hub has no 'org/name' at revision 'v9'"),
         (
             403,
             "GatedRepo",
             None,
-            "'org/name' is gated: ask for access on its page, then log in with `hf auth login`",
+            "'org/name' is gated: request access on its page, then log in with `hf auth login`",
         ),
     ],
 )
-def test_hub_that_refuses(
+def test_refusals_of_the_hub(
     hub: Hub, tmp_path: Path, status: int, code: str, revision: str | None, message: str
 ) -> None:
     hub.error = (status, code)
@@ -244,4 +244,6 @@ def test_no_network(tmp_path: Path) -> None:
     hub.server.server_close()
     with pytest.raises(ModelLoadError) as caught:
         download(hub, tmp_path)
-    assert str(caught.value) == "'org/name' is not on this machine and the hub cannot be reached"
+    assert (
+        str(caught.value) == "'org/name' is not in the local cache, and the hub cannot be reached"
+    )

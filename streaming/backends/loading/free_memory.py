@@ -1,15 +1,15 @@
-"""How much more memory this process may take before it is killed or refused memory.
+"""Measures how much more memory this process can take before it is killed or refused memory.
 
-psutil knows the machine and not what a container may use of it. So the cgroups of this process are
-read, too: its own and all above it, as the tightest limit holds and may lie on any of them. See
-https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html beside it.
+psutil reports the memory of the machine and ignores the limits of a container. This module also
+reads the cgroup of this process and all its ancestors, since the tightest limit applies and can be
+set on any of them. See https://docs.kernel.org/admin-guide/cgroup-v2.html and, for version 1,
+https://docs.kernel.org/admin-guide/cgroup-v1/memory.html.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,58 +20,27 @@ _PROC_SELF = Path("/proc/self")
 
 @dataclass(frozen=True, slots=True)
 class FreeMemory:
-    """Memory that can still be taken, and what limits it.
+    """An amount of memory that can still be taken, and the limit that it comes from.
 
     Attributes:
-        limited_by: for people, such as "memory.max of /sys/fs/cgroup/app.slice".
+        num_bytes: the amount in bytes.
+        limited_by: the limit in words, such as "memory.max of /sys/fs/cgroup/app.slice".
     """
 
     num_bytes: int
     limited_by: str
 
 
-class SpareMemory:
-    """Tells whether there is memory to spare, by a look once in a while.
-
-    Args:
-        measure: returns what is free.
-        reserve_bytes: what shall stay free.
-        num_calls_per_look: how many calls one look answers.
-    """
-
-    def __init__(
-        self,
-        measure: Callable[[], FreeMemory],
-        *,
-        reserve_bytes: int,
-        num_calls_per_look: int,
-    ) -> None:
-        assert num_calls_per_look > 0
-        self._measure = measure
-        self._reserve_bytes = reserve_bytes
-        self._num_calls_per_look = num_calls_per_look
-        self._num_calls_left = 0
-        self._is_there = True
-
-    def __call__(self) -> bool:
-        if self._num_calls_left == 0:
-            # Where it cannot be seen, as without a file descriptor left, it is as it was.
-            with suppress(OSError):
-                self._is_there = self._measure().num_bytes > self._reserve_bytes
-            self._num_calls_left = self._num_calls_per_look
-        self._num_calls_left -= 1
-        return self._is_there
-
-
 @dataclass(frozen=True, slots=True)
 class _Interface:
-    """The files of one version of cgroups.
+    """The file names of one cgroup version.
 
     Attributes:
-        limits: most that may be used. Above `memory.high` nobody is killed, but the kernel slows
-            the processes down until they are of no use.
-        inactive_file: the key in `memory.stat` of the page cache that is given up first, without
-            harm: `docker stats` and the kubelet do not count it as used either.
+        limits: files with an upper limit. Above `memory.high` the kernel kills no process, but it
+            throttles them until they make no progress.
+        usage: the file with the current usage.
+        inactive_file: the key in `memory.stat` of the page cache that the kernel reclaims first.
+            It counts as free here, as in `docker stats` and the kubelet.
     """
 
     limits: tuple[str, ...]
@@ -83,14 +52,14 @@ _V1 = _Interface(("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_ina
 _V2 = _Interface(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
-def free_memory(
+def measure_free_memory(
     proc_self: Path = _PROC_SELF, *, machine_bytes: Callable[[], int] | None = None
 ) -> FreeMemory:
-    """Return the smallest of what the machine, each cgroup and the address space have left.
+    """Return the least free memory of the machine, each cgroup and the address space.
 
     Args:
-        proc_self: where the kernel describes this process; tests have their own.
-        machine_bytes: returns what the machine has left; by default, psutil does.
+        proc_self: the folder in which the kernel describes this process. Tests pass their own.
+        machine_bytes: returns the free bytes of the machine. The default asks psutil.
     """
     machine = psutil.virtual_memory().available if machine_bytes is None else machine_bytes()
     bounds = [
@@ -102,9 +71,9 @@ def free_memory(
 
 
 def _cgroup_bounds(proc_self: Path) -> Iterator[FreeMemory]:
-    """Yield what each limit on the cgroups of this process, its own and those above, leaves."""
+    """Yield the free memory of each limit on the cgroup of this process and on its ancestors."""
     for interface, folder, mount_point in _memory_cgroups(proc_self):
-        # An ancestor that is not mounted here, as in a container, cannot be read.
+        # Ancestors outside the mount, as in a container, cannot be read.
         for level in (folder, *folder.parents):
             yield from _level_bounds(level, interface)
             if level == mount_point:
@@ -112,8 +81,8 @@ def _cgroup_bounds(proc_self: Path) -> Iterator[FreeMemory]:
 
 
 def _level_bounds(folder: Path, interface: _Interface) -> Iterator[FreeMemory]:
-    # No limit is "max" in version 2, where the root has no file at all, and a huge number in
-    # version 1: that one needs no care, as the machine has less.
+    # "No limit" is "max" in version 2, whose root cgroup lacks the file. In version 1 it is a huge
+    # number, which never is the minimum.
     limits = {name: _read_number(folder / name) for name in interface.limits}
     if all(limit is None for limit in limits.values()):
         return
@@ -125,9 +94,9 @@ def _level_bounds(folder: Path, interface: _Interface) -> Iterator[FreeMemory]:
 
 
 def _memory_cgroups(proc_self: Path) -> Iterator[tuple[_Interface, Path, Path]]:
-    """Yield interface, folder and mount point of the cgroups that may limit this process's memory.
+    """Yield interface, folder and mount point of the cgroups that can limit this process's memory.
 
-    Both versions may be mounted at once; the one that lacks the memory controller has no limits.
+    Both versions can be mounted at once. The one without the memory controller has no limit files.
     """
     own_paths: dict[str, str] = {}  # "memory" of version 1, "" of version 2
     for line in _read_lines(proc_self / "cgroup"):
@@ -154,10 +123,10 @@ def _memory_cgroups(proc_self: Path) -> Iterator[tuple[_Interface, Path, Path]]:
 
 
 def _below(path: str, root: str) -> PurePosixPath:
-    """Return where a cgroup is below a mount of `root`.
+    """Return the path of a cgroup relative to a mount of `root`.
 
-    That is the mount itself, where `root` is not above the cgroup: in a container, either may be
-    told from outside of it, and what is mounted is its own cgroup.
+    It is empty if `root` is not an ancestor of the cgroup. This happens in a container, where
+    either path can be the host's; the mount is then the container's own cgroup.
     """
     try:
         below = PurePosixPath(path).relative_to(root)
@@ -167,7 +136,7 @@ def _below(path: str, root: str) -> PurePosixPath:
 
 
 def _address_space_bounds(proc_self: Path) -> Iterator[FreeMemory]:
-    """Yield what `ulimit -v` leaves: it counts memory that is asked for, used or not."""
+    """Yield the free address space under `ulimit -v`, which counts all mapped memory."""
     limit = _find_number(proc_self / "limits", "Max address space ")
     size_kib = _find_number(proc_self / "status", "VmSize:")
     if limit is not None and size_kib is not None:
@@ -180,7 +149,7 @@ def _read_number(path: Path) -> int | None:
 
 
 def _find_number(path: Path, key: str) -> int | None:
-    """Return the number after the key that a line begins with; None where there is none."""
+    """Return the number after `key` in the first line that starts with it, or None."""
     for line in _read_lines(path):
         if line.startswith(key):
             return _first_number(line.removeprefix(key))
@@ -188,7 +157,7 @@ def _find_number(path: Path, key: str) -> int | None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a file; none where it cannot be read, as on other systems."""
+    """Return the lines of a file, or none if it cannot be read, as on other systems."""
     try:
         return path.read_text().splitlines()
     except (OSError, UnicodeDecodeError):
@@ -196,11 +165,11 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _first_number(text: str) -> int | None:
-    """Return the number that a text begins with; None for "max", "unlimited" and nothing."""
+    """Return the number that a text starts with, or None for "max", "unlimited" and ""."""
     words = text.split()
     return int(words[0]) if words and words[0].isdecimal() else None
 
 
 def _unescape(path: str) -> str:
-    r"""Return a path of mountinfo as it is: a space is written as `\040` there."""
+    r"""Decode the octal escapes in a path of mountinfo, such as `\040` for a space."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)

@@ -1,4 +1,4 @@
-"""The tightest of all limits on memory is found, wherever it lies, in made-up trees of cgroups."""
+"""The tightest memory limit is found, at any level of made-up cgroup trees."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streaming.backends.loading.memory import FreeMemory, SpareMemory, free_memory
+from streaming.backends.loading.free_memory import FreeMemory, measure_free_memory
 
 GIB = 2**30
 MACHINE_BYTES = 64 * GIB
@@ -14,7 +14,7 @@ NO_LIMIT_V1 = 9223372036854771712
 
 
 class Host:
-    """A folder with what the kernel tells of one process."""
+    """A folder with the files in which the kernel describes one process."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -22,21 +22,21 @@ class Host:
         self.proc_self.mkdir()
 
     def write(self, folder: str, **files: object) -> None:
-        """Write the files of a cgroup; `memory_max` is called `memory.max`."""
+        """Write the files of a cgroup; the argument `memory_max` is the file `memory.max`."""
         path = self.root / folder
         path.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (path / name.replace("memory_", "memory.")).write_text(f"{content}\n")
 
     def describe(self, *, cgroup: str, mountinfo: str = "", **others: str) -> None:
-        """Write what is below `/proc/self`; `{root}` is where the mounts are."""
+        """Write the files of `/proc/self`; `{root}` stands for the folder of the mounts."""
         mounts = mountinfo.format(root=str(self.root).replace(" ", "\\040"))
         for name, content in {"cgroup": cgroup, "mountinfo": mounts, **others}.items():
             (self.proc_self / name).write_text(content)
 
     def free(self) -> tuple[int, str]:
-        """Return what is free and what limits it, without the root."""
-        found = free_memory(self.proc_self, machine_bytes=lambda: MACHINE_BYTES)
+        """Return the free bytes and the limit, its path relative to the root."""
+        found = measure_free_memory(self.proc_self, machine_bytes=lambda: MACHINE_BYTES)
         return found.num_bytes, found.limited_by.replace(f"{self.root}/", "")
 
 
@@ -56,7 +56,7 @@ HYBRID_MOUNTS = V1_MOUNTS + "41 31 0:38 / {root}/cg/unified rw - cgroup2 cgroup2
 UNLIMITED = (MACHINE_BYTES, "the machine's memory")
 
 
-def test_version_2_leaves_what_the_limit_is_above_what_is_used(host: Host):
+def test_version_2_leaves_the_limit_less_the_usage(host: Host):
     host.describe(cgroup="0::/app.slice/run.scope\n", mountinfo=V2_MOUNT)
     host.write(
         "cg/app.slice/run.scope",
@@ -68,7 +68,7 @@ def test_version_2_leaves_what_the_limit_is_above_what_is_used(host: Host):
     assert host.free() == (2 * GIB, "memory.max of cg/app.slice/run.scope")
 
 
-def test_version_1_leaves_what_the_limit_is_above_what_is_used(host: Host):
+def test_version_1_leaves_the_limit_less_the_usage(host: Host):
     host.describe(cgroup="4:memory:/docker/a\n1:cpu,cpuacct:/b\n", mountinfo=V1_MOUNTS)
     host.write(
         "cg/memory/docker/a",
@@ -92,15 +92,15 @@ def test_the_tightest_level_counts(host: Host, level: str):
     assert host.free() == (2 * GIB, f"memory.max of cg{level}")
 
 
-def test_the_least_room_counts_and_not_the_least_limit(host: Host):
-    """A slice may have the higher limit and be full of what others use."""
+def test_the_least_free_memory_counts_rather_than_the_lowest_limit(host: Host):
+    """A slice can have a higher limit and be filled by other processes."""
     host.describe(cgroup="0::/slice/one\n", mountinfo=V2_MOUNT)
     host.write("cg/slice/one", memory_max=4 * GIB, memory_current=GIB)
     host.write("cg/slice", memory_max=10 * GIB, memory_current=9 * GIB)
     assert host.free() == (GIB, "memory.max of cg/slice")
 
 
-def test_what_slows_the_process_down_is_a_limit(host: Host):
+def test_memory_high_is_a_limit(host: Host):
     host.describe(cgroup="0::/a\n", mountinfo=V2_MOUNT)
     host.write("cg/a", memory_max=4 * GIB, memory_high=3 * GIB, memory_current=GIB)
     assert host.free() == (2 * GIB, "memory.high of cg/a")
@@ -117,22 +117,22 @@ def test_what_slows_the_process_down_is_a_limit(host: Host):
         ("/docker/abc", "/elsewhere"),
     ],
     ids=[
-        "host's names for both",
-        "a namespace of its own",
-        "mounted from outside",
+        "host paths for both",
+        "its own namespace",
+        "mounted by the host",
         "mounted above the namespace",
         "moved out of the namespace",
-        "names that do not fit",
+        "unrelated paths",
     ],
 )
-def test_in_a_container_what_is_mounted_is_its_own(host: Host, mount_root: str, cgroup: str):
+def test_in_a_container_the_mount_is_its_own_cgroup(host: Host, mount_root: str, cgroup: str):
     mount = V2_MOUNT.replace(" / ", f" {mount_root} ")
     host.describe(cgroup=f"0::{cgroup}\n", mountinfo=mount)
     host.write("cg", memory_max=GIB, memory_current=GIB // 4)
     assert host.free() == (GIB * 3 // 4, "memory.max of cg")
 
 
-def test_a_cgroup_whose_folder_is_not_mounted_is_passed_over(host: Host):
+def test_a_cgroup_outside_the_mount_is_skipped(host: Host):
     host.describe(cgroup="4:memory:/docker/abc\n", mountinfo=V1_MOUNTS)
     host.write("cg/memory", memory_limit_in_bytes=GIB, memory_usage_in_bytes=0)
     assert host.free() == (GIB, "memory.limit_in_bytes of cg/memory")
@@ -140,7 +140,7 @@ def test_a_cgroup_whose_folder_is_not_mounted_is_passed_over(host: Host):
 
 @pytest.mark.parametrize("version", ["cg/memory/a", "cg/unified/a"])
 def test_both_versions_at_once(host: Host, version: str):
-    """The one that does not have the memory controller has no files for it."""
+    """The version without the memory controller has no limit files."""
     host.describe(cgroup="4:memory:/a\n0::/a\n", mountinfo=HYBRID_MOUNTS)
     files = {"memory_limit_in_bytes": GIB} if "memory" in version else {"memory_max": GIB}
     host.write("cg/memory/a")
@@ -150,13 +150,13 @@ def test_both_versions_at_once(host: Host, version: str):
 
 
 @pytest.mark.parametrize("used", [4 * GIB, 5 * GIB])
-def test_a_full_cgroup_has_nothing_left(host: Host, used: int):
+def test_a_full_cgroup_has_no_free_memory(host: Host, used: int):
     host.describe(cgroup="0::/a\n", mountinfo=V2_MOUNT)
     host.write("cg/a", memory_max=4 * GIB, memory_current=used)
     assert host.free() == (0, "memory.max of cg/a")
 
 
-def test_cache_that_is_counted_elsewhere_adds_no_room(host: Host):
+def test_page_cache_counted_elsewhere_adds_no_free_memory(host: Host):
     host.describe(cgroup="0::/a\n", mountinfo=V2_MOUNT)
     host.write(
         "cg/a", memory_max=4 * GIB, memory_current=GIB, memory_stat=f"inactive_file {2 * GIB}"
@@ -164,14 +164,14 @@ def test_cache_that_is_counted_elsewhere_adds_no_room(host: Host):
     assert host.free() == (4 * GIB, "memory.max of cg/a")
 
 
-def test_the_machine_may_have_less_than_the_cgroup(host: Host):
+def test_the_machine_can_have_less_than_the_cgroup(host: Host):
     host.describe(cgroup="0::/a\n", mountinfo=V2_MOUNT)
     host.write("cg/a", memory_max=2 * MACHINE_BYTES, memory_current=0)
     assert host.free() == UNLIMITED
 
 
 @pytest.mark.parametrize("limit", ["max", "", "-1", "many"])
-def test_what_is_no_number_is_no_limit(host: Host, limit: str):
+def test_a_limit_without_a_number_is_ignored(host: Host, limit: str):
     host.describe(cgroup="0::/a\n", mountinfo=V2_MOUNT)
     host.write("cg/a", memory_max=limit, memory_current=GIB)
     assert host.free() == UNLIMITED
@@ -186,14 +186,14 @@ def test_what_is_no_number_is_no_limit(host: Host, limit: str):
         ("1:cpu:/a\n", V1_MOUNTS),
     ],
 )
-def test_what_cannot_be_made_out_is_no_limit(host: Host, cgroup: str, mountinfo: str):
+def test_unreadable_descriptions_are_ignored(host: Host, cgroup: str, mountinfo: str):
     host.describe(cgroup=cgroup, mountinfo=mountinfo)
     host.write("cg/a", memory_max=1, memory_current=0)
     assert host.free() == UNLIMITED
 
 
-def test_a_system_without_proc_has_its_machine(tmp_path: Path):
-    found = free_memory(tmp_path / "none", machine_bytes=lambda: GIB)
+def test_without_proc_only_the_machine_counts(tmp_path: Path):
+    found = measure_free_memory(tmp_path / "none", machine_bytes=lambda: GIB)
     assert found == FreeMemory(GIB, "the machine's memory")
 
 
@@ -207,29 +207,5 @@ def test_the_address_space_is_a_limit(host: Host):
     assert host.free() == UNLIMITED
 
 
-def test_this_process_has_memory_left():
-    assert free_memory().num_bytes > 0
-
-
-def test_memory_is_looked_at_once_in_a_while():
-    sizes = iter([11, 10, 9, 11])
-    has_spare = SpareMemory(
-        lambda: FreeMemory(next(sizes), "a box"), reserve_bytes=10, num_calls_per_look=3
-    )
-    assert [has_spare() for _ in range(12)] == [True] * 3 + [False] * 6 + [True] * 3
-    with pytest.raises(StopIteration):
-        has_spare()
-
-
-@pytest.mark.parametrize("was_there", [True, False])
-def test_memory_that_cannot_be_looked_at_is_as_it_was(was_there: bool):
-    """A step must not fail for it when a server has run out of file descriptors."""
-    looks = iter([was_there])
-
-    def measure() -> FreeMemory:
-        for is_there in looks:
-            return FreeMemory(int(is_there), "a box")
-        raise OSError(24, "Too many open files")
-
-    has_spare = SpareMemory(measure, reserve_bytes=0, num_calls_per_look=1)
-    assert [has_spare() for _ in range(3)] == [was_there] * 3
+def test_this_process_has_free_memory():
+    assert measure_free_memory().num_bytes > 0
