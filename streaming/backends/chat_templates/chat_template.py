@@ -1,8 +1,8 @@
-"""Conversations as a model's own chat template writes them, tools and their calls included.
+"""Renders conversations with a model's own chat template, including tools and their calls.
 
-A template that writes no calls, or in a way that is not known here, is given none: tools are
-described in the system turn, calls and results are written into the turns' text, in the syntax that
-`ChatFormat` has for such models.
+A template that does not render calls, or renders them in an unknown syntax, gets none. Tools are
+then described in the system turn, and calls and results become text of the turns, in the default
+syntax of `ChatFormat`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 from jinja2 import TemplateError
 
 from streaming.backends.chat_templates.chat_turns import (
-    Hide,
+    Escape,
     Turn,
     describe_function,
-    hide_message,
-    load_hidden,
+    describe_tools,
+    escape_message,
+    load_escaped,
     plain_turns,
     with_instructions,
     with_single_calls,
     with_tool_names,
 )
-from streaming.backends.chat_templates.template_abilities import (
-    Abilities,
-    find_abilities,
-    find_reasoning,
+from streaming.backends.chat_templates.template_capabilities import (
+    TemplateCapabilities,
+    detect_capabilities,
+    detect_reasoning,
 )
-from streaming.backends.chat_templates.tool_description import describe_tools
 from streaming.chat.format import TOLD, ChatFormat, may_call_tools
 from streaming.chat.messages import ChatMessage, Tool, ToolCall
 from streaming.chat.output_parser import OutputFormat
@@ -40,26 +40,29 @@ from streaming.errors import InvalidRequest
 from streaming.request import ChatPrompt
 
 _TOOL_TEMPLATE = "tool_use"
-"""The name of the template for tools, where a tokenizer has several."""
+"""Name of the template for tools, in tokenizers with several templates."""
 _SHORT_ID = re.compile(r"[a-zA-Z0-9]{9}")
-"""Ids of calls as Mistral's templates want them."""
+"""The only call ids that Mistral's templates accept."""
 
 
-class TemplateRefusal(Exception):
-    """The template did not write a conversation; the text says why."""
+class ChatTemplateError(Exception):
+    """The template did not render a conversation; the text is the reason."""
 
 
 def has_chat_template(tokenizer: Any) -> bool:
-    """Whether a transformers tokenizer can write a conversation without being told how."""
+    """Return whether a transformers tokenizer has a default chat template."""
     template = getattr(tokenizer, "chat_template", None)
     return "default" in template if isinstance(template, dict) else bool(template)
 
 
 class ChatTemplate:
-    """One tokenizer's template. Thread-safe.
+    """The chat template of one tokenizer. Thread-safe.
 
     Args:
-        tokenizer: a transformers tokenizer, with a template or without.
+        tokenizer: a transformers tokenizer, with or without a template.
+
+    Attributes:
+        format: how the model writes tool calls and reasoning.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -68,59 +71,62 @@ class ChatTemplate:
         template = getattr(tokenizer, "chat_template", None) or ""
         texts = list(template.values()) if isinstance(template, dict) else [template]
         has_template = has_chat_template(tokenizer)
-        self._abilities = find_abilities(self._try) if has_template else Abilities()
-        self.format = ChatFormat(self._abilities.syntax or TOLD, find_reasoning(texts))
+        self._capabilities = (
+            detect_capabilities(self._render_probe) if has_template else TemplateCapabilities()
+        )
+        self.format = ChatFormat(self._capabilities.syntax or TOLD, detect_reasoning(texts))
 
     def render(
-        self, prompt: ChatPrompt, *, hide: Hide = lambda text: text
+        self, prompt: ChatPrompt, *, escape: Escape = lambda text: text
     ) -> tuple[str, OutputFormat]:
-        """Return the text of a conversation, and how the answer to it is written.
+        """Return the text of a conversation, and the format of the answer to it.
 
         Args:
-            hide: applied to all that the caller wrote.
+            prompt: the conversation, its tools and the template's variables.
+            escape: applied to all texts of the caller.
 
         Raises:
-            InvalidRequest: there is no template, or it cannot write what it was given.
+            InvalidRequest: there is no template, or it does not render the prompt.
         """
         if not has_chat_template(self._hf):
             raise InvalidRequest(param="messages", reason="this model has no chat template")
         tools = prompt.tools if may_call_tools(prompt) else ()
-        variables = self._read_variables(prompt.template_kwargs, hide)
+        variables = self._read_variables(prompt.template_kwargs, escape)
         try:
-            text = self._render(prompt, tools, variables, hide)
-        except TemplateRefusal as refusal:
+            text = self._render(prompt, tools, variables, escape)
+        except ChatTemplateError as error:
             param = "messages"
-            if variables and self._can_render(prompt, tools, {}, hide):
+            if variables and self._can_render(prompt, tools, {}, escape):
                 param = "chat_template_kwargs"
-            elif tools and self._can_render(prompt, (), variables, hide):
+            elif tools and self._can_render(prompt, (), variables, escape):
                 param = "tools"
-            raise InvalidRequest(param=param, reason=str(refusal)) from refusal
+            raise InvalidRequest(param=param, reason=str(error)) from error
         return text, self.format.of_answer(prompt, text=text)
 
     def _can_render(
-        self, prompt: ChatPrompt, tools: Sequence[Tool], variables: Turn, hide: Hide
+        self, prompt: ChatPrompt, tools: Sequence[Tool], variables: Turn, escape: Escape
     ) -> bool:
         try:
-            self._render(prompt, tools, variables, hide)
-        except TemplateRefusal:
+            self._render(prompt, tools, variables, escape)
+        except ChatTemplateError:
             return False
         return True
 
     def _render(
-        self, prompt: ChatPrompt, tools: Sequence[Tool], variables: Turn, hide: Hide
+        self, prompt: ChatPrompt, tools: Sequence[Tool], variables: Turn, escape: Escape
     ) -> str:
-        abilities = self._abilities
-        messages = [hide_message(message, hide) for message in with_tool_names(prompt.messages)]
-        functions = [describe_function(tool, hide) for tool in tools]
-        if abilities.syntax is None:
+        capabilities = self._capabilities
+        messages = [escape_message(message, escape) for message in with_tool_names(prompt.messages)]
+        functions = [describe_function(tool, escape) for tool in tools]
+        if capabilities.syntax is None:
             turns = plain_turns(messages, self.format.tools)
         else:
-            if not abilities.syntax.allows_several:
+            if not capabilities.syntax.allows_several:
                 messages = with_single_calls(messages)
-            turns = [self._turn(message) for message in messages]
-        if functions and not abilities.writes_tools:
+            turns = [self._make_turn(message) for message in messages]
+        if functions and not capabilities.writes_tools:
             text = describe_tools(functions, self.format.tools)
-            turns = with_instructions(turns, text, has_system=abilities.writes_system)
+            turns = with_instructions(turns, text, has_system=capabilities.writes_system)
             functions = []
         return self._apply(
             turns,
@@ -130,20 +136,20 @@ class ChatTemplate:
             variables=variables,
         )
 
-    def _turn(self, message: ChatMessage) -> Turn:
+    def _make_turn(self, message: ChatMessage) -> Turn:
         turn: Turn = {"role": message.role, "content": message.content}
         if message.reasoning is not None:
             turn["reasoning_content"] = message.reasoning
         if message.tool_calls:
-            turn["tool_calls"] = [self._call(call) for call in message.tool_calls]
+            turn["tool_calls"] = [self._make_call(call) for call in message.tool_calls]
         if message.tool_call_id is not None:
             turn["tool_call_id"] = self._call_id(message.tool_call_id)
         if message.name is not None:
             turn["name"] = message.name
         return turn
 
-    def _call(self, call: ToolCall) -> Turn:
-        arguments = call.arguments if self._abilities.takes_text else json.loads(call.arguments)
+    def _make_call(self, call: ToolCall) -> Turn:
+        arguments = call.arguments if self._capabilities.takes_text else json.loads(call.arguments)
         return {
             "id": self._call_id(call.call_id),
             "type": "function",
@@ -151,7 +157,7 @@ class ChatTemplate:
         }
 
     def _call_id(self, call_id: str) -> str:
-        if self._abilities.takes_any_id or _SHORT_ID.fullmatch(call_id):
+        if self._capabilities.takes_any_id or _SHORT_ID.fullmatch(call_id):
             return call_id
         return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
@@ -179,39 +185,39 @@ class ChatTemplate:
                 **(variables or {}),
             )
         except TemplateError as error:
-            # What a template raises by itself is written for the caller: "roles must alternate".
+            # A message that the template raises is meant for the caller: "roles must alternate".
             message = error.message or type(error).__name__
-            raise TemplateRefusal(f"the model's chat template refuses them: {message}") from error
+            raise ChatTemplateError(f"refused by the model's chat template: {message}") from error
         except (
             *(TypeError, ValueError, LookupError, AttributeError),
             *(ArithmeticError, RecursionError),
         ) as error:
-            raise TemplateRefusal("the model's chat template cannot write them") from error
+            raise ChatTemplateError("the model's chat template failed to render them") from error
         return text
 
-    def _try(self, turns: list[Turn], tools: list[Turn]) -> str:
+    def _render_probe(self, turns: list[Turn], tools: list[Turn]) -> str:
         try:
             return self._apply(turns, tools=tools)
-        except TemplateRefusal:
+        except ChatTemplateError:
             return ""
 
-    def _read_variables(self, template_kwargs: str, hide: Hide) -> Turn:
+    def _read_variables(self, template_kwargs: str, escape: Escape) -> Turn:
         if not template_kwargs:
             return {}
         param = "chat_template_kwargs"
         try:
-            variables: Turn = load_hidden(template_kwargs, hide)
+            variables: Turn = load_escaped(template_kwargs, escape)
         except ValueError as error:
-            raise InvalidRequest(param=param, reason=f"cannot be read as JSON: {error}") from error
+            raise InvalidRequest(param=param, reason=f"not valid JSON: {error}") from error
         if not isinstance(variables, dict):
-            raise InvalidRequest(param=param, reason="must be an object")
+            raise InvalidRequest(param=param, reason="must be a JSON object")
         if reserved := sorted(self._reserved & variables.keys()):
-            raise InvalidRequest(param=param, reason=f"{reserved[0]!r} is not theirs to set")
+            raise InvalidRequest(param=param, reason=f"{reserved[0]!r} is reserved")
         return variables
 
 
 def _reserved_names(tokenizer: Any) -> frozenset[str]:
-    """Return what is not a template's variable, or not the caller's."""
+    """Return the names of template variables that a caller must not set."""
     names = {"self", "messages", *getattr(tokenizer, "special_tokens_map", {})}
     if apply := getattr(tokenizer, "apply_chat_template", None):
         names |= set(inspect.signature(apply).parameters)

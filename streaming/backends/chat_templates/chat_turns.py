@@ -1,4 +1,7 @@
-"""The turns of a conversation, as a chat template takes them."""
+"""Converts a conversation to the turns that a chat template takes.
+
+For a model whose template does not render tools, it also writes tools, calls and results as text.
+"""
 
 from __future__ import annotations
 
@@ -7,97 +10,100 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from streaming.backends.chat_templates.tool_description import write_calls, write_result
 from streaming.chat.messages import ChatMessage, Tool, ToolCall
 from streaming.chat.output_parser import ToolSyntax
 from streaming.errors import InvalidRequest
 
-Hide = Callable[[str], str]
-"""Replaces what the caller wrote like a special token by a mark of letters and digits."""
+Escape = Callable[[str], str]
+"""Replaces special tokens in a caller's text by placeholders of letters and digits."""
 Turn = dict[str, Any]
 
 _NO_PARAMETERS: Turn = {"type": "object", "properties": {}}
 
 
-def hide_message(message: ChatMessage, hide: Hide) -> ChatMessage:
-    """Return a turn with all that the caller wrote hidden.
+def escape_message(message: ChatMessage, escape: Escape) -> ChatMessage:
+    """Return a turn with all its texts escaped.
 
     Raises:
-        InvalidRequest: a call's arguments are no JSON object.
+        InvalidRequest: a call's arguments are not a JSON object.
     """
     return ChatMessage(
-        role=hide(message.role),
-        content=hide(message.content),
+        role=escape(message.role),
+        content=escape(message.content),
         tool_calls=tuple(
-            ToolCall(hide(call.call_id), hide(call.name), _hide_arguments(call.arguments, hide))
+            ToolCall(
+                escape(call.call_id), escape(call.name), _escape_arguments(call.arguments, escape)
+            )
             for call in message.tool_calls
         ),
-        tool_call_id=None if message.tool_call_id is None else hide(message.tool_call_id),
-        name=None if message.name is None else hide(message.name),
-        reasoning=None if message.reasoning is None else hide(message.reasoning),
+        tool_call_id=None if message.tool_call_id is None else escape(message.tool_call_id),
+        name=None if message.name is None else escape(message.name),
+        reasoning=None if message.reasoning is None else escape(message.reasoning),
     )
 
 
-def _hide_arguments(text: str, hide: Hide) -> str:
+def _escape_arguments(text: str, escape: Escape) -> str:
     try:
-        value = load_hidden(text or "{}", hide)
+        value = load_escaped(text or "{}", escape)
     except ValueError as error:
         raise InvalidRequest(
             param="messages",
-            reason=f"the arguments of a tool call cannot be read as JSON: {error}",
+            reason=f"the arguments of a tool call are not valid JSON: {error}",
         ) from error
     if not isinstance(value, dict):
         raise InvalidRequest(
-            param="messages", reason="the arguments of a tool call must be an object"
+            param="messages", reason="the arguments of a tool call must be a JSON object"
         )
     return json.dumps(value, ensure_ascii=False)
 
 
-def load_hidden(text: str, hide: Hide) -> Any:
-    """Return a JSON value with all its texts hidden, those that it writes with escapes, too.
+def load_escaped(text: str, escape: Escape) -> Any:
+    """Parse JSON and return the value with all its strings escaped.
+
+    This covers special tokens that the JSON writes with Unicode escapes, too.
 
     Raises:
-        ValueError: it is no JSON, or too many values lie in each other.
+        ValueError: the text is not JSON or is nested too deeply.
     """
     try:
-        return _hide_value(json.loads(text), hide)
+        return _escape_value(json.loads(text), escape)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _hide_value(value: Any, hide: Hide) -> Any:
+def _escape_value(value: Any, escape: Escape) -> Any:
     match value:
         case str():
-            return hide(value)
+            return escape(value)
         case list():
-            return [_hide_value(item, hide) for item in value]
+            return [_escape_value(item, escape) for item in value]
         case dict():
-            return {hide(name): _hide_value(item, hide) for name, item in value.items()}
+            return {escape(name): _escape_value(item, escape) for name, item in value.items()}
         case _:
             return value
 
 
-def describe_function(tool: Tool, hide: Hide) -> Turn:
-    """Return a tool as templates take it.
+def describe_function(tool: Tool, escape: Escape) -> Turn:
+    """Return a tool as the function object that templates take, with all its texts escaped.
 
     Raises:
-        InvalidRequest: its parameters are no JSON.
+        InvalidRequest: its parameters are not JSON.
     """
     try:
-        parameters = load_hidden(tool.parameters, hide) if tool.parameters else _NO_PARAMETERS
+        parameters = load_escaped(tool.parameters, escape) if tool.parameters else _NO_PARAMETERS
     except ValueError as error:
         raise InvalidRequest(
-            param="tools", reason=f"the parameters of {tool.name!r} cannot be read as JSON: {error}"
+            param="tools", reason=f"the parameters of {tool.name!r} are not valid JSON: {error}"
         ) from error
     return {
-        "name": hide(tool.name),
-        "description": hide(tool.description),
+        "name": escape(tool.name),
+        "description": escape(tool.description),
         "parameters": parameters,
     }
 
 
 def with_tool_names(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
-    """Return the turns with the name of the tool in each result, where its call is known."""
+    """Return the turns with the tool's name in each result whose call is in the conversation."""
     names: dict[str, str] = {}
     named = []
     for message in messages:
@@ -109,7 +115,7 @@ def with_tool_names(messages: Iterable[ChatMessage]) -> list[ChatMessage]:
 
 
 def with_single_calls(messages: list[ChatMessage]) -> list[ChatMessage]:
-    """Return the turns with one call in each, followed by its result."""
+    """Return the turns with each call in a turn of its own, followed by its result."""
     single: list[ChatMessage] = []
     rest = list(messages)
     while rest:
@@ -131,7 +137,7 @@ def with_single_calls(messages: list[ChatMessage]) -> list[ChatMessage]:
 
 
 def plain_turns(messages: Iterable[ChatMessage], syntax: ToolSyntax) -> list[Turn]:
-    """Return the turns with calls as text, and results as what the user says."""
+    """Return the turns with calls as text and results in user turns."""
     turns: list[Turn] = []
     was_result = False
     for message in messages:
@@ -143,7 +149,7 @@ def plain_turns(messages: Iterable[ChatMessage], syntax: ToolSyntax) -> list[Tur
             calls = write_calls(message.tool_calls, syntax)
             content = f"{content}\n{calls}" if content else calls
         if role == "user" and turns and turns[-1]["role"] == "user" and (is_result or was_result):
-            # Many templates want the user and the assistant to take turns.
+            # Many templates require user and assistant turns to alternate.
             turns[-1]["content"] += f"\n{content}"
         else:
             turn: Turn = {"role": role, "content": content}
@@ -155,10 +161,13 @@ def plain_turns(messages: Iterable[ChatMessage], syntax: ToolSyntax) -> list[Tur
 
 
 def with_instructions(turns: list[Turn], text: str, *, has_system: bool) -> list[Turn]:
-    """Return the turns with instructions for the model.
+    """Return the turns with instructions added to the first one.
 
     Args:
-        has_system: the template writes system turns; otherwise, the user's first turn has them.
+        turns: the conversation, at least one turn.
+        text: the instructions.
+        has_system: whether the template renders system turns. If not, the instructions go into the
+            user's first turn.
     """
     first, *rest = turns
     if first["role"] == "system":
@@ -166,3 +175,37 @@ def with_instructions(turns: list[Turn], text: str, *, has_system: bool) -> list
     if has_system or first["role"] != "user":
         return [{"role": "system", "content": text}, *turns]
     return [{**first, "content": f"{text}\n\n{first['content']}"}, *rest]
+
+
+def describe_tools(functions: Iterable[Turn], syntax: ToolSyntax) -> str:
+    """Return instructions that teach a model to call tools, for its system turn.
+
+    Args:
+        functions: name, description and parameters of each tool.
+        syntax: how the model must write its calls.
+    """
+    lines = "\n".join(json.dumps(function, ensure_ascii=False) for function in functions)
+    example = write_calls([ToolCall("", "NAME", '{"ARGUMENT": VALUE}')], syntax)
+    return (
+        "You are a function calling assistant. The functions are inside <tools></tools>, one on "
+        f"each line:\n<tools>\n{lines}\n</tools>\n\n"
+        f"Where a function can help, call it in this form and add nothing:\n{example}\n"
+        "You are then given its result. Where no function can help, answer in words."
+    )
+
+
+def write_calls(calls: Iterable[ToolCall], syntax: ToolSyntax) -> str:
+    """Return calls as text, in the syntax in which the model writes them."""
+    written = (
+        f"{syntax.call_begin}{call.name}{syntax.call_middle}{call.arguments}{syntax.call_end}"
+        for call in calls
+    )
+    return f"{syntax.section_begin}{syntax.separator.join(written)}{syntax.section_end}"
+
+
+def write_result(content: str, *, name: str | None) -> str:
+    """Return a tool's result as text for a user turn.
+
+    It is a sentence without tags: small models answer tags with tags.
+    """
+    return f"Result of {name or 'the function'}:\n{content}"

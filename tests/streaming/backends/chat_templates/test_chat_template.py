@@ -1,4 +1,4 @@
-"""What templates can write is found out, and conversations with tools are written their way."""
+"""Conversations with tools are rendered as each model's own template writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from streaming.chat.format import (
     LLAMA,
     MISTRAL_ARGS,
     MISTRAL_LIST,
-    MISTRAL_TIGHT_LIST,
     THINK,
     TOLD,
     ChatFormat,
@@ -169,27 +168,22 @@ def refused(template: ChatTemplate, prompt: ChatPrompt) -> str:
     return str(caught.value)
 
 
-# What is found out.
+# The detected format; test_template_capabilities has the details.
 
 
 @pytest.mark.parametrize(("name", "expected"), DETECTED)
-def test_the_format_is_the_templates_own(name: str, expected: ChatFormat):
+def test_the_format_is_detected(name: str, expected: ChatFormat):
     assert template_of(name).format == expected
-
-
-def test_a_template_may_write_the_section_without_a_blank():
-    template = template_texts.MISTRAL_3.replace("[TOOL_CALLS] [", "[TOOL_CALLS][")
-    assert ChatTemplate(tokenizer_of(template)).format == ChatFormat(MISTRAL_TIGHT_LIST)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         ("<tool_response>\n{{ message.content }}\n</tool_response>", ""),  # no results
-        ('"arguments": ', '"args": '),  # in its own way
+        ('"arguments": ', '"args": '),  # an unknown syntax
     ],
 )
-def test_a_syntax_that_is_not_known_is_not_used(change: tuple[str, str]):
+def test_an_unknown_syntax_is_not_used(change: tuple[str, str]):
     template = template_texts.HERMES.replace(*change)
     assert template != template_texts.HERMES
     prompt = written(ChatTemplate(tokenizer_of(template)), SYSTEM, *ROUND_TRIP, tools=(WEATHER,))
@@ -197,7 +191,7 @@ def test_a_syntax_that_is_not_known_is_not_used(change: tuple[str, str]):
     assert "Result of weather:\nsun\nResult of weather:\nfog" in prompt
 
 
-def test_a_model_without_a_template_has_none():
+def test_a_model_without_a_template_refuses_conversations():
     hf = tiny_models.hf_tokenizer(chat_template=None)
     assert not has_chat_template(hf)
     assert refused(ChatTemplate(hf), ChatPrompt((ASK,))) == (
@@ -213,7 +207,7 @@ def test_has_chat_template():
     assert has_chat_template(hf)
 
 
-# What is written.
+# Rendering.
 
 
 @pytest.mark.parametrize(("name", "expected"), WRITTEN)
@@ -223,7 +217,7 @@ def test_a_round_trip_through_tools(name: str, expected: str):
 
 
 @pytest.mark.parametrize("name", [name for name, _ in DETECTED])
-def test_without_tools_nothing_is_said_of_them(name: str):
+def test_tools_are_rendered_only_if_they_may_be_called(name: str):
     template = template_of(name)
     plain = written(template, ASK)
     assert "Tells." not in plain
@@ -232,12 +226,12 @@ def test_without_tools_nothing_is_said_of_them(name: str):
     assert written(template, ASK, tools=(WEATHER,), tool_choice=never) == plain
 
 
-def test_tools_have_a_system_turn_of_their_own_where_the_caller_has_none():
+def test_tools_get_a_system_turn_if_the_caller_has_none():
     prompt = written(template_of("PLAIN"), ASK, tools=(WEATHER,))
     assert prompt.startswith(f"<|im_start|>system\n{DESCRIPTION % HERMES_EXAMPLE}<|im_end|>\n")
 
 
-def test_results_and_what_the_user_says_next_are_one_turn():
+def test_results_and_the_next_user_message_share_a_turn():
     messages = (*ROUND_TRIP, ChatMessage("user", "And now?"), ChatMessage("user", "Well?"))
     assert written(template_of("PLAIN"), *messages).endswith(
         "<|im_start|>user\nResult of weather:\nsun\nResult of weather:\nfog\nAnd now?<|im_end|>\n"
@@ -245,12 +239,12 @@ def test_results_and_what_the_user_says_next_are_one_turn():
     )
 
 
-def test_a_result_without_its_call_is_one_of_some_function():
+def test_a_result_without_a_call_has_no_tool_name():
     prompt = written(template_of("PLAIN"), ASK, ChatMessage("tool", "3", tool_call_id="x"))
     assert "Rome? Oslo?\nResult of the function:\n3<|im_end|>" in prompt
 
 
-def test_calls_without_results_and_results_without_calls_are_kept_where_calls_are_single():
+def test_unmatched_calls_and_results_are_kept_if_calls_are_single():
     first, second = ROUND_TRIP[1].tool_calls
     messages = (
         ASK,
@@ -264,13 +258,13 @@ def test_calls_without_results_and_results_without_calls_are_kept_where_calls_ar
     assert order == sorted(order)
 
 
-def test_a_call_without_arguments_has_an_empty_object():
+def test_a_call_without_arguments_gets_an_empty_object():
     call = ToolCall("call_1", "weather", "")
     prompt = written(template_of("HERMES"), ASK, ChatMessage("assistant", "", (call,)))
     assert '{"name": "weather", "arguments": {}}' in prompt
 
 
-def test_ids_of_calls_stay_as_they_are_where_they_fit():
+def test_call_ids_that_the_template_accepts_are_kept():
     call = ToolCall("abcDEF123", "weather", "{}")
     messages = (
         ASK,
@@ -285,11 +279,11 @@ def test_a_tokenizer_may_have_a_template_for_tools():
     template = ChatTemplate(hf)
     assert written(template, ASK).startswith("<|im_start|>user\n")
     assert "<tools>" in written(template, ASK, tools=(WEATHER,))
-    # Calls of earlier turns are written by it, too, when no more tools are offered.
+    # It also renders the calls of earlier turns when no tools are offered.
     assert "<tool_response>" in written(template, *ROUND_TRIP)
 
 
-# Where the text ends.
+# The end of the text.
 
 
 def test_without_a_generation_prompt_the_text_ends_with_the_last_turn():
@@ -318,13 +312,13 @@ def test_the_final_message_may_be_continued():
         ("PLAIN", {"tools": (WEATHER,)}, OutputFormat(TOLD)),
     ],
 )
-def test_the_answers_format_goes_by_what_was_written(
+def test_the_answers_format_depends_on_the_rendered_text(
     name: str, options: dict[str, Any], expected: OutputFormat
 ):
     assert template_of(name).render(ChatPrompt((ASK,), **options))[1] == expected
 
 
-# What the caller may not write.
+# Special tokens in the caller's texts.
 
 CALL = ToolCall("call_<|im_end|>", "f<|im_end|>", json.dumps({"<|im_end|>": ["<|im_end|>"]}))
 ESCAPED_CALL = ToolCall("call_1", "f", r'{"a": "\u003c|im_end|\u003e"}')
@@ -350,7 +344,7 @@ ESCAPED_CALL = ToolCall("call_1", "f", r'{"a": "\u003c|im_end|\u003e"}')
     ids=range(7),
 )
 @pytest.mark.parametrize("name", ["PLAIN", "QWEN_3"])
-def test_special_tokens_of_the_caller_are_text(name: str, prompt: ChatPrompt):
+def test_special_tokens_of_the_caller_are_encoded_as_text(name: str, prompt: ChatPrompt):
     template = getattr(template_texts, name) + "{{ mood }}"
     hf = tokenizer_of(template)
     end_id = hf.convert_tokens_to_ids("<|im_end|>")
@@ -359,7 +353,7 @@ def test_special_tokens_of_the_caller_are_text(name: str, prompt: ChatPrompt):
     assert token_ids.count(end_id) == num_turns
 
 
-# What is refused.
+# Refusals.
 
 
 @pytest.mark.parametrize(
@@ -367,21 +361,21 @@ def test_special_tokens_of_the_caller_are_text(name: str, prompt: ChatPrompt):
     [
         (
             {"template_kwargs": "{"},
-            "chat_template_kwargs: cannot be read as JSON: Expecting property name enclosed in "
+            "chat_template_kwargs: not valid JSON: Expecting property name enclosed in "
             "double quotes: line 1 column 2 (char 1)",
         ),
         *(
             (
                 {"template_kwargs": "[" * depth + "]" * depth},
-                "chat_template_kwargs: cannot be read as JSON: it is nested too deeply",
+                "chat_template_kwargs: not valid JSON: it is nested too deeply",
             )
             for depth in (700, 100_000)
         ),
-        ({"template_kwargs": "[1]"}, "chat_template_kwargs: must be an object"),
+        ({"template_kwargs": "[1]"}, "chat_template_kwargs: must be a JSON object"),
         *(
             (
                 {"template_kwargs": json.dumps({name: 1})},
-                f"chat_template_kwargs: {name!r} is not theirs to set",
+                f"chat_template_kwargs: {name!r} is reserved",
             )
             for name in (
                 *("messages", "conversation", "tools", "self", "tokenize", "eos_token"),
@@ -390,16 +384,16 @@ def test_special_tokens_of_the_caller_are_text(name: str, prompt: ChatPrompt):
         ),
         (
             {"template_kwargs": '{"mood": 1}'},
-            "chat_template_kwargs: the model's chat template cannot write them",
+            "chat_template_kwargs: the model's chat template failed to render them",
         ),
         (
             {"tools": (Tool("f", "", "[" * 700 + "]" * 700),)},
-            "tools: the parameters of 'f' cannot be read as JSON: it is nested too deeply",
+            "tools: the parameters of 'f' are not valid JSON: it is nested too deeply",
         ),
-        ({"tools": (WEATHER,)}, "tools: the model's chat template refuses them: no tools, please"),
+        ({"tools": (WEATHER,)}, "tools: refused by the model's chat template: no tools, please"),
     ],
 )
-def test_what_cannot_be_written_is_refused_by_name(options: dict[str, Any], expected: str):
+def test_a_refusal_names_the_parameter(options: dict[str, Any], expected: str):
     template = template_texts.HERMES + (
         "{{ 'x' + mood if mood else '' }}"
         "{% if tools and messages | length == 1 and messages[0].content != 'PROBE_U' %}"
@@ -414,24 +408,23 @@ def test_what_cannot_be_written_is_refused_by_name(options: dict[str, Any], expe
     [
         (
             "x",
-            "messages: the arguments of a tool call cannot be read as JSON: "
+            "messages: the arguments of a tool call are not valid JSON: "
             "Expecting value: line 1 column 1 (char 0)",
         ),
         (
             "[" * 700 + "]" * 700,
-            "messages: the arguments of a tool call cannot be read as JSON: "
-            "it is nested too deeply",
+            "messages: the arguments of a tool call are not valid JSON: it is nested too deeply",
         ),
-        ("[1]", "messages: the arguments of a tool call must be an object"),
+        ("[1]", "messages: the arguments of a tool call must be a JSON object"),
     ],
 )
-def test_arguments_of_earlier_calls_are_objects(arguments: str, expected: str):
+def test_arguments_of_earlier_calls_must_be_objects(arguments: str, expected: str):
     message = ChatMessage("assistant", "", (ToolCall("call_1", "f", arguments),))
     assert refused(template_of("HERMES"), ChatPrompt((ASK, message))) == expected
 
 
-def test_a_template_that_refuses_the_turns_names_its_reason():
+def test_an_error_raised_by_the_template_is_the_reason():
     prompt = ChatPrompt((ASK, ASK), tools=(WEATHER,))
     assert refused(template_of("NO_SYSTEM"), prompt) == (
-        "messages: the model's chat template refuses them: the turns must alternate"
+        "messages: refused by the model's chat template: the turns must alternate"
     )

@@ -1,7 +1,7 @@
-"""What a chat template can write, found out by letting it write.
+"""Detects what a chat template can render, by rendering probe conversations.
 
-Only what comes out counts: a template may know of calls and write them in a way that is not known
-here, or take tools and leave them out.
+Only the rendered text counts. A template may read tool calls and render them in an unknown syntax,
+or accept tools and leave them out.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from streaming.chat.format import REASONING_SYNTAXES, TOOL_SYNTAXES
 from streaming.chat.output_parser import ReasoningSyntax, ToolSyntax
 
 Turn = dict[str, Any]
-Write = Callable[[list[Turn], list[Turn]], str]
-"""Returns what the template makes of turns and tools; nothing where it refuses them."""
+Render = Callable[[list[Turn], list[Turn]], str]
+"""Renders turns and tools with the template; returns an empty text if the template refuses them."""
 
 _CALL_ID = re.compile(r"\[CALL_ID\]\w+")
-"""Version 11 of Mistral's tokenizers; nothing is lost where a call goes without."""
-_NEEDED_IDS = ("c1", "call_0123456789")
-"""Of calls: a short one and a long one."""
+"""The id in a call of Mistral's version 11. It is optional, so the known syntax leaves it out."""
+_PROBE_IDS = ("c1", "call_0123456789")
+"""A short and a long call id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
-    """What a template can write.
+class TemplateCapabilities:
+    """What a template can render.
 
     Attributes:
-        syntax: of the calls that it writes; None where it writes none, or their results, or in a
-            syntax that is not known.
-        takes_text: it wants a call's arguments as text, not as an object.
-        takes_any_id: as the id of a call; otherwise, only 9 letters and digits.
-        writes_tools: what the tools are.
-        writes_system: turns of the role system.
+        syntax: the syntax of its tool calls; None if it does not render calls and their results, or
+            uses an unknown syntax.
+        takes_text: whether it needs a call's arguments as JSON text instead of an object.
+        takes_any_id: whether it accepts any call id, or only 9 letters and digits.
+        writes_tools: whether it renders the tools.
+        writes_system: whether it renders system turns.
     """
 
     syntax: ToolSyntax | None = None
@@ -45,31 +45,34 @@ class Abilities:
     writes_system: bool = False
 
 
-def find_abilities(write: Write) -> Abilities:
-    """Return what a template can write."""
-    writes_system = "PROBE_S" in write([_SYSTEM, _USER], [])
+def detect_capabilities(render: Render) -> TemplateCapabilities:
+    """Return what a template can render."""
+    writes_system = "PROBE_S" in render([_SYSTEM, _USER], [])
     for takes_text in (False, True):
         arguments: Any = '{"PROBE_K": "PROBE_V"}'
         if not takes_text:
             arguments = json.loads(arguments)
-        text = write(_call_turns(arguments, call_id="PROBEid12"), [_TOOL])
+        text = render(_call_turns(arguments, call_id="PROBEid12"), [_TOOL])
         if "PROBE_R" not in text or (syntax := _find_syntax(text)) is None:
             continue
-        return Abilities(
+        return TemplateCapabilities(
             syntax=syntax,
             takes_text=takes_text,
             takes_any_id=all(
-                write(_call_turns(arguments, call_id=call_id), [_TOOL]) for call_id in _NEEDED_IDS
+                render(_call_turns(arguments, call_id=call_id), [_TOOL]) for call_id in _PROBE_IDS
             ),
-            # Some write the tools into the last turn, if that is the user's.
-            writes_tools="PROBE_T" in text + write([_USER], [_TOOL]),
+            # Some templates render the tools only if the last turn is the user's.
+            writes_tools="PROBE_T" in text + render([_USER], [_TOOL]),
             writes_system=writes_system,
         )
-    return Abilities(writes_system=writes_system)
+    return TemplateCapabilities(writes_system=writes_system)
 
 
-def find_reasoning(templates: Sequence[str]) -> ReasoningSyntax | None:
-    """Return the syntax of reasoning whose end a template knows, to cut it off or to write it."""
+def detect_reasoning(templates: Sequence[str]) -> ReasoningSyntax | None:
+    """Return the first reasoning syntax whose end mark is in the source of one of the templates.
+
+    Templates contain it to strip reasoning from earlier turns, or to render it.
+    """
     text = "\n".join(templates)
     return next((syntax for syntax in REASONING_SYNTAXES if syntax.end in text), None)
 
@@ -91,6 +94,7 @@ _TOOL: Turn = {
 
 
 def _call_turns(arguments: Any, *, call_id: str) -> list[Turn]:
+    """Return a conversation of a question, a tool call and its result."""
     function = {"name": "PROBE_F", "arguments": arguments}
     calls = [{"id": call_id, "type": "function", "function": function}]
     result = {"role": "tool", "tool_call_id": call_id, "name": "PROBE_F", "content": "PROBE_R"}
@@ -98,7 +102,7 @@ def _call_turns(arguments: Any, *, call_id: str) -> list[Turn]:
 
 
 def _find_syntax(text: str) -> ToolSyntax | None:
-    """Return the syntax that the probe's call has been written in."""
+    """Return the syntax in which a rendered text has the probe's call, or None if unknown."""
     text = _CALL_ID.sub("", text)
     for syntax in TOOL_SYNTAXES:
         begin = f"{syntax.section_begin}{syntax.call_begin}PROBE_F{syntax.call_middle}"
