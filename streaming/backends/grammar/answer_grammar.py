@@ -1,8 +1,8 @@
-"""The grammar of a chat answer, in Lark as llguidance reads it.
+"""Writes the grammar of a chat answer, in llguidance's dialect of Lark.
 
-An answer is reasoning, where the model reasons, and then calls or text. It is read as an
-`OutputParser` reads it: where text and a mark could be taken for each other, the text gives way, so
-what the parser takes for a call is one. Marks that are tokens of their own are named by id.
+An answer is optional reasoning, followed by tool calls or text. The grammar follows the rules of
+`OutputParser`: text cannot contain a mark where the parser would read a call, so every call that
+the parser reads is valid. Marks that are single tokens are written as token ids.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from streaming.output_constraint import AnswerGrammar
 _ANY = r"/(.|\n)*/"
 _SOME = r"/(.|\n)+/"
 _BLANKS = r"/[\s\x1c-\x1f]*/"
-"""What `str.lstrip` takes away: \\s, and separators that Unicode does not count as blanks."""
+"""Whitespace as `str.lstrip` removes it: \\s and the separators U+001C to U+001F."""
 _GAP = r"/[ \t\r\n]{1,8}/"
-"""Between reasoning and an answer of a certain form."""
+"""Whitespace between reasoning and an answer with a grammar of its own."""
 _OPEN_ROOT = frozenset(
     {
         *("additionalProperties", "patternProperties", "unevaluatedProperties"),
         *("allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "dependentSchemas"),
     }
 )
-"""What may say something of properties that `properties` does not list."""
+"""Keywords of a schema that can allow properties beyond those in `properties`."""
 
 
-class UnfitParameters(ValueError):
-    """A tool's parameters are no schema of an object; the text says why."""
+class InvalidParameters(ValueError):
+    """A tool's parameters are not the schema of an object; the text is the reason."""
 
 
 def arguments_schema(tool: Tool) -> str:
-    """Return the JSON schema that a tool's arguments are held to: an object, in any case.
+    """Return the JSON schema for a tool's arguments, always the schema of an object.
 
-    Where the schema lists properties and says nothing of others, there are no others: a model that
-    may invent some does.
+    If the tool's schema lists properties and has no keyword that allows others, others are
+    forbidden: models invent properties if they can.
 
     Raises:
-        UnfitParameters: no object can be valid.
+        InvalidParameters: the tool's schema is invalid or not that of an object.
     """
     try:
         schema = json.loads(tool.parameters or '{"properties": {}}')
     except (ValueError, RecursionError) as error:
-        raise UnfitParameters("they are no JSON") from error
+        raise InvalidParameters("they are not valid JSON") from error
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise UnfitParameters("they must be a JSON schema")
+        raise InvalidParameters("they must be a JSON schema")
     types = schema.get("type", "object")
     if "object" not in (types if isinstance(types, list) else [types]):
-        raise UnfitParameters("they must be of the type object")
+        raise InvalidParameters("they must be of type object")
     schema["type"] = "object"
     if "properties" in schema and not _OPEN_ROOT & schema.keys():
         schema["additionalProperties"] = False
@@ -67,22 +67,22 @@ def write_answer_grammar(
     arguments: Iterable[str],
     text: str | None,
 ) -> str:
-    """Return the grammar.
+    """Return the grammar of an answer, in Lark.
 
     Args:
-        answer: what it is of.
-        token_ids: texts that are tokens of their own, and never pieces of text.
-        arguments: a Lark expression for each tool's arguments.
-        text: a Lark expression for an answer without calls; None is any text.
+        answer: the answer's format, its tools and its rules.
+        token_ids: ids of the marks that are single tokens. Plain text cannot contain them.
+        arguments: a Lark expression for the arguments of each tool, in the order of the tools.
+        text: a Lark expression for an answer without calls. None allows any text.
     """
-    writer = _Writer(token_ids)
+    writer = _GrammarWriter(token_ids)
     tools = answer.output_format.tools
     reasoning = answer.output_format.reasoning
     is_free = text is None and not answer.must_call
     if tools is not None:
         _write_calls(writer, tools, answer, list(arguments))
     if is_free:
-        assert tools is not None, "what is free needs no grammar"
+        assert tools is not None, "free text without tools needs no grammar"
         _write_free_text(writer, tools, reasoning)
         body = "free"
     else:
@@ -104,9 +104,9 @@ def write_answer_grammar(
 
 
 def _write_calls(
-    writer: _Writer, syntax: ToolSyntax, answer: AnswerGrammar, arguments: list[str]
+    writer: _GrammarWriter, syntax: ToolSyntax, answer: AnswerGrammar, arguments: list[str]
 ) -> None:
-    """Write `calls`, and `calls_after_trigger` for those whose trigger has been written."""
+    """Write the rules `calls`, and `calls_after_trigger` for calls whose trigger came before."""
     opening = syntax.section_begin + syntax.call_begin
     after_trigger = opening.removeprefix(syntax.trigger)
     ends = {
@@ -129,9 +129,9 @@ def _write_calls(
 
 
 def _write_free_text(
-    writer: _Writer, syntax: ToolSyntax, reasoning: ReasoningSyntax | None
+    writer: _GrammarWriter, syntax: ToolSyntax, reasoning: ReasoningSyntax | None
 ) -> None:
-    """Write `free`: text that calls may follow, or take the place of."""
+    """Write the rule `free`: text, calls, or text followed by calls."""
     trigger = _literal(syntax.trigger)
     exclusions = []
     if reasoning is not None:
@@ -148,7 +148,13 @@ def _write_free_text(
         writer.rule("free", "triggered calls_after_trigger | TEXT?")
 
 
-class _Writer:
+class _GrammarWriter:
+    """Collects the lines of a grammar.
+
+    Args:
+        token_ids: ids of the marks that are single tokens.
+    """
+
     def __init__(self, token_ids: Mapping[str, int]) -> None:
         self._token_ids = token_ids
         longest_first = sorted(token_ids, key=len, reverse=True)
@@ -166,7 +172,7 @@ class _Writer:
         self._lines.append(f"{name}: {body}")
 
     def until(self, name: str, terminal: str, end: str) -> None:
-        """Write a rule for a text, or none, up to the first `end`, which it takes with it."""
+        """Write a rule for an optional text up to and including the first `end`."""
         if self._tokens.search(end):
             self.rule(name, f"{terminal}? {self.sequence(end)}")
         else:
@@ -174,7 +180,7 @@ class _Writer:
             self.terminal(f"UNTIL_{terminal}", f"{terminal}? {_literal(end)}")
 
     def sequence(self, text: str) -> str:
-        """Return what a text is made of: tokens of their own, and text between them."""
+        """Return a Lark sequence for a text: marks as token ids, the rest as literals."""
         return " ".join(
             f"<[{self._token_ids[piece]}]>" if index % 2 else _literal(piece)
             for index, piece in enumerate(self._tokens.split(text))

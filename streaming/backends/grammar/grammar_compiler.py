@@ -1,8 +1,8 @@
-"""Grammars as masks over the tokens of one tokenizer, through llguidance.
+"""Compiles grammars to token masks for one tokenizer, with llguidance.
 
-Each request has its grammar compiled anew. llguidance's copies of a compiled grammar share one
-lexer, whose states have a limit: a cache would let the text of one request end those of others.
-The choices of one request share one.
+The grammar of each request is compiled anew. Copies of a compiled grammar share one lexer, and the
+number of its states is limited: with a cache, one request could use up the states and fail the
+others. Only the choices of one request share a lexer.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 _MAX_REASON_CHARS = 300
 _MAX_LEXER_STATES = 50_000
-"""1 to 2 kB each, of one request. Ordinary schemas make hundreds."""
+"""Limit for one request; a state takes 1 to 2 kB. Ordinary schemas need hundreds."""
 _JSON_OPTIONS: JsonCompileOptions = {
-    # A model that has nothing to say may write blanks for ever.
+    # Limited, because a model can get stuck in writing whitespace.
     "whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}",
-    # What follows is the default, said here so that no schema's "x-guidance" can loosen it.
+    # These are the defaults, set so that "x-guidance" in a schema cannot loosen them.
     "item_separator": ",",
     "key_separator": ":",
     "whitespace_flexible": True,
@@ -49,8 +49,8 @@ _JSON_OPTIONS: JsonCompileOptions = {
 }
 _ANY_OBJECT = '{"type": "object"}'
 _LARK_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-"""Where only one text can follow, llguidance would force the tokens that the tokenizer makes of it:
-for a text that is written like a special token, the special token itself."""
+"""Turns forced tokens off. Where only one text can follow, llguidance would force its tokens, and a
+text spelled like a special token would become that token."""
 _LARK_LITERAL_OR_COMMENT = re.compile(
     r'"(?:\\.|[^"\\])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\])+/', re.DOTALL
 )
@@ -58,19 +58,19 @@ _LARK_SPECIAL_TOKEN = re.compile(r"<[^>\s]*>?")
 _LISTING = re.compile(r"^ *(\d+ \|.*|\^+)$|<non-verbose/>", re.MULTILINE)
 _JSON_POSITION = "at 1(8): failed to compile JSON schema: "
 _COMPLETE = frozenset({"NoExtension", "NoExtensionBias", "EndOfSentence"})
-"""Of llguidance's reasons to stop, those that are no failure."""
+"""The stop reasons of llguidance that mean success."""
 
 
 class LlguidanceCompiler:
     """Compiles grammars for one tokenizer. Thread-safe.
 
-    Making one takes half a second and holds the interpreter lock, so it is made while the model is
-    loaded, not when a request first needs it. `compile` does not hold the lock.
+    The constructor takes half a second and holds the interpreter lock, so it is called while the
+    model is loaded. `compile` releases the lock.
 
     Args:
-        rust: a fast tokenizer's core.
+        rust: the Rust core of a fast tokenizer.
         eos_token_ids: tokens that end a text.
-        vocab_size: ids that the model knows are below it.
+        vocab_size: number of ids that the model supports; larger ids are never allowed.
 
     Raises:
         ValueError: llguidance cannot read the tokenizer.
@@ -94,35 +94,37 @@ class LlguidanceCompiler:
             for token_id, token in rust.get_added_tokens_decoder().items()
             if token_id < min(size, vocab_size) and self._tokenizer.is_special_token(token_id)
         }
-        # Without what the user wrote: errors of a running text go to the log.
+        # Errors of a running text are logged, so they must not quote the user.
         self._limits = LLParserLimits(max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False)
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
-        """Return `count` matchers, each at the beginning; run it on a worker thread.
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+        """Return `count` independent matchers, each at the start of a text.
+
+        Compiling can take a second: call it on a worker thread.
 
         Raises:
-            InvalidRequest: the grammar cannot be compiled, and why.
+            InvalidRequest: the constraint cannot be compiled. The message has the reason.
         """
-        match language:
+        match constraint:
             case Grammar():
-                compiled, text_bits = self._compile_text(language), self._text_bits
+                compiled, text_bits = self._compile_text(constraint), self._text_bits
             case AnswerGrammar():
-                marks = self._marks(language)
-                compiled = self._compile_answer(language, marks)
+                marks = self._marks(constraint)
+                compiled = self._compile_answer(constraint, marks)
                 text_bits = self._text_bits | self._pack(marks.values())
             case _:
-                assert_never(language)
+                assert_never(constraint)
         matchers: list[GrammarMatcher] = [
             LlguidanceMatcher(compiled.deep_copy(), text_bits, self._end_bits) for _ in range(count)
         ]
         if not any(matchers[0].mask()):
-            raise _refused(language, "no token of this model can begin such a text")
+            raise _compile_error(constraint, "no token of this model can start a matching text")
         return matchers
 
     def _compile_text(self, grammar: Grammar) -> LLMatcher:
         compiled = self._compile_source(_to_lark(grammar))
         if reason := _failure(compiled):
-            raise _refused(grammar, reason)
+            raise _compile_error(grammar, reason)
         return compiled
 
     def _compile_answer(self, answer: AnswerGrammar, marks: dict[str, int]) -> LLMatcher:
@@ -135,49 +137,50 @@ class LlguidanceCompiler:
         )
         compiled = self._compile_source(main, text=text)
         if reason := _failure(compiled):
-            self._blame_part(answer)
-            raise _refused(answer, reason)
+            self._check_parts(answer)
+            raise _compile_error(answer, reason)
         return compiled
 
-    def _blame_part(self, answer: AnswerGrammar) -> None:
-        """Refuse the tool, or the text, that cannot be compiled by itself."""
+    def _check_parts(self, answer: AnswerGrammar) -> None:
+        """Raise an error for the first part, text or tool, that fails to compile by itself."""
         if answer.text is not None:
             self._compile_text(answer.text)
         for tool in answer.tools:
             alone = self._compile_source(f"start: {_arguments(tool)}")
             if reason := _failure(alone):
-                raise _refused_tool(tool, reason)
+                raise _tool_error(tool, reason)
 
     def _compile_source(self, lark: str, *, text: str | None = None) -> LLMatcher:
-        """Compile a grammar that may refer to another one as `@text`."""
+        """Compile a Lark grammar that may refer to the grammar `text` as `@text`."""
         grammars = [{"lark_grammar": lark + _LARK_OPTIONS}]
         if text is not None:
             grammars.append({"name": "text", "lark_grammar": text + _LARK_OPTIONS})
         source = json.dumps({"grammars": grammars})
         compiled = LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
         if not compiled.is_error():
-            # The first mask costs most, and may be more than the limits allow.
+            # Compute the first mask here: it is the most expensive and can exceed the limits.
             compiled.compute_bitmask()
         return compiled
 
     def _marks(self, answer: AnswerGrammar) -> dict[str, int]:
-        """Return the marks of an answer that are tokens of their own, and their ids."""
+        """Return the ids of an answer's marks that are single tokens."""
         texts = "\n".join(answer.output_format.marks)
         return {text: token_id for text, token_id in self._special_ids.items() if text in texts}
 
     def _pack(self, token_ids: Iterable[int]) -> NDArray[np.uint8]:
+        """Return a mask with the bits of the given ids, lowest bit first."""
         is_in = np.zeros(len(self._text_bits) * 8, dtype=bool)
         is_in[list(token_ids)] = True
         return np.packbits(is_in, bitorder="little")
 
 
 class LlguidanceMatcher:
-    """One text's place in its grammar.
+    """Follows one text through its grammar. Implements `GrammarMatcher`.
 
     Args:
-        matcher: at the beginning; owned from here on.
-        text_bits: which tokens are text, packed as masks are.
-        end_bits: which tokens end a text.
+        matcher: at the start of the text; owned from here on.
+        text_bits: mask of the tokens that can be part of a text, one bit per token, lowest first.
+        end_bits: mask of the tokens that end a text.
     """
 
     def __init__(
@@ -189,15 +192,17 @@ class LlguidanceMatcher:
 
     @property
     def is_done(self) -> bool:
+        """Whether the text is complete: its end token came, or nothing can follow."""
         return self._matcher.is_stopped() and self._matcher.stop_reason() in _COMPLETE
 
     def mask(self) -> bytes:
-        # llguidance adds a word to vocabularies that fill theirs.
+        """Return the allowed next tokens, one bit each, lowest bit first; none after a failure."""
+        # llguidance's mask has an extra word if the vocabulary fills its last one.
         num_bytes = len(self._text_bits)
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8, count=num_bytes)
         if self._matcher.is_error():
-            # llguidance would now let the text end, wherever it stands.
-            logger.warning("a grammar failed: %s", _shorten(self._matcher.get_error()))
+            # llguidance would now allow the end tokens, even inside an incomplete text.
+            logger.warning("a grammar matcher failed: %s", _shorten(self._matcher.get_error()))
             return bytes(num_bytes)
         allowed = self._text_bits
         if self._matcher.is_accepting():
@@ -205,18 +210,23 @@ class LlguidanceMatcher:
         return (bits & allowed).tobytes()
 
     def accept(self, token_id: int) -> None:
-        # One that it does not take fails the grammar, and so the next mask.
+        """Advance by one token. A token outside the mask fails the matcher."""
         self._matcher.consume_token(token_id)
 
 
 def _failure(compiled: LLMatcher) -> str | None:
-    """Return why a grammar cannot be used; one that allows nothing but the empty text can."""
+    """Return the error of a compiled grammar. Allowing only the empty text is not an error."""
     if not compiled.is_error() or compiled.get_error().startswith("NoExtension"):
         return None
     return compiled.get_error()
 
 
 def _to_lark(grammar: Grammar) -> str:
+    """Return a grammar of any kind as Lark.
+
+    Raises:
+        InvalidRequest: the source is invalid.
+    """
     match grammar.kind:
         case GrammarKind.JSON_OBJECT:
             lark = f"start: {_json_expression(_ANY_OBJECT)}"
@@ -224,25 +234,25 @@ def _to_lark(grammar: Grammar) -> str:
             try:
                 lark = f"start: {_json_expression(grammar.source)}"
             except ValueError as error:
-                raise _refused(grammar, str(error)) from error
+                raise _compile_error(grammar, str(error)) from error
         case GrammarKind.REGEX:
             [part] = json.loads(LLMatcher.grammar_from_regex(grammar.source))["grammars"]
             lark = part["lark_grammar"]
         case GrammarKind.LARK:
             outside = _LARK_LITERAL_OR_COMMENT.sub(" ", grammar.source)
             if found := _LARK_SPECIAL_TOKEN.search(outside):
-                raise _refused(grammar, f"special tokens are not text: {found[0]}")
+                raise _compile_error(grammar, f"special tokens are not allowed: {found[0]}")
             lark = grammar.source
     if not lark.strip():
-        raise _refused(grammar, "it is empty")
+        raise _compile_error(grammar, "it is empty")
     return lark
 
 
 def _json_expression(schema: str) -> str:
-    """Return a schema as an expression in Lark.
+    """Return a JSON schema as a Lark expression.
 
     Raises:
-        ValueError: it is no JSON, and where.
+        ValueError: the schema is not JSON. The message has the position.
     """
     whole = LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)
     [part] = json.loads(whole)["grammars"]
@@ -250,21 +260,22 @@ def _json_expression(schema: str) -> str:
 
 
 def _arguments(tool: Tool) -> str:
+    """Return a Lark expression for the arguments of a tool."""
     try:
         return _json_expression(arguments_schema(tool))
     except ValueError as error:
-        raise _refused_tool(tool, str(error)) from error
+        raise _tool_error(tool, str(error)) from error
 
 
-def _refused(language: OutputConstraint, reason: str) -> InvalidRequest:
-    if isinstance(language, AnswerGrammar):
-        param, kind = ("tools", "calls") if language.tools else ("response_format", "answer")
+def _compile_error(constraint: OutputConstraint, reason: str) -> InvalidRequest:
+    if isinstance(constraint, AnswerGrammar):
+        param, kind = ("tools", "calls") if constraint.tools else ("response_format", "answer")
     else:
-        param, kind = "response_format", language.kind.value
+        param, kind = "response_format", constraint.kind.value
     return InvalidRequest(param=param, reason=f"the {kind} cannot be compiled: {_shorten(reason)}")
 
 
-def _refused_tool(tool: Tool, reason: str) -> InvalidRequest:
+def _tool_error(tool: Tool, reason: str) -> InvalidRequest:
     return InvalidRequest(
         param="tools",
         reason=f"the parameters of {tool.name!r} cannot be compiled: {_shorten(reason)}",
@@ -272,6 +283,6 @@ def _refused_tool(tool: Tool, reason: str) -> InvalidRequest:
 
 
 def _shorten(reason: str) -> str:
-    """Return llguidance's reason in one line, without the listing of what was to be compiled."""
+    """Return an error message of llguidance as one line, without its listing of the grammar."""
     text = " ".join(_LISTING.sub("", reason.removeprefix(_JSON_POSITION)).split())
     return text if len(text) <= _MAX_REASON_CHARS else f"{text[:_MAX_REASON_CHARS]}..."

@@ -1,4 +1,4 @@
-"""Models that are loaded once."""
+"""Models that are loaded once per session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.streaming.backends import tiny_models
 
 @pytest.fixture(autouse=True)
 def _one_compute_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from several threads, and on a busy machine they lose much."""
+    """Compute on one thread: more do not help tiny tensors and are slow on a busy machine."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,11 +24,11 @@ def _one_compute_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny model on disk; not to be written to."""
+    """A complete tiny model on disk. Tests must not write to it."""
     return tiny_models.save_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")
 def default_model() -> LoadedModel:
-    """The embedded default model from the user's own cache, converted if it is not there."""
+    """The embedded default model from the user's cache, converted if needed."""
     return load_model(ModelConfig(dtype="float32"), on_progress=lambda *_: None)

@@ -1,4 +1,4 @@
-"""Chat templates with the marks and the shapes that models in use have, and no more than that."""
+"""Short chat templates with the marks and the structure of the templates of models in use."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerFast
 from tests.streaming.backends import tiny_models
 
 _NEWLINE = "{{ '\n' }}"
-"""One behind a block, which would take it away otherwise."""
+"""A newline after a block; Jinja would remove a literal one."""
 _TURNS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PLAIN = _TURNS
-"""No tools; any role is written."""
+"""No tools; renders any role."""
 
 NO_SYSTEM = (
     "{% for message in messages %}"
@@ -62,12 +62,12 @@ HERMES = (
     )
     + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""As Hermes 2 Pro and Qwen 2.5 have it."""
+"""Like Hermes 2 Pro and Qwen 2.5."""
 QWEN_3 = (
     _HERMES_TOOLS + _HERMES_TURNS + "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-"""As Qwen 3 has it: reasoning that can be switched off."""
+"""Like Qwen 3: reasoning that can be switched off."""
 
 LLAMA = (
     "<|begin_of_text|>{% for message in messages %}"
@@ -84,7 +84,7 @@ LLAMA = (
     "{% else %}{{ message.content }}{% endif %}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-"""As Llama 3.1 has it."""
+"""Like Llama 3.1."""
 
 _MISTRAL_IDS = (
     "{% if call.id | length != 9 %}{{ raise_exception('ids have 9 characters') }}{% endif %}"
@@ -106,13 +106,13 @@ MISTRAL_3 = (
     """{{ (call.function | tojson)[:-1] }}, "id": "{{ call.id }}"}"""
     f"{{{{ ', ' if not loop.last else ']' }}}}{{% endfor %}}{_MISTRAL_TAIL}"
 )
-"""As version 3 of Mistral's tokenizers has it."""
+"""Like version 3 of Mistral's tokenizers."""
 MISTRAL_11 = (
     f"{_MISTRAL_HEAD}{{% for call in message.tool_calls %}}{_MISTRAL_IDS}[TOOL_CALLS]"
     "{{ call.function.name }}[CALL_ID]{{ call.id }}[ARGS]{{ call.function.arguments | tojson }}"
     f"{{% endfor %}}{_MISTRAL_TAIL}"
 )
-"""As version 11 of Mistral's tokenizers has it."""
+"""Like version 11 of Mistral's tokenizers."""
 
 DEEPSEEK = (
     "<｜begin▁of▁sentence｜>{% for message in messages %}"
@@ -128,7 +128,7 @@ DEEPSEEK = (
     "{% else %}<｜Assistant｜>{{ message.content.split('</think>')[-1] }}<｜end▁of▁sentence｜>"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
 )
-"""As DeepSeek R1 has it: calls but no tools, and answers that begin inside of reasoning."""
+"""Like DeepSeek R1: calls but no tools, and answers that begin inside reasoning."""
 
 IM_MARKS = ("<tool_call>", "</tool_call>", "<think>", "</think>")
 MISTRAL_MARKS = (
@@ -150,11 +150,12 @@ DEEPSEEK_MARKS = (
 def tokenizer_of(
     template: str | dict[str, str], *, special: Iterable[str] = (), added: Iterable[str] = ()
 ) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes with tokens of its own.
+    """Return a byte-level tokenizer with additional tokens.
 
     Args:
-        special: left out when ids are decoded.
-        added: tokens as any other, but never split.
+        template: its chat template, or several by name.
+        special: special tokens, which decoding omits.
+        added: plain tokens that are never split.
     """
     rust = tiny_models.rust_tokenizer()
     rust.add_special_tokens([AddedToken(text, special=True) for text in special])

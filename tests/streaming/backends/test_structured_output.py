@@ -1,4 +1,4 @@
-"""Grammars in the running batch and in `model.generate()`: what ends with `stop` is valid."""
+"""Grammars on both runners: text that ends with `stop` is valid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.streaming.backends.rig import EngineRig, ending, token_ids
 
 EOS = frozenset({2})
 VOCAB_SIZE = 269
-"""More than the tokenizer's 261: models have padding rows."""
+"""More than the 261 ids of the tokenizer, since models have padding rows."""
 PERSON = {
     "type": "object",
     "properties": {
@@ -130,14 +130,14 @@ def is_valid(text: str, source: Any) -> bool:
 
 
 @pytest.mark.parametrize("source", SCHEMAS, ids=range(len(SCHEMAS)))
-def test_what_ends_with_stop_is_valid_by_its_schema(source: dict[str, Any]) -> None:
-    """A random model at a high temperature writes whatever it is let."""
+def test_text_that_stops_is_valid_by_its_schema(source: dict[str, Any]) -> None:
+    """A random model at a high temperature writes anything that the grammar allows."""
     rig = batched()
     sequences = [rig.add(hot(schema(source), seed), eos_token_ids=EOS) for seed in range(16)]
     run_to_end(rig)
     endings = [ending(sequence.generation) for sequence in sequences]
     assert set(endings) <= {"stop", "length"}
-    assert endings.count("stop") >= 4, "texts that are cut prove little"
+    assert endings.count("stop") >= 4, "truncated texts prove little"
     stopped = [
         s.generation.text for s, how in zip(sequences, endings, strict=True) if how == "stop"
     ]
@@ -148,7 +148,7 @@ def test_what_ends_with_stop_is_valid_by_its_schema(source: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     "source", ["[a-f]{3}-[0-9]{2}", "(yes|no|vielleicht|日本|😀)+", "", r"<\|im_end\|>|\{"]
 )
-def test_what_ends_with_stop_matches_its_regex(source: str) -> None:
+def test_text_that_stops_matches_its_regex(source: str) -> None:
     rig = batched()
     sequences = [rig.add(hot(regex(source), seed), eos_token_ids=EOS) for seed in range(8)]
     run_to_end(rig)
@@ -157,7 +157,7 @@ def test_what_ends_with_stop_matches_its_regex(source: str) -> None:
         assert re.fullmatch(source, sequence.generation.text)
 
 
-def test_what_ends_with_stop_is_of_its_lark_grammar() -> None:
+def test_text_that_stops_matches_its_lark_grammar() -> None:
     rig = batched()
     grammar = Grammar(GrammarKind.LARK, 'start: "(" start? ")" | "[" start? "]"')
     sequences = [rig.add(hot(grammar, seed), eos_token_ids=EOS) for seed in range(8)]
@@ -170,9 +170,9 @@ def test_what_ends_with_stop_is_of_its_lark_grammar() -> None:
         assert text == ""
 
 
-def test_json_object_is_an_object_however_deep() -> None:
+def test_json_object_writes_nested_objects() -> None:
     rig = batched()
-    # Braces are likelier than letters, or the names of a random model have no end.
+    # Favour braces over letters: otherwise the names of a random model never end.
     bias = {parts()[1].encode(letter)[0]: 12.0 for letter in '{}":1'}
     params = hot(Grammar(GrammarKind.JSON_OBJECT), 0, logit_bias=bias)
     generations = [
@@ -183,19 +183,19 @@ def test_json_object_is_an_object_however_deep() -> None:
     assert all(isinstance(json.loads(text), dict) for text in stopped)
 
 
-def test_what_max_tokens_cuts_says_length() -> None:
+def test_a_text_cut_by_max_tokens_ends_with_length() -> None:
     params = hot(schema(PERSON), 1, max_tokens=5)
     generation = batched().run(params, eos_token_ids=EOS)
     assert (ending(generation), len(generation.tokens)) == ("length", 5)
 
 
-def test_a_text_that_is_complete_on_the_last_place_says_stop() -> None:
+def test_a_text_complete_at_max_tokens_ends_with_stop() -> None:
     generation = batched().run(hot(regex("[a-f]{5}"), 1, max_tokens=5), eos_token_ids=EOS)
     assert (ending(generation), len(generation.tokens)) == ("stop", 5)
 
 
 @pytest.mark.parametrize("params", [{"ignore_eos": True}, {"min_tokens": 150}])
-def test_a_complete_text_ends_whatever_else_was_asked(params: dict[str, Any]) -> None:
+def test_a_complete_text_ends_despite_other_parameters(params: dict[str, Any]) -> None:
     rig = batched()
     for seed in range(4):
         generation = rig.run(hot(regex("a|b?"), seed, **params), eos_token_ids=EOS)
@@ -203,7 +203,7 @@ def test_a_complete_text_ends_whatever_else_was_asked(params: dict[str, Any]) ->
         assert generation.text in ("a", "b", "")
 
 
-def test_min_tokens_makes_a_text_go_on_where_it_can() -> None:
+def test_min_tokens_continues_a_text_if_the_grammar_allows_it() -> None:
     rig = batched()
     for seed in range(4):
         generation = rig.run(hot(regex("[a-f]{1,40}"), seed, min_tokens=20), eos_token_ids=EOS)
@@ -211,7 +211,7 @@ def test_min_tokens_makes_a_text_go_on_where_it_can() -> None:
         assert len(generation.text) >= 20
 
 
-def test_stop_strings_still_cut() -> None:
+def test_stop_strings_still_end_the_text() -> None:
     bias = {parts()[1].encode("c")[0]: 3.0}
     params = hot(regex("[a-f]{100}"), 3, stop=("c",), logit_bias=bias)
     generation = batched().run(params, eos_token_ids=EOS)
@@ -220,19 +220,19 @@ def test_stop_strings_still_cut() -> None:
 
 
 def crowd(rig: EngineRig, *, with_grammars: bool) -> tuple[list[Sequence], list[Sequence]]:
-    """Run free rows, and between them ones with a grammar; return both."""
+    """Run rows without a grammar, with constrained rows between them; return both."""
     free, constrained = [], []
     for seed in range(4):
         params = hot(None, seed, max_tokens=40, top_p=0.9, logprobs=2)
         free.append(rig.add(params, prompt=f"free {seed}"))
         if with_grammars:
             params = hot(schema(PERSON), seed)
-            constrained.append(rig.add(params, prompt=f"held {seed}", eos_token_ids=EOS))
+            constrained.append(rig.add(params, prompt=f"constrained {seed}", eos_token_ids=EOS))
     run_to_end(rig)
     return free, constrained
 
 
-def test_free_rows_are_what_they_are_without_constrained_ones() -> None:
+def test_constrained_rows_do_not_change_free_rows() -> None:
     alone, _ = crowd(batched(), with_grammars=False)
     mixed, constrained = crowd(batched(), with_grammars=True)
     assert [token_ids(s.generation) for s in mixed] == [token_ids(s.generation) for s in alone]
@@ -241,7 +241,7 @@ def test_free_rows_are_what_they_are_without_constrained_ones() -> None:
             assert is_valid(sequence.generation.text, PERSON)
 
 
-def test_a_preempted_text_goes_on_where_it_was() -> None:
+def test_a_preempted_text_resumes_its_grammar() -> None:
     def run(num_blocks: int) -> tuple[int, list[str]]:
         rig = batched(num_blocks=num_blocks)
         sequences = [
@@ -258,7 +258,7 @@ def test_a_preempted_text_goes_on_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("source", SCHEMAS, ids=range(len(SCHEMAS)))
-def test_both_backends_say_the_same(source: dict[str, Any], generate: EngineRig) -> None:
+def test_both_backends_write_the_same_text(source: dict[str, Any], generate: EngineRig) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=60, seed=0, grammar=schema(source))
     logs = [rig.run(params, prompt="tell", eos_token_ids=EOS) for rig in (batched(), generate)]
     assert token_ids(logs[0]) == token_ids(logs[1])
@@ -266,7 +266,7 @@ def test_both_backends_say_the_same(source: dict[str, Any], generate: EngineRig)
 
 
 @pytest.mark.slow
-def test_generate_draws_what_its_schema_allows(generate: EngineRig) -> None:
+def test_generate_samples_valid_json(generate: EngineRig) -> None:
     logs = [generate.run(hot(schema(PERSON), seed), eos_token_ids=EOS) for seed in range(6)]
     stopped = [log.text for log in logs if ending(log) == "stop"]
     assert stopped
@@ -282,18 +282,18 @@ class NothingLeft:
         return b""
 
     def accept(self, token_id: int) -> None:
-        raise AssertionError("no token can come")
+        raise AssertionError("no token is allowed")
 
 
 def error_of(sequence: Sequence) -> str:
-    """Return what a client is told whose own rules left no token."""
+    """Return the error message of a sequence whose constraints allow no token."""
     outcome = sequence.generation.outcome
     assert isinstance(outcome, Failed)
     assert outcome.error.code == "no_token_allowed"
     return str(outcome.error)
 
 
-def test_a_dead_end_leaves_a_shared_prefix_in_the_cache() -> None:
+def test_a_dead_end_keeps_the_shared_prefix_in_the_cache() -> None:
     rig = batched()
     system_prompt = "a system prompt that all share "
     first = rig.run(hot(regex("a+"), 0), prompt=system_prompt + "1")
@@ -306,7 +306,7 @@ def test_a_dead_end_leaves_a_shared_prefix_in_the_cache() -> None:
     assert after.usage.cached_tokens == stuck.generation.usage.cached_tokens > 20
 
 
-def test_a_grammar_that_allows_nothing_fails_its_sequence_only() -> None:
+def test_a_grammar_that_allows_no_token_fails_its_sequence_only() -> None:
     rig = batched()
     stuck = rig.add(hot(regex("a+"), 0))
     stuck.matcher = NothingLeft()
@@ -317,7 +317,7 @@ def test_a_grammar_that_allows_nothing_fails_its_sequence_only() -> None:
     assert ending(rig.run(hot(regex("ab"), 0))) == "stop"
 
 
-def test_generate_fails_a_grammar_that_allows_nothing_and_goes_on(generate: EngineRig) -> None:
+def test_generate_fails_a_grammar_that_allows_no_token(generate: EngineRig) -> None:
     stuck = generate.add(hot(regex("a+"), 0))
     stuck.matcher = NothingLeft()
     run_to_end(generate)
@@ -334,7 +334,7 @@ def answer(rig: EngineRig, question: str, grammar: Grammar) -> Generation:
 @pytest.mark.model
 @pytest.mark.timeout(400)
 def test_default_model_answers_by_schema(default_model: LoadedModel) -> None:
-    # The batched runner changes how its model attends, and other tests use this one.
+    # The batched runner replaces the model's attention, and other tests share this model.
     model = copy.deepcopy(default_model.model)
     rig = EngineRig(
         Backend(

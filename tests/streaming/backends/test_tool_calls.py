@@ -1,4 +1,4 @@
-"""Calls of tools from real forward passes, on both runners: what ends with `tool_calls` is one."""
+"""Tool calls from real forward passes, on both runners, are valid if they end with `tool_calls`."""
 
 from __future__ import annotations
 
@@ -111,15 +111,15 @@ def make_rig() -> Iterator[Callable[..., EngineRig]]:
 
 
 def add(rig: EngineRig, request: GenerationRequest) -> Generation:
-    """Admit a request as an `AsyncEngine` does, and put it into the engine."""
+    """Admit a request like `AsyncEngine` and add it to the engine."""
     admission = Admission(rig.backend)
     admission.check(request)
     encoded = admission.encode(request.prompt)
-    language = admission.language(request, encoded)
-    matcher = None if language is None else admission.compile(language, count=1)[0]
+    constraint = admission.language(request, encoded)
+    matcher = None if constraint is None else admission.compile(constraint, count=1)[0]
     output_format = encoded.output_format
-    if isinstance(language, AnswerGrammar):
-        output_format = language.output_format
+    if isinstance(constraint, AnswerGrammar):
+        output_format = constraint.output_format
     sequence = Sequence(
         generation=Generation(
             generation_id=f"gen_{next(_numbers)}",
@@ -167,14 +167,14 @@ def ask(
 
 
 def pieces_of(log: Generation) -> list[Piece]:
-    """Return the pieces as they come, token by token."""
+    """Return the pieces of the answer, parsed token by token."""
     parser = OutputParser(log.output_format)
     pieces = itertools.chain(*(parser.feed(token.text) for token in log.tokens))
     return [*pieces, *parser.flush()]
 
 
 def calls_of(log: Generation) -> list[tuple[str, Any]]:
-    """Return the complete calls, each valid by its tool's schema."""
+    """Return the complete calls; assert that each is valid by its tool's schema."""
     calls: list[tuple[str, Any]] = []
     name = arguments = ""
     for piece in pieces_of(log):
@@ -192,7 +192,7 @@ def calls_of(log: Generation) -> list[tuple[str, Any]]:
     return calls
 
 
-# A random model writes whatever it is let.
+# A random model writes anything that the grammar allows.
 
 
 @pytest.mark.slow
@@ -214,13 +214,13 @@ def test_generate_makes_valid_calls_too(make_rig: Callable[..., EngineRig]):
     assert [len(calls_of(log)) for log in logs] == [1] * 4
 
 
-def test_one_call_of_the_named_tool_is_all(make_rig: Callable[..., EngineRig]):
+def test_a_forced_call_of_one_tool_is_the_whole_answer(make_rig: Callable[..., EngineRig]):
     choice = ToolChoice(ToolMode.REQUIRED, frozenset({"stop-it"}))
     [log] = run_all(make_rig("mistral_11"), [ask(choice, parallel=False)])
     assert "".join(log.text.split()) == "[TOOL_CALLS]stop-it[ARGS]{}"
     assert calls_of(log) == [("stop-it", {})]
     assert ending(log) == "tool_calls"
-    # Marks are tokens of their own, and all of the text is there.
+    # Marks are single tokens, and the text includes them.
     _, tokenizer, _ = parts("mistral_11")
     marks = [token.text for token in log.tokens if token.text.startswith("[")]
     assert marks == ["[TOOL_CALLS]", "[ARGS]"]
@@ -230,7 +230,7 @@ def test_one_call_of_the_named_tool_is_all(make_rig: Callable[..., EngineRig]):
 
 
 @pytest.mark.parametrize("name", ["qwen", "deepseek"])
-def test_a_model_that_reasons_may_do_so_before_it_is_held(
+def test_a_reasoning_model_reasons_before_the_grammar_applies(
     name: str, make_rig: Callable[..., EngineRig]
 ):
     logs = run_all(
@@ -259,13 +259,13 @@ def test_a_model_that_reasons_may_do_so_before_it_is_held(
 
 
 def _short_thoughts(name: str) -> dict[int, float]:
-    """Return a bias that begins thoughts, and keeps them and lists of calls short."""
+    """Return a bias that starts reasoning and keeps it, and lists of calls, short."""
     _, tokenizer, _ = parts(name)
     begin, end = tokenizer.encode("<think></think>")
     return {begin: 100.0, end: 5.0, next(iter(EOS)): 100.0}
 
 
-def test_arguments_come_token_by_token(make_rig: Callable[..., EngineRig]):
+def test_arguments_are_streamed_token_by_token(make_rig: Callable[..., EngineRig]):
     choice = ToolChoice(ToolMode.REQUIRED, frozenset({"pick"}))
     [log] = run_all(make_rig("mistral_3"), [ask(choice, parallel=False)])
     pieces = [piece.text for piece in pieces_of(log) if isinstance(piece, ToolArguments)]
@@ -273,14 +273,14 @@ def test_arguments_come_token_by_token(make_rig: Callable[..., EngineRig]):
     assert max(map(len, pieces)) <= len("<|im_end|>")
 
 
-def test_a_call_that_is_cut_is_none(make_rig: Callable[..., EngineRig]):
+def test_a_truncated_call_is_no_call(make_rig: Callable[..., EngineRig]):
     [log] = run_all(make_rig("plain"), [ask(REQUIRED, max_tokens=30)])
     assert ending(log) == "length"
     assert calls_of(log) == []
 
 
 @pytest.mark.slow
-def test_a_call_beside_others_is_the_one_that_comes_alone(make_rig: Callable[..., EngineRig]):
+def test_a_call_is_the_same_in_a_batch_and_alone(make_rig: Callable[..., EngineRig]):
     requests = [ask(REQUIRED, seed=seed) for seed in range(3)]
     alone = [run_all(make_rig("plain"), [request])[0].text for request in requests]
     crowd = run_all(make_rig("plain"), [*requests, ask(seed=9), ask(tools=(), seed=8)])
@@ -322,7 +322,7 @@ EARLIER = (
 
 @pytest.fixture
 def default_rig(default_model: LoadedModel) -> Iterator[EngineRig]:
-    # The batched runner changes how its model attends, and other tests use this one.
+    # The batched runner replaces the model's attention, and other tests share this model.
     runner = BatchedRunner(copy.deepcopy(default_model.model), num_blocks=600)
     yield EngineRig(
         Backend(
@@ -341,7 +341,7 @@ def user(text: str) -> ChatMessage:
 
 @pytest.mark.model
 @pytest.mark.timeout(600)
-def test_the_default_model_makes_a_valid_call_whatever_it_is_asked(default_rig: EngineRig):
+def test_the_default_model_makes_a_valid_call_for_any_question(default_rig: EngineRig):
     questions = ("What is the weather in Paris?", "What is 17 plus 25?", "Who are you?", "?!")
     named = ToolChoice(ToolMode.REQUIRED, frozenset({"add"}))
     logs = run_all(
@@ -367,7 +367,7 @@ def test_the_default_model_makes_a_valid_call_whatever_it_is_asked(default_rig: 
 
 @pytest.mark.model
 @pytest.mark.timeout(600)
-def test_the_default_model_calls_where_a_tool_helps_and_talks_where_none_does(
+def test_the_default_model_calls_a_tool_only_if_it_helps(
     default_rig: EngineRig,
 ):
     questions = ("What is the weather in Paris?", "Thank you!")

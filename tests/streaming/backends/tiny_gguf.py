@@ -13,7 +13,7 @@ HIDDEN, NUM_HEADS, FEED_FORWARD = 32, 2, 64
 
 
 def write_gguf(path: Path, *, seed: int = 0) -> Path:
-    """Write a one-layer Llama, its linear weights packed as Q8_0."""
+    """Write a Llama of one layer with linear weights quantized to Q8_0."""
     tokens = [*SPECIAL_TOKENS, *ASCII, "Ġ", "he"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")

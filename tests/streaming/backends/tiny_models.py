@@ -1,4 +1,4 @@
-"""Models of a few thousand random weights, and the tokenizers that go with them."""
+"""Models of a few thousand random weights, and their tokenizers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ASCII = [chr(code) for code in range(33, 127)]
 
 
 def rust_tokenizer(alphabet: list[str] | None = None) -> Tokenizer:
-    """Return a byte-level tokenizer; without an alphabet it knows all bytes."""
+    """Return a byte-level tokenizer of an alphabet, by default of all bytes."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet is None else alphabet
     vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *letters, "he", "hel"])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[("h", "e"), ("he", "l")]))
@@ -50,7 +50,7 @@ def hf_tokenizer(
 
 
 def ascii_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer whose every token is whole printable characters, Ġ being the space."""
+    """Return a tokenizer whose tokens are whole printable characters; Ġ is the space."""
     return hf_tokenizer(rust_tokenizer([*ASCII, "Ġ"]))
 
 
@@ -95,7 +95,7 @@ def mamba_config(vocab_size: int) -> MambaConfig:
 
 
 def random_model(config: Any) -> Any:
-    """Return a model that is the same at each call, with logits far enough apart to be certain."""
+    """Return the same model at each call, its logits far enough apart to rule out ties."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What the grammar lets through is what the parser reads, for every syntax and every cut."""
+"""The grammar allows what the parser reads, for every syntax and every tokenization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from streaming.backends.grammar.answer_grammar import UnfitParameters, arguments_schema
+from streaming.backends.grammar.answer_grammar import InvalidParameters, arguments_schema
 from streaming.backends.grammar.grammar_compiler import LlguidanceCompiler
 from streaming.chat.format import (
     DEEPSEEK_R1,
@@ -73,7 +73,7 @@ WORDS = (
     *("[TOOL", "_CALLS]", "```", "json\n", "[ARGS]", "\n", " ", "<|im_end|", "function"),
     *("<｜tool▁", "calls▁", "call▁", "begin｜>", "end｜>", "sep｜>"),
 )
-"""Tokens of several characters: marks may begin and end inside of them."""
+"""Tokens of several characters: marks can begin and end inside them."""
 
 
 def byte_level(text: str) -> str:
@@ -121,8 +121,8 @@ def follow(grammar: AnswerGrammar, text: str, marks: tuple[str, ...] = ()) -> Gr
     return matcher
 
 
-def takes(grammar: AnswerGrammar, text: str, marks: tuple[str, ...] = ()) -> bool:
-    """Whether the text may come and may end there."""
+def allows(grammar: AnswerGrammar, text: str, marks: tuple[str, ...] = ()) -> bool:
+    """Return whether the grammar allows the text as a whole."""
     matcher = follow(grammar, text, marks)
     return matcher is not None and (matcher.is_done or END in allowed(matcher))
 
@@ -132,7 +132,7 @@ def pieces_of(grammar: AnswerGrammar, text: str) -> list[Piece]:
     return [*parser.feed(text), *parser.flush()]
 
 
-# A model's own calls.
+# Calls in the syntax of each model.
 
 CALLS = [
     (
@@ -165,7 +165,7 @@ EVERY_MARK = (*IM_MARKS, *MISTRAL_MARKS[6:], *DEEPSEEK_MARKS[:-2])
 
 @pytest.mark.parametrize("marks", [(), EVERY_MARK], ids=["text", "tokens"])
 @pytest.mark.parametrize(("syntax", "text"), CALLS, ids=range(len(CALLS)))
-def test_two_calls_are_taken_and_read(syntax: ToolSyntax, text: str, marks: tuple[str, ...]):
+def test_two_calls_are_allowed_and_parsed(syntax: ToolSyntax, text: str, marks: tuple[str, ...]):
     calls = [
         ToolCallStarted(0, "weather"),
         ToolArguments(0, '{"city": "Köln"}'),
@@ -176,28 +176,28 @@ def test_two_calls_are_taken_and_read(syntax: ToolSyntax, text: str, marks: tupl
     ]
     for must_call in (False, True):
         grammar = answer(syntax, must_call=must_call)
-        assert takes(grammar, text, marks)
+        assert allows(grammar, text, marks)
         assert pieces_of(grammar, text) == calls
-    assert takes(answer(syntax), f"Well.\n{text}", marks)
-    assert not takes(answer(syntax, must_call=True), f"Well.\n{text}", marks)
-    assert not takes(answer(syntax, must_call=True), "", marks)
-    assert not takes(answer(syntax, max_calls=1), text, marks)
-    assert not takes(answer(syntax, tools=(WEATHER,)), text, marks)
+    assert allows(answer(syntax), f"Well.\n{text}", marks)
+    assert not allows(answer(syntax, must_call=True), f"Well.\n{text}", marks)
+    assert not allows(answer(syntax, must_call=True), "", marks)
+    assert not allows(answer(syntax, max_calls=1), text, marks)
+    assert not allows(answer(syntax, tools=(WEATHER,)), text, marks)
 
 
-def test_llama_calls_once_and_at_the_start_only():
+def test_llama_makes_one_call_at_the_start_only():
     call = '{"name": "weather", "parameters": {"city": "Oslo"}}'
     for must_call in (False, True):
-        assert takes(answer(LLAMA, must_call=must_call), call)
+        assert allows(answer(LLAMA, must_call=must_call), call)
         assert follow(answer(LLAMA, must_call=must_call), call + call) is None
     assert pieces_of(answer(LLAMA), call) == [
         ToolCallStarted(0, "weather"),
         ToolArguments(0, '{"city": "Oslo"}'),
         ToolCallEnded(0),
     ]
-    assert takes(answer(LLAMA), f"So: {call}")
-    assert takes(answer(LLAMA), '{"names": 1}')
-    assert not takes(answer(LLAMA), f" {call}"), "the parser would read a call that nothing holds"
+    assert allows(answer(LLAMA), f"So: {call}")
+    assert allows(answer(LLAMA), '{"names": 1}')
+    assert not allows(answer(LLAMA), f" {call}"), "the parser would read a call without a grammar"
 
 
 @pytest.mark.parametrize(
@@ -214,22 +214,22 @@ def test_llama_calls_once_and_at_the_start_only():
         '<tool_call>\n{"name": "weather-2", "arguments": {"',
     ],
 )
-def test_what_no_tool_takes_is_not_let_through(text: str):
+def test_a_call_that_no_tool_accepts_is_not_allowed(text: str):
     assert follow(answer(), text[:-1]) is not None
     assert follow(answer(), text) is None
 
 
 @pytest.mark.parametrize("must_call", [False, True])
-def test_there_are_no_more_calls_than_allowed(must_call: bool):
+def test_the_number_of_calls_is_limited(must_call: bool):
     call = "[TOOL_CALLS]weather-2[ARGS]{}"
     for max_calls in (1, 2, MAX_PARALLEL_CALLS):
         grammar = answer(MISTRAL_ARGS, must_call=must_call, max_calls=max_calls)
-        assert takes(grammar, call * max_calls)
+        assert allows(grammar, call * max_calls)
         assert follow(grammar, call * (max_calls + 1)) is None
 
 
-def test_a_mark_is_text_where_the_grammar_has_no_place_for_it():
-    """Its token is barred there; its characters one by one are text as any."""
+def test_a_mark_outside_its_place_is_text_but_not_a_token():
+    """Its token is banned there; its characters are text like any other."""
     marks = ("[ARGS]", "[TOOL_CALLS]", "</think>")
     rust = parts(marks)[0]
     free = allowed(matcher_of(answer(MISTRAL_ARGS), marks))
@@ -239,11 +239,11 @@ def test_a_mark_is_text_where_the_grammar_has_no_place_for_it():
     assert [rust.token_to_id(mark) in thought for mark in marks] == [False, False, True]
 
 
-# Any cut.
+# Any tokenization.
 
 
 def cuts(text: str, seed: int) -> Iterator[list[str]]:
-    """Yield the text cut into tokens in ten ways."""
+    """Yield ten random tokenizations of the text."""
     rust = parts(())[0]
     words = {word: rust.token_to_id(byte_level(word)) for word in WORDS}
     assert None not in words.values()
@@ -264,7 +264,7 @@ def cuts(text: str, seed: int) -> Iterator[list[str]]:
     ids=range(len(CALLS) + 1),
 )
 @pytest.mark.parametrize("before", ["", "abc\n"])
-def test_marks_may_lie_across_tokens(syntax: ToolSyntax, text: str, before: str):
+def test_a_mark_can_span_tokens(syntax: ToolSyntax, text: str, before: str):
     rust = parts(())[0]
     for pieces in cuts(before + text, seed=len(text)):
         matcher = matcher_of(answer(syntax))
@@ -282,7 +282,7 @@ def _token_ids(rust: RustTokenizer, piece: str) -> list[int]:
     return rust.encode(piece).ids
 
 
-def test_a_token_across_the_triggers_end_is_held_to_the_call():
+def test_a_token_beyond_the_end_of_a_trigger_follows_the_call():
     rust = parts(())[0]
     matcher = follow(answer(), "abc<tool")
     assert matcher is not None
@@ -294,11 +294,11 @@ def test_a_token_across_the_triggers_end_is_held_to_the_call():
     assert rust.token_to_id(">") in allowed(matcher)
 
 
-# Whatever a model writes.
+# Random output.
 
 
 def walk(grammar: AnswerGrammar, marks: tuple[str, ...], rng: random.Random) -> tuple[str, bool]:
-    """Write what the grammar lets, often a word of several characters; return whether it ended."""
+    """Return random text that the grammar allows, mostly of `WORDS`, and whether it ended."""
     rust = parts(marks)[0]
     likely = {
         token_id
@@ -326,7 +326,7 @@ def walk(grammar: AnswerGrammar, marks: tuple[str, ...], rng: random.Random) -> 
     "reasoning", [None, THINK, MAGISTRAL_THINK], ids=["plain", "think", "magistral"]
 )
 @pytest.mark.parametrize("syntax", TOOL_SYNTAXES, ids=range(len(TOOL_SYNTAXES)))
-def test_what_is_read_as_a_call_is_one(
+def test_every_parsed_call_is_valid(
     syntax: ToolSyntax, reasoning: Any, must_call: bool, marks: tuple[str, ...]
 ):
     rng = random.Random(7)
@@ -364,7 +364,7 @@ def check_calls(pieces: list[Piece], text: str) -> int:
                 jsonschema.validate(json.loads(arguments), SCHEMAS[names[-1]])
                 num_calls += 1
             case _:
-                assert not names, f"text behind a call: {text}"
+                assert not names, f"text after a call: {text}"
     return num_calls
 
 
@@ -374,43 +374,43 @@ JSON = Grammar(GrammarKind.JSON_SCHEMA, '{"const": 7}')
 
 
 @pytest.mark.parametrize("marks", [(), ("<think>", "</think>")], ids=["text", "tokens"])
-def test_reasoning_may_come_before_an_answer_of_a_certain_form(marks: tuple[str, ...]):
+def test_reasoning_can_precede_an_answer_with_a_grammar(marks: tuple[str, ...]):
     grammar = answer(None, text=JSON, reasoning=THINK)
-    assert takes(grammar, "7", marks)
-    assert takes(grammar, "<think>Is it 8? {</think>7", marks)
-    assert takes(grammar, "<think>\nIs it 8?\n</think>\n\n7", marks)
-    assert not takes(grammar, "<think>7", marks)
-    assert not takes(grammar, "<think>Is it 8?</think>8", marks)
-    assert not takes(grammar, "Is it 8?</think>7", marks)
+    assert allows(grammar, "7", marks)
+    assert allows(grammar, "<think>Is it 8? {</think>7", marks)
+    assert allows(grammar, "<think>\nIs it 8?\n</think>\n\n7", marks)
+    assert not allows(grammar, "<think>7", marks)
+    assert not allows(grammar, "<think>Is it 8?</think>8", marks)
+    assert not allows(grammar, "Is it 8?</think>7", marks)
 
 
 @pytest.mark.parametrize("marks", [(), ("<think>", "</think>")], ids=["text", "tokens"])
-def test_reasoning_that_the_prompt_began_ends_first(marks: tuple[str, ...]):
+def test_reasoning_opened_by_the_prompt_ends_first(marks: tuple[str, ...]):
     grammar = answer(None, text=JSON, reasoning=THINK, inside=True)
-    assert takes(grammar, "Is it 8?</think>7", marks)
-    assert takes(grammar, "</think>\n7", marks)
-    assert not takes(grammar, "7", marks)
+    assert allows(grammar, "Is it 8?</think>7", marks)
+    assert allows(grammar, "</think>\n7", marks)
+    assert not allows(grammar, "7", marks)
 
 
-def test_a_forced_call_may_be_reasoned_about():
+def test_reasoning_can_precede_a_forced_call():
     call = '<tool_call>\n{"name": "weather-2", "arguments": {}}\n</tool_call>'
     grammar = answer(must_call=True, reasoning=THINK)
-    assert takes(grammar, call)
-    assert takes(grammar, f"<think><tool_call></think>\n\n{call}")
-    assert not takes(grammar, f"<think></think>Well.{call}")
+    assert allows(grammar, call)
+    assert allows(grammar, f"<think><tool_call></think>\n\n{call}")
+    assert not allows(grammar, f"<think></think>Well.{call}")
 
 
-def test_free_text_behind_reasoning_is_free():
+def test_text_after_reasoning_is_free():
     grammar = answer(reasoning=THINK)
-    assert takes(grammar, "<think>hm</think>\n\nWell. 3 < 4")
-    assert takes(grammar, "Well.")
+    assert allows(grammar, "<think>hm</think>\n\nWell. 3 < 4")
+    assert allows(grammar, "Well.")
     assert pieces_of(grammar, "<think>hm</think>\n\nWell.") == [
         ReasoningText("hm"),
         AnswerText("Well."),
     ]
 
 
-# Text of a certain form beside calls.
+# Calls or a text with a grammar.
 
 
 @pytest.mark.parametrize(
@@ -423,13 +423,13 @@ def test_free_text_behind_reasoning_is_free():
     ],
     ids=range(4),
 )
-def test_the_answer_is_calls_or_a_text_of_that_form(text: Grammar, good: str, bad: str):
+def test_the_answer_is_calls_or_a_text_of_the_grammar(text: Grammar, good: str, bad: str):
     grammar = answer(replace(HERMES, is_only_at_start=True), text=text)
     call = '<tool_call>\n{"name": "weather-2", "arguments": {}}\n</tool_call>'
-    assert takes(grammar, call)
-    assert takes(grammar, good)
-    assert not takes(grammar, bad)
-    assert not takes(grammar, good + call)
+    assert allows(grammar, call)
+    assert allows(grammar, good)
+    assert not allows(grammar, bad)
+    assert not allows(grammar, good + call)
     assert pieces_of(grammar, good) == [AnswerText(good)]
 
 
@@ -462,30 +462,30 @@ def test_the_answer_is_calls_or_a_text_of_that_form(text: Grammar, good: str, ba
         ),
     ],
 )
-def test_arguments_are_an_object_of_the_listed_properties(parameters: str, expected: Any):
+def test_arguments_have_the_listed_properties_only(parameters: str, expected: Any):
     assert json.loads(arguments_schema(Tool("f", "", parameters))) == expected
 
 
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ("{", "they are no JSON"),
-        ("[" * 100_000, "they are no JSON"),
+        ("{", "they are not valid JSON"),
+        ("[" * 100_000, "they are not valid JSON"),
         ("[]", "they must be a JSON schema"),
         ("false", "they must be a JSON schema"),
-        ('{"type": "string"}', "they must be of the type object"),
-        ('{"type": ["string", "null"]}', "they must be of the type object"),
+        ('{"type": "string"}', "they must be of type object"),
+        ('{"type": ["string", "null"]}', "they must be of type object"),
     ],
 )
-def test_parameters_that_are_no_schema_of_an_object_are_refused(parameters: str, reason: str):
-    with pytest.raises(UnfitParameters, match=reason):
+def test_parameters_must_be_the_schema_of_an_object(parameters: str, reason: str):
+    with pytest.raises(InvalidParameters, match=reason):
         arguments_schema(Tool("f", "", parameters))
 
 
 @pytest.mark.parametrize(
     ("parameters", "reason"),
     [
-        ('{"type": "string"}', "they must be of the type object"),
+        ('{"type": "string"}', "they must be of type object"),
         ('{"properties": {"a": {"type": "thing"}}}', "thing"),
         ('{"properties": {"a": {"$ref": "#/nowhere"}}}', "nowhere"),
         ('{"required": ["a"], "properties": {"a": false}}', "[Uu]nsatisfiable"),
@@ -497,7 +497,7 @@ def test_a_tool_whose_parameters_cannot_be_compiled_is_named(parameters: str, re
     assert caught.value.param == "tools"
 
 
-def test_a_text_that_cannot_be_compiled_is_not_the_tools_fault():
+def test_an_error_in_the_text_names_response_format():
     with pytest.raises(InvalidRequest) as caught:
         matcher_of(answer(text=Grammar(GrammarKind.REGEX, "(")))
     assert caught.value.param == "response_format"

@@ -1,4 +1,4 @@
-"""What a compiled grammar lets through, and what is refused, with its reason."""
+"""What compiled grammars allow, and how invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def allowed(matcher: GrammarMatcher) -> set[int]:
 
 
 def letters(matcher: GrammarMatcher) -> set[str]:
-    """Return what may come next, the end tokens as one empty text."""
+    """Return the texts of the allowed tokens; end tokens are the empty text."""
     return {RUST.decode([token_id]) for token_id in allowed(matcher)}
 
 
 def follow(grammar: Grammar, text: str) -> GrammarMatcher | None:
-    """Return the matcher behind a text, or None where its grammar does not let it through."""
+    """Return the matcher after a text, or None if its grammar does not allow the text."""
     matcher = matcher_of(grammar)
     for token_id in RUST.encode(text).ids:
         if token_id not in allowed(matcher):
@@ -62,19 +62,19 @@ def follow(grammar: Grammar, text: str) -> GrammarMatcher | None:
     return matcher
 
 
-def takes(grammar: Grammar, text: str) -> bool:
-    """Whether the text may come and may end there."""
+def allows(grammar: Grammar, text: str) -> bool:
+    """Return whether the grammar allows the text as a whole."""
     matcher = follow(grammar, text)
     return matcher is not None and (matcher.is_done or END in allowed(matcher))
 
 
 def test_a_regex_matches_from_end_to_end():
     assert letters(matcher_of(regex("he(l|y)"))) == {"h", "he", "hel"}
-    assert takes(regex("he(l|y)"), "hey")
-    assert not takes(regex("he(l|y)"), "he")
+    assert allows(regex("he(l|y)"), "hey")
+    assert not allows(regex("he(l|y)"), "he")
 
 
-def test_end_tokens_come_exactly_where_the_text_may_end():
+def test_end_tokens_are_allowed_exactly_where_the_text_can_end():
     matcher = matcher_of(regex("ab*"))
     assert not {END, OTHER_END} & allowed(matcher)
     matcher.accept(token("a"))
@@ -84,27 +84,27 @@ def test_end_tokens_come_exactly_where_the_text_may_end():
     assert matcher.is_done
 
 
-def test_a_text_that_nothing_can_follow_is_done_without_an_end_token():
+def test_a_text_that_cannot_continue_is_done_without_an_end_token():
     matcher = follow(regex("ab"), "ab")
     assert matcher is not None
     assert matcher.is_done
 
 
-def test_the_empty_text_is_one():
+def test_the_empty_text_can_be_the_only_one():
     matcher = matcher_of(regex(""))
     assert allowed(matcher) == {END, OTHER_END}
 
 
-def test_a_token_that_is_not_allowed_fails_the_grammar_instead_of_ending_it(
+def test_a_token_outside_the_mask_fails_the_matcher(
     caplog: pytest.LogCaptureFixture,
 ):
-    """llguidance itself would allow the end token now."""
+    """llguidance itself would allow the end tokens now."""
     matcher = matcher_of(regex("ab"))
     matcher.accept(token("x"))
     with caplog.at_level(logging.WARNING):
         assert allowed(matcher) == set()
     assert not matcher.is_done
-    assert "a grammar failed" in caplog.text
+    assert "a grammar matcher failed" in caplog.text
 
 
 @pytest.mark.parametrize("source", ["[^b]", "(.|\n)*"])
@@ -113,21 +113,21 @@ def test_special_tokens_are_never_text(source: str):
     assert not SPECIAL_IDS - {END, OTHER_END} & allowed(matcher)
 
 
-def test_tokens_that_the_model_lacks_are_not_allowed():
+def test_unsupported_tokens_are_not_allowed():
     small = LlguidanceCompiler(RUST, eos_token_ids={END}, vocab_size=VOCAB_SIZE - 1)
     matcher = matcher_of(regex("hello"), small)
     assert {RUST.decode([token_id]) for token_id in allowed(matcher)} == {"h", "he"}
 
 
-def test_a_vocabulary_may_fill_its_last_word():
-    """llguidance's masks are one word longer then; the default model's are."""
+def test_a_vocabulary_can_fill_the_last_word_of_the_mask():
+    """llguidance's mask is one word longer then, as with the default model."""
     full = rust_tokenizer(list("abcdefghijklmnopqrstuvwxyz0"))
     assert full.get_vocab_size() == 32
     compiler = LlguidanceCompiler(full, eos_token_ids={END}, vocab_size=32)
     assert allowed(matcher_of(regex("hello"), compiler)) == {*full.encode("h").ids, 30, 31}
 
 
-def test_a_plain_token_that_ends_texts_is_no_text():
+def test_an_end_token_that_is_not_special_is_not_text():
     letter = token("b")
     compiler = LlguidanceCompiler(RUST, eos_token_ids={letter}, vocab_size=VOCAB_SIZE)
     matcher = matcher_of(regex("a[bc]?"), compiler)
@@ -137,7 +137,7 @@ def test_a_plain_token_that_ends_texts_is_no_text():
     assert matcher.is_done
 
 
-def test_a_model_without_end_tokens_ends_where_nothing_can_follow():
+def test_without_end_tokens_a_text_ends_where_nothing_can_follow():
     compiler = LlguidanceCompiler(RUST, eos_token_ids=(), vocab_size=VOCAB_SIZE)
     matcher = matcher_of(regex("a"), compiler)
     matcher.accept(token("a"))
@@ -155,35 +155,35 @@ PERSON = schema(
 
 
 @pytest.mark.parametrize(
-    ("text", "is_taken"),
+    ("text", "is_allowed"),
     [
         ('{"name":"Ada","age":36}', True),
         ('{ "name" : "Ada é 日 😀 \\n",\n  "age" : -1 }', True),
-        ('{"age":36,"name":"Ada"}', False),  # the schema's own order
+        ('{"age":36,"name":"Ada"}', False),  # not in the schema's order
         ('{"name":"Ada"}', False),
         ('{"name":"Ada","age":3.5}', False),
         ('{"name":"Ada","age":36} ', False),
         (' {"name":"Ada","age":36}', False),
         ("{" + " " * 40 + '"name":"","age":0}', True),
-        ("{" + " " * 41 + '"name":"","age":0}', False),  # or a model could write them for ever
+        ("{" + " " * 41 + '"name":"","age":0}', False),  # a model could write spaces forever
     ],
 )
-def test_a_schema_takes_what_is_valid(text: str, is_taken: bool):
-    assert takes(PERSON, text) is is_taken
+def test_a_schema_allows_valid_json(text: str, is_allowed: bool):
+    assert allows(PERSON, text) is is_allowed
 
 
 @pytest.mark.parametrize(
-    ("text", "is_taken"),
+    ("text", "is_allowed"),
     [("{}", True), ('{"a":[1,{"b":null}]}', True), ("[]", False), ("1", False), ("", False)],
 )
-def test_json_object_is_any_object(text: str, is_taken: bool):
-    assert takes(Grammar(GrammarKind.JSON_OBJECT), text) is is_taken
+def test_json_object_allows_any_object(text: str, is_allowed: bool):
+    assert allows(Grammar(GrammarKind.JSON_OBJECT), text) is is_allowed
 
 
-def test_a_lark_grammar_may_recurse():
+def test_a_lark_grammar_can_recurse():
     grammar = lark('start: "(" start ")" | "x"')
-    assert takes(grammar, "((x))")
-    assert not takes(grammar, "((x)")
+    assert allows(grammar, "((x))")
+    assert not allows(grammar, "((x)")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_lark_grammar_may_recurse():
     ],
     ids=["lark", "regex", "schema"],
 )
-def test_text_that_looks_like_a_special_token_is_written_as_text(grammar: Grammar):
+def test_text_spelled_like_a_special_token_is_made_of_text_tokens(grammar: Grammar):
     matcher = matcher_of(grammar)
     for letter in "<|im_start|><7>" if grammar.kind != "json_schema" else '"<|im_start|><7>"':
         assert token(letter) in allowed(matcher)
@@ -223,13 +223,13 @@ def test_text_that_looks_like_a_special_token_is_written_as_text(grammar: Gramma
         ),
         (lark("\n "), "it is empty"),
         (lark("start: x"), 'unknown name: "x"'),
-        (lark('start: "a" <|im_start|>'), "special tokens are not text: <|im_start|>"),
-        (lark('start: "a" <|im_end|> "b"'), "special tokens are not text: <|im_end|>"),
-        (lark("start: <[1]>"), "special tokens are not text: <[1]>"),
-        (lark('start: "\\"" <[*]> "a"'), "special tokens are not text: <[*]>"),
+        (lark('start: "a" <|im_start|>'), "special tokens are not allowed: <|im_start|>"),
+        (lark('start: "a" <|im_end|> "b"'), "special tokens are not allowed: <|im_end|>"),
+        (lark("start: <[1]>"), "special tokens are not allowed: <[1]>"),
+        (lark('start: "\\"" <[*]> "a"'), "special tokens are not allowed: <[*]>"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused_with_the_reason(grammar: Grammar, reason: str):
+def test_an_invalid_grammar_is_refused_with_the_reason(grammar: Grammar, reason: str):
     with pytest.raises(InvalidRequest) as caught:
         COMPILER.compile(grammar)
     assert caught.value.param == "response_format"
@@ -237,33 +237,33 @@ def test_what_cannot_be_compiled_is_refused_with_the_reason(grammar: Grammar, re
     assert reason in caught.value.reason
 
 
-def test_a_reason_has_a_sane_length():
+def test_a_reason_is_one_short_line():
     with pytest.raises(InvalidRequest) as caught:
         COMPILER.compile(regex("(" + "a" * 10_000))
     assert len(caught.value.reason) < 400
     assert "\n" not in caught.value.reason
 
 
-def test_a_reason_is_about_what_the_caller_wrote():
+def test_a_reason_has_no_internals_of_llguidance():
     with pytest.raises(InvalidRequest) as caught:
         COMPILER.compile(schema({"type": "thing"}))
     assert caught.value.reason == "the json_schema cannot be compiled: Invalid type: thing"
 
 
-def test_a_grammar_that_no_token_can_begin_is_refused():
+def test_a_grammar_that_no_token_can_start_is_refused():
     ascii_only = ascii_tokenizer().backend_tokenizer
     compiler = LlguidanceCompiler(ascii_only, eos_token_ids={END}, vocab_size=100)
     with pytest.raises(InvalidRequest, match="no token of this model"):
         compiler.compile(regex("日"))
 
 
-def test_a_grammar_beyond_llguidances_limits_is_refused():
+def test_a_grammar_beyond_the_limits_is_refused():
     many = {"anyOf": [{"properties": {f"{i}": {"type": "string"}}} for i in range(12)]}
     with pytest.raises(InvalidRequest, match="schema too large"):
         COMPILER.compile(schema({"allOf": [many] * 6}))
 
 
-def test_matchers_of_one_grammar_go_their_own_ways():
+def test_matchers_of_one_grammar_are_independent():
     first, second = COMPILER.compile(regex("a|bc"), count=2)
     first.accept(token("a"))
     assert first.is_done
