@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from streaming.backends.chat_templates.chat_turns import Turn
 from streaming.chat.format import REASONING_SYNTAXES, TOOL_SYNTAXES
 from streaming.chat.output_parser import ReasoningSyntax, ToolSyntax
 
-Turn = dict[str, Any]
 Render = Callable[[list[Turn], list[Turn]], str]
 """Renders turns and tools with the template; returns an empty text if the template refuses them."""
 

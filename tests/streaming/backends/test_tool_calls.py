@@ -111,15 +111,15 @@ def make_rig() -> Iterator[Callable[..., EngineRig]]:
 
 
 def add(rig: EngineRig, request: GenerationRequest) -> Generation:
-    """Admit a request like `AsyncEngine` and add it to the engine."""
+    """Admit a request as an `AsyncEngine` does, and put it into the engine."""
     admission = Admission(rig.backend)
     admission.check(request)
     encoded = admission.encode(request.prompt)
-    constraint = admission.language(request, encoded)
-    matcher = None if constraint is None else admission.compile(constraint, count=1)[0]
+    language = admission.language(request, encoded)
+    matcher = None if language is None else admission.compile(language, count=1)[0]
     output_format = encoded.output_format
-    if isinstance(constraint, AnswerGrammar):
-        output_format = constraint.output_format
+    if isinstance(language, AnswerGrammar):
+        output_format = language.output_format
     sequence = Sequence(
         generation=Generation(
             generation_id=f"gen_{next(_numbers)}",

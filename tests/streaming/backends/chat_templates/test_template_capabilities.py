@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from jinja2 import TemplateError
 
+from streaming.backends.chat_templates.chat_turns import Turn
 from streaming.backends.chat_templates.template_capabilities import (
     Render,
     TemplateCapabilities,
-    Turn,
     detect_capabilities,
     detect_reasoning,
 )
