@@ -1,4 +1,7 @@
-"""The answer of a route that serves choices: whole, or as a stream of chunks."""
+"""Answers `/v1/completions` and `/v1/chat/completions`, as one JSON body or as an event stream.
+
+The routes pass their requests and a writer, which turns the generations into JSON.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from app.dependencies import Services
 from app.errors import ErrorInfo
 from app.http.disconnect import run_while_connected
 from app.http.event_stream import DONE, EventStream, to_message
-from app.openai.choice_writer import ChoiceWriter, cut
-from app.openai.reader_group import ReaderGroup, failure
+from app.openai.choice_writer import ChoiceWriter, split_events
+from app.openai.reader_group import ReaderGroup, error_of
 from streaming import AsyncEngine, Generation, GenerationRequest
 
 MakeWriter = Callable[[AsyncEngine, Sequence[Generation]], ChoiceWriter]
@@ -28,37 +31,39 @@ async def answer(
     *,
     stream: bool,
 ) -> Response:
-    """Admit all requests or none, and answer with their logs; when the caller leaves, all stop.
+    """Submit all requests at once and return the response that reports their generations.
+
+    The engine admits all of them or none. When the client disconnects, all of them are cancelled.
 
     Raises:
-        StreamingError: they are refused.
-        RequestRefused: one has failed before the answer began.
+        StreamingError: the engine refuses the requests.
+        RequestRefused: a generation failed, and the response is not a stream.
     """
     engine, settings = services.engine, services.settings
     if not stream:
-        work = _complete(engine, requests, make_writer)
-        return await run_while_connected(request.receive, work)
+        body = _json_response(engine, requests, make_writer)
+        return await run_while_connected(request.receive, body)
     generations = await engine.submit_all(requests)
     return EventStream(
-        _stream(engine, generations, make_writer(engine, generations)),
+        _subscribe(engine, generations, make_writer(engine, generations)),
         stall_timeout_s=settings.stall_timeout_s,
         keep_alive_s=settings.sse_keep_alive_s,
     )
 
 
-async def _complete(
+async def _json_response(
     engine: AsyncEngine, requests: Sequence[GenerationRequest], make_writer: MakeWriter
 ) -> Response:
     generations = await engine.submit_all(requests)
     with ReaderGroup(engine, generations) as readers:
         await readers.wait_ended()
-    # Long answers with log probabilities take a while to write.
+    # Serializing a long answer with log probabilities would block the event loop.
     content = await asyncio.to_thread(make_writer(engine, generations).whole)
     return Response(content, media_type="application/json")
 
 
 @contextmanager
-def _stream(
+def _subscribe(
     engine: AsyncEngine,
     generations: Sequence[Generation],
     writer: ChoiceWriter,
@@ -75,10 +80,10 @@ async def _messages(writer: ChoiceWriter, readers: ReaderGroup) -> AsyncGenerato
     while not readers.is_done:
         await readers.wait()
         for index, events in readers.read():
-            for part in cut(events):
+            for part in split_events(events):
                 for chunk in writer.chunks(index, part):
                     yield to_message(chunk)
-            if (error := failure(events)) is not None:
+            if (error := error_of(events)) is not None:
                 yield to_message(json.dumps(ErrorInfo.of(error).to_openai()))
                 yield DONE
                 return

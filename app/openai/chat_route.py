@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: answers to conversations, and their stream."""
+"""`POST /v1/chat/completions`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WEATHER = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "description": "The weather of a city, now.",
+        "description": "Get the current weather of a city.",
         "parameters": {
             "type": "object",
             "properties": {"city": {"type": "string"}},
@@ -38,7 +38,7 @@ _WEATHER = {
 
 EXAMPLES: dict[str, Any] = {
     "question": {
-        "summary": "One question",
+        "summary": "A question",
         "value": {
             "messages": [{"role": "system", "content": "You are brief."}, *_QUESTION],
             "max_completion_tokens": 64,
@@ -46,7 +46,7 @@ EXAMPLES: dict[str, Any] = {
         },
     },
     "stream": {
-        "summary": "A stream that ends with its usage",
+        "summary": "A stream with usage",
         "value": {
             "messages": _QUESTION,
             "max_completion_tokens": 64,
@@ -55,7 +55,7 @@ EXAMPLES: dict[str, Any] = {
         },
     },
     "tools": {
-        "summary": "A tool that may be called",
+        "summary": "A tool that the model may call",
         "value": {
             "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
             "tools": [_WEATHER],
@@ -64,7 +64,7 @@ EXAMPLES: dict[str, Any] = {
         },
     },
     "tool_result": {
-        "summary": "What the tool returned",
+        "summary": "The result of a tool call",
         "value": {
             "messages": [
                 {"role": "user", "content": "What is the weather in Paris?"},
@@ -85,7 +85,7 @@ EXAMPLES: dict[str, Any] = {
         },
     },
     "logprobs": {
-        "summary": "Two choices, with log probabilities",
+        "summary": "Two choices with log probabilities",
         "value": {
             "messages": _QUESTION,
             "n": 2,
@@ -98,8 +98,8 @@ EXAMPLES: dict[str, Any] = {
 }
 
 _SUCCESS = {
-    "description": "The answer; with `stream`, Server-Sent Events: one `chat.completion.chunk` "
-    "each, and `data: [DONE]` last.",
+    "description": "The answer. With `stream`, Server-Sent Events: each carries one "
+    "`chat.completion.chunk`, and the last is `data: [DONE]`.",
     "content": event_stream(ChatCompletionChunk),
 }
 
@@ -117,7 +117,7 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation.
 
-    `n` choices are all admitted, or none is. When the caller leaves, everything stops.
+    The server admits all `n` choices or none. It stops generating when the client disconnects.
     """
     return await answer(
         request,

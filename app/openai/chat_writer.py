@@ -1,11 +1,11 @@
-"""Logs in the form of OpenAI's chat completions: whole, or chunk by chunk."""
+"""Writes the answers of `/v1/chat/completions`, whole or chunk by chunk."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
-from app.openai.call_id import call_id
 from app.openai.choice_writer import NO_TOKENS, ChoiceWriter, outcome_of, text_of, tokens_of
 from app.openai.schemas.chat import (
     CalledFunction,
@@ -47,11 +47,15 @@ _FINISH_REASONS: dict[FinishReason, ChatFinishReason] = {
     FinishReason.LENGTH: "length",
     FinishReason.TOOL_CALLS: "tool_calls",
 }
-"""A cancelled answer has no client left to tell."""
+"""`CANCELLED` is missing: no client is left to read its answer."""
+_NUM_CALL_ID_CHARS = 24
 
 
 class ChatWriter(ChoiceWriter):
-    """Writes answers to conversations, each taken apart by its log's output format."""
+    """Writes chat completions.
+
+    The output format of each generation tells how to separate content, reasoning and tool calls.
+    """
 
     id_prefix = "chatcmpl"
 
@@ -66,15 +70,17 @@ class ChatWriter(ChoiceWriter):
 
     @property
     def wants_logprobs(self) -> bool:
+        """Whether `logprobs` is true."""
         return bool(self._body.logprobs)
 
     # The whole answer.
 
     def whole(self) -> str:
+        """Return a `chat.completion`."""
         choices = []
         for index, generation in enumerate(self._generations):
             finish_reason = _finish_reason(generation.outcome)
-            assert finish_reason is not None, "the log has ended well"
+            assert finish_reason is not None, "the generation has finished"
             choice = ChatChoice(
                 index=index,
                 message=_message(generation),
@@ -96,7 +102,7 @@ class ChatWriter(ChoiceWriter):
     # The stream.
 
     def chunks(self, index: int, events: Sequence[Event]) -> Iterator[str]:
-        """Yield the role first, then each piece by itself, and the reason to end last."""
+        """Yield the role first, then one chunk for each piece, and the finish reason last."""
         if not any(isinstance(event, Delta | Ended) for event in events):
             return
         if not self._has_begun[index]:
@@ -113,7 +119,7 @@ class ChatWriter(ChoiceWriter):
             deltas = [ChatDelta()]
         for delta in deltas:
             yield self._chunk(index, delta, tokens=tokens)
-            tokens = NO_TOKENS  # they are told once, with the first of their pieces
+            tokens = NO_TOKENS  # report them once, with the first piece
         if (finish_reason := _finish_reason(outcome)) is not None:
             yield self._chunk(index, ChatDelta(), finish_reason=finish_reason)
 
@@ -125,18 +131,18 @@ class ChatWriter(ChoiceWriter):
                 case ReasoningText(text):
                     yield ChatDelta(reasoning_content=text)
                 case ToolCallStarted(call, name):
-                    begun = ToolCallDelta(
+                    first = ToolCallDelta(
                         index=call,
                         id=call_id(generation, call),
                         type="function",
                         function=FunctionDelta(name=name, arguments=""),
                     )
-                    yield ChatDelta(tool_calls=[begun])
+                    yield ChatDelta(tool_calls=[first])
                 case ToolArguments(call, text):
-                    more = ToolCallDelta(index=call, function=FunctionDelta(arguments=text))
-                    yield ChatDelta(tool_calls=[more])
+                    next_part = ToolCallDelta(index=call, function=FunctionDelta(arguments=text))
+                    yield ChatDelta(tool_calls=[next_part])
                 case ToolCallEnded():
-                    pass  # the next call, or the reason to end, says as much
+                    pass  # implied by the next call or the finish reason
                 case _:
                     assert_never(piece)
 
@@ -158,7 +164,7 @@ class ChatWriter(ChoiceWriter):
             choice.token_ids = tokens.ids
         chunk = self._completion_chunk([choice])
         if self._include_usage:
-            chunk.usage = None  # all chunks have the field, and all but the last have it null
+            chunk.usage = None  # null in every chunk but the last
         return chunk.model_dump_json(exclude_unset=True)
 
     def _usage_chunk(self, usage: Usage) -> str:
@@ -179,6 +185,15 @@ class ChatWriter(ChoiceWriter):
         if not self.wants_logprobs:
             return None
         return ChatLogprobs.of(tokens, token_text=self._token_text, token_bytes=self._token_bytes)
+
+
+def call_id(generation: Generation, index: int) -> str:
+    """Return the id of a generation's tool call: the same each time the log is read.
+
+    A hash hides the generation's id, which would let anyone who sees the call resume the stream.
+    """
+    digest = hashlib.sha256(f"{generation.generation_id}/{index}".encode()).hexdigest()
+    return f"call_{digest[:_NUM_CALL_ID_CHARS]}"
 
 
 def _message(generation: Generation) -> ChatMessageAnswer:

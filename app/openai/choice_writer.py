@@ -1,4 +1,7 @@
-"""Logs in the form of OpenAI's choices: what its two dialects of them share."""
+"""The common base of the writers for `/v1/completions` and `/v1/chat/completions`.
+
+A writer turns the generations of one request into OpenAI's JSON.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,23 @@ from app.schemas.usage import TokenCounts, Usage
 from streaming import AsyncEngine, Delta, Ended, Event, Failed, Finished, Generation, Tokens
 
 MAX_CHUNK_TOKENS = 256
-"""What piled up for a slow client is cut into chunks: with log probabilities, to write it all at
-once would hold up everyone else."""
+"""Most tokens of a chunk. A slow client's backlog is split into such chunks: serializing all of it
+at once, with log probabilities, would block the event loop."""
 NO_TOKENS = Tokens.of(())
 
 
 class ChoiceWriter(ABC):
-    """Writes the answer to one request, as JSON.
+    """Writes the answer to one request as JSON: all of it (`whole`), or chunk by chunk.
 
-    Fields that were not asked for are not written, so a model's fields are set one by one.
+    Subclasses serialize with `exclude_unset`, so a field that was not requested must stay unset.
 
     Args:
         body: the request.
-        engine: knows how tokens are written.
-        generations: the logs, in the order of the choices.
+        engine: its tokenizer gives the texts of tokens.
+        generations: in the order of the choices.
+
+    Attributes:
+        id_prefix: what the id of the answer begins with.
     """
 
     id_prefix: str
@@ -40,39 +46,39 @@ class ChoiceWriter(ABC):
         self._id = f"{self.id_prefix}-{secrets.token_urlsafe(12)}"
         self._created = int(generations[0].created_at)
         self._model = generations[0].model
-        # Alternatives repeat, and each token takes the tokenizer two decodings.
+        # Cached: alternatives repeat, and the tokenizer decodes twice for each token.
         self._token_text = cache(engine.tokenizer.token_text)
 
     @property
     @abstractmethod
     def wants_logprobs(self) -> bool:
-        """Whether choices have log probabilities."""
+        """Whether the request asks for log probabilities."""
 
     @property
     def include_empty_deltas(self) -> bool:
-        """Whether tokens that show no text are shown all the same."""
+        """Whether to send a chunk for tokens that complete no text: it has their ids or scores."""
         return self.wants_logprobs or self._return_token_ids
 
     @abstractmethod
     def whole(self) -> str:
-        """Return the answer; every log has ended well."""
+        """Return the whole answer; every generation must have finished without an error."""
 
     def opening(self) -> Iterable[str]:
-        """Return what is sent before anything has been generated."""
+        """Return the chunks to send before the first token."""
         return ()
 
     @abstractmethod
     def chunks(self, index: int, events: Sequence[Event]) -> Iterator[str]:
-        """Yield the chunks for what came of one choice."""
+        """Yield the chunks for new events of the choice with this index."""
 
     def closing(self) -> Iterator[str]:
-        """Yield what is sent after all choices have ended: the usage, where that is asked for."""
+        """Yield the chunk to send after the last choice: the usage, if the request asks for it."""
         if self._include_usage:
             yield self._usage_chunk(self._usage())
 
     @abstractmethod
     def _usage_chunk(self, usage: Usage) -> str:
-        """Return a chunk without choices."""
+        """Return the chunk that reports the usage and has no choices."""
 
     def _usage(self) -> Usage:
         return Usage.of(self._counts())
@@ -81,8 +87,8 @@ class ChoiceWriter(ABC):
         return TokenCounts.of(self._generations, num_per_prompt=self._num_choices_per_prompt)
 
 
-def cut(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """Yield the events of one log in parts of no more tokens than a chunk may have."""
+def split_events(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Yield the events of one generation in parts of at most `MAX_CHUNK_TOKENS` tokens."""
     part: list[Event] = []
     for event in events:
         if not isinstance(event, Delta):
@@ -97,16 +103,17 @@ def cut(events: Iterable[Event]) -> Iterator[list[Event]]:
 
 
 def tokens_of(events: Iterable[Event]) -> Tokens:
-    """Return the tokens of events that were read at once: there is one delta at most."""
+    """Return the tokens of one part of `split_events`, which has at most one delta."""
     [tokens] = [event.tokens for event in events if isinstance(event, Delta)] or [NO_TOKENS]
     return tokens
 
 
 def text_of(events: Iterable[Event]) -> str:
+    """Return the joined text of the deltas."""
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
 def outcome_of(events: Sequence[Event]) -> Finished | Failed | None:
-    """Return what a log ended with, if these events hold its end."""
+    """Return how the generation ended, or None if these events do not include its end."""
     last = events[-1]
     return last.record if isinstance(last, Ended) else None

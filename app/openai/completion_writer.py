@@ -1,4 +1,4 @@
-"""Logs in the form of OpenAI's completions: whole, or chunk by chunk."""
+"""Writes the answers of `/v1/completions`, whole or chunk by chunk."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _FINISH_REASONS: dict[FinishReason, Literal["stop", "length"]] = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
 }
-"""A cancelled completion has no client left to tell."""
+"""`CANCELLED` is missing: no client is left to read its answer."""
 
 
 class CompletionWriter(ChoiceWriter):
-    """Writes completions of raw prompts."""
+    """Writes completions of raw prompts, with the prompt in front (`echo`) if requested."""
 
     id_prefix = "cmpl"
 
@@ -58,13 +58,15 @@ class CompletionWriter(ChoiceWriter):
 
     @property
     def wants_logprobs(self) -> bool:
+        """Whether `logprobs` is given, 0 included."""
         return self._body.logprobs is not None
 
     def whole(self) -> str:
+        """Return a `text_completion`."""
         choices = []
         for index, generation in enumerate(self._generations):
-            prompt, tokens = self._scored_prompt(index), self._shown_tokens(generation.tokens)
-            text = "" if self._body.hides_answer else generation.text
+            prompt, tokens = self._scored_prompt(index), self._answer_tokens(generation.tokens)
+            text = "" if self._body.is_prompt_only else generation.text
             choices.append(
                 self._choice(
                     index,
@@ -79,18 +81,19 @@ class CompletionWriter(ChoiceWriter):
         return completion.model_dump_json(exclude_unset=True)
 
     def opening(self) -> Iterator[str]:
-        """Yield one chunk for each choice with its prompt, where that is asked for.
+        """Yield the prompt of each choice, if the request has `echo`.
 
-        With log probabilities it comes later: they are not known yet.
+        With log probabilities the prompt is sent later, once the engine has scored it.
         """
         if self._body.echo and not self.wants_logprobs:
             for index in range(len(self._generations)):
                 yield self._chunk(self._choice(index, text=self._echo(index)))
 
     def chunks(self, index: int, events: Sequence[Event]) -> Iterator[str]:
-        yield from self._late_echo(index)
-        tokens = self._shown_tokens(tokens_of(events))
-        text = "" if self._body.hides_answer else text_of(events)
+        """Yield the scored prompt first, if there is one, then a chunk with the new text."""
+        yield from self._scored_echo(index)
+        tokens = self._answer_tokens(tokens_of(events))
+        text = "" if self._body.is_prompt_only else text_of(events)
         finish_reason = self._finish_reason(outcome_of(events))
         if text or (tokens and self.include_empty_deltas) or finish_reason is not None:
             yield self._chunk(
@@ -99,7 +102,7 @@ class CompletionWriter(ChoiceWriter):
                 )
             )
 
-    def _late_echo(self, index: int) -> Iterator[str]:
+    def _scored_echo(self, index: int) -> Iterator[str]:
         prompt = self._scored_prompt(index)
         if not prompt or self._has_echoed[index]:
             return
@@ -130,7 +133,7 @@ class CompletionWriter(ChoiceWriter):
     def _chunk(self, choice: CompletionChoice) -> str:
         completion = self._completion([choice])
         if self._include_usage:
-            completion.usage = None  # all chunks have the field, and all but the last have it null
+            completion.usage = None  # null in every chunk but the last
         return completion.model_dump_json(exclude_unset=True)
 
     def _usage_chunk(self, usage: Usage) -> str:
@@ -148,11 +151,11 @@ class CompletionWriter(ChoiceWriter):
         )
 
     def _echo(self, index: int) -> str:
-        """Return what a choice's text begins with."""
+        """Return the prompt that the text of a choice begins with, or an empty string."""
         if not self._body.echo:
             return ""
         if prompt := self._scored_prompt(index):
-            return prompt.text  # what the text offsets count
+            return prompt.text  # the text that `text_offset` counts
         prompt_of_choice = self._body.prompts[index // self._num_choices_per_prompt]
         if isinstance(prompt_of_choice, TextPrompt):
             return prompt_of_choice.text
@@ -161,20 +164,20 @@ class CompletionWriter(ChoiceWriter):
     def _scored_prompt(self, index: int) -> Tokens:
         return self._generations[index].scored_prompt or NO_TOKENS
 
-    def _shown_tokens(self, tokens: Tokens) -> Tokens:
-        return NO_TOKENS if self._body.hides_answer else tokens
+    def _answer_tokens(self, tokens: Tokens) -> Tokens:
+        return NO_TOKENS if self._body.is_prompt_only else tokens
 
     def _finish_reason(self, outcome: Finished | Failed | None) -> Literal["stop", "length"] | None:
         if not isinstance(outcome, Finished):
             return None
-        return "length" if self._body.hides_answer else _FINISH_REASONS[outcome.finish_reason]
+        return "length" if self._body.is_prompt_only else _FINISH_REASONS[outcome.finish_reason]
 
     def _counts(self) -> TokenCounts:
         counts = super()._counts()
-        return replace(counts, completion_tokens=0) if self._body.hides_answer else counts
+        return replace(counts, completion_tokens=0) if self._body.is_prompt_only else counts
 
     def _logprobs(self, index: int, scored: Iterable[Tokens]) -> CompletionLogprobs | None:
-        """Return the tokens in OpenAI's form, and move the choice's text offset past them."""
+        """Return the tokens' log probabilities, and advance the choice's text offset past them."""
         if not self.wants_logprobs:
             return None
         logprobs = CompletionLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
@@ -188,7 +191,7 @@ class CompletionWriter(ChoiceWriter):
         return logprobs
 
     def _top_logprobs(self, scores: Scores) -> dict[str, float]:
-        """Return log probabilities by token text; of tokens written alike, the likeliest counts."""
+        """Return log probabilities by token text, the highest where several tokens share a text."""
         top: dict[str, float] = {}
         chosen, *likeliest = scores
         for token_id, logprob in (*likeliest, chosen):

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: the batch caller's route, and its stream."""
+"""`POST /v1/completions`, which takes one raw prompt or a batch of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXAMPLES: dict[str, Any] = {
         "value": {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
     },
     "batch": {
-        "summary": "A list of prompts, two choices each",
+        "summary": "A batch of prompts, two choices each",
         "value": {
             "prompt": ["The capital of France is", "The capital of Italy is"],
             "n": 2,
@@ -38,15 +38,15 @@ EXAMPLES: dict[str, Any] = {
         },
     },
     "score": {
-        "summary": "Only the log probabilities of a prompt",
+        "summary": "Log probabilities of a prompt",
         "value": {"prompt": "One and one is two.", "echo": True, "logprobs": 1, "max_tokens": 0},
     },
     "token_ids": {
-        "summary": "Token ids, with log probabilities",
+        "summary": "Token ids with log probabilities",
         "value": {"prompt": [72, 101, 108, 108, 111], "max_tokens": 8, "logprobs": 2},
     },
     "stream": {
-        "summary": "A stream that ends with its usage",
+        "summary": "A stream with usage",
         "value": {
             "prompt": "Once upon a time",
             "max_tokens": 32,
@@ -58,8 +58,8 @@ EXAMPLES: dict[str, Any] = {
 }
 
 _SUCCESS = {
-    "description": "The completion; with `stream`, Server-Sent Events: one chunk of the same form "
-    "each, and `data: [DONE]` last.",
+    "description": "The completion. With `stream`, Server-Sent Events: each carries a chunk in the "
+    "same form, and the last is `data: [DONE]`.",
     "content": event_stream(Completion),
 }
 
@@ -75,10 +75,10 @@ async def create_completion(
     caller: CallerDependency,
     services: ServicesDependency,
 ) -> Response:
-    """Continue prompts.
+    """Complete one prompt or a batch of prompts.
 
-    A list of prompts comes back in order, `n` choices for each. All are admitted, or none is. When
-    the caller leaves, everything stops.
+    The answer has `n` choices for each prompt, in the order of the prompts. The server admits all
+    of them or none. It stops generating when the client disconnects.
     """
     return await answer(
         request,

@@ -1,4 +1,4 @@
-"""Several logs, read as one."""
+"""Reads the logs of several generations together; `app.openai.answer` uses it for choices."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from streaming.errors import StreamingError
 
 
 class ReaderGroup:
-    """Follows the logs of one REST request; those still open are cancelled when it is left.
+    """Subscribes to the generations of one HTTP request for the length of a `with` block.
+
+    Leaving the block cancels the generations that have not ended.
 
     Args:
-        include_empty_deltas: also report tokens that show no text yet.
+        engine: runs the generations.
+        generations: in the order of the choices; `read` reports each by its index.
+        include_empty_deltas: report each token at once, even if it completes no text yet.
     """
 
     def __init__(
@@ -29,7 +33,7 @@ class ReaderGroup:
     ) -> None:
         self._engine = engine
         self._generations = generations
-        self._every_token = include_empty_deltas
+        self._include_empty_deltas = include_empty_deltas
         self._readers: list[Reader] = []
         self._stack = ExitStack()
         self._woken = asyncio.Event()
@@ -44,13 +48,13 @@ class ReaderGroup:
                     stack.enter_context(
                         self._engine.subscribe(
                             generation,
-                            include_empty_deltas=self._every_token,
+                            include_empty_deltas=self._include_empty_deltas,
                             on_wake=on_wake,
                             grace_s=0,
                         )
                     )
                 )
-                on_wake()  # what came before we listened
+                on_wake()  # read what was logged before the subscription
             self._stack = stack.pop_all()
         return self
 
@@ -59,11 +63,14 @@ class ReaderGroup:
 
     @property
     def is_done(self) -> bool:
-        """Whether every log's end has been read."""
+        """Whether the last event of every generation has been read."""
         return not self._num_open
 
     async def wait(self, *, timeout_s: float | None = None) -> bool:
-        """Wait until a log has something new; return False if none had in time."""
+        """Return True once a generation has new events, or False after `timeout_s` seconds.
+
+        Without `timeout_s`, wait as long as it takes.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 await self._woken.wait()
@@ -72,23 +79,23 @@ class ReaderGroup:
         return True
 
     def read(self) -> list[tuple[int, list[Event]]]:
-        """Return the place of each log that has something new, and what; never waits."""
+        """Return the index and the new events of each generation that has any, without waiting."""
         self._woken.clear()
         changed, self._changed = self._changed, set()
-        news = [(index, self._readers[index].read()) for index in sorted(changed)]
-        self._num_open -= sum(isinstance(event, Ended) for _, events in news for event in events)
-        return [(index, events) for index, events in news if events]
+        batches = [(index, self._readers[index].read()) for index in sorted(changed)]
+        self._num_open -= sum(isinstance(event, Ended) for _, events in batches for event in events)
+        return [(index, events) for index, events in batches if events]
 
     async def wait_ended(self) -> None:
-        """Wait until all have ended.
+        """Wait until all generations have ended.
 
         Raises:
-            RequestRefused: one has failed; the others are not waited for.
+            RequestRefused: a generation failed; the others may still be running.
         """
         while not self.is_done:
             await self.wait()
             for _, events in self.read():
-                if (error := failure(events)) is not None:
+                if (error := error_of(events)) is not None:
                     raise RequestRefused(ErrorInfo.of(error))
 
     def _wake(self, index: int) -> None:
@@ -96,8 +103,8 @@ class ReaderGroup:
         self._woken.set()
 
 
-def failure(events: Sequence[Event]) -> StreamingError | None:
-    """Return what a log ended with, if these events hold its end and that is an error."""
+def error_of(events: Sequence[Event]) -> StreamingError | None:
+    """Return the error that ended a generation, or None if these events include none."""
     match events[-1]:
         case Ended(record=Failed(error=error)):
             return error

@@ -1,4 +1,4 @@
-"""`POST /v1/tokenize` and `POST /v1/detokenize`: what a prompt is to the model."""
+"""`POST /v1/tokenize` and `POST /v1/detokenize`."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ async def tokenize(
     caller: CallerDependency,
     services: ServicesDependency,
 ) -> Tokens:
-    """Tell the tokens of a prompt, just as a generation would begin with them.
+    """Return the tokens of a prompt, exactly as a generation would start with them.
 
-    It may be longer than the context: that is what one asks for.
+    The prompt may be longer than the context, so that a client can measure it.
     """
     engine = services.engine
     tokens = await engine.tokenize(body.to_request(caller=caller))
@@ -77,7 +77,7 @@ async def detokenize(
     caller: CallerDependency,
     services: ServicesDependency,
 ) -> DetokenizedText:
-    """Tell the text of tokens."""
+    """Return the text of token ids."""
     engine = services.engine
     if body.model is not None and body.model != engine.info.model_id:
         raise ModelNotFound(model=body.model, served=engine.info.model_id)

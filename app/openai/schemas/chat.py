@@ -1,4 +1,4 @@
-"""`POST /v1/chat/completions`: OpenAI's fields and ours, and its answers."""
+"""Request and answers of `POST /v1/chat/completions`: OpenAI's fields and a few of our own."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from streaming.errors import InvalidRequest
 
 MAX_TOOLS = 128
 MAX_PIECES = 4096
-"""Calls and parts of all messages: so many take 25 ms to check, on the event loop (Zen 4)."""
+"""Most tool calls and content parts in all messages. The event loop validates that many in 25 ms
+(AMD EPYC, Zen 4)."""
 
 
 def _check_num_pieces(messages: Any) -> Any:
-    """Refuse too many calls and parts of all messages together, before time goes into each."""
+    """Count the tool calls and content parts of all messages before pydantic validates each."""
     if isinstance(messages, list):
         num_pieces = sum(
             len(pieces)
@@ -37,7 +38,7 @@ def _check_num_pieces(messages: Any) -> Any:
         if num_pieces > MAX_PIECES:
             raise PydanticCustomError(
                 "too_many_pieces",
-                "Messages should have at most {most} calls and parts together, not {actual}",
+                "must have at most {most} tool calls and content parts in total (got {actual})",
                 {"most": MAX_PIECES, "actual": num_pieces},
             )
     return messages
@@ -51,46 +52,47 @@ Messages = Annotated[
 
 
 class PromptFields(WireModel):
-    """What becomes the prompt, together with the messages."""
+    """Fields that shape the prompt, next to the messages."""
 
     tools: Annotated[list[ToolFields], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = Field(
         None, description="Functions that the model may call."
     )
     tool_choice: ToolChoiceField | None = Field(
         None,
-        description="none, auto, required, a named function, or allowed_tools. A call's arguments "
-        "always follow its schema.",
+        description="`none`, `auto`, `required`, a named function, or `allowed_tools`. The "
+        "arguments of a call always match the schema of the tool.",
     )
     parallel_tool_calls: bool | None = Field(
         None,
-        description="The answer may call several tools. By default it may where the model's own "
-        "chat template writes calls, and calls one where it does not.",
+        description="Whether the answer may call several tools. The default is true if the model's "
+        "own chat template writes tool calls, and false otherwise.",
     )
     chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="More variables for the model's chat template."
+        None, description="Extra variables for the model's chat template."
     )
     reasoning_effort: ReasoningEffort | None = Field(
         None,
-        description="For the chat template, as its variable `reasoning_effort`; `none` also sets "
-        "`enable_thinking` to false. Makes no difference where the template reads neither.",
+        description="Passed to the chat template as its variable `reasoning_effort`. `none` also "
+        "sets `enable_thinking` to false. No effect if the template reads neither variable.",
     )
     add_generation_prompt: bool | None = Field(
         None,
-        description="The prompt ends where the assistant's turn begins; true, unless "
-        "`continue_final_message` is.",
+        description="Whether to end the prompt with the start of the assistant's turn. The default "
+        "is true, or false with `continue_final_message`.",
     )
     continue_final_message: bool | None = Field(
-        False, description="The answer goes on with the last message, which is the assistant's."
+        False,
+        description="Whether the answer continues the last message, which must be the assistant's.",
     )
 
     def to_prompt(self, messages: Sequence[Message]) -> ChatPrompt:
-        """Return the engine's form.
+        """Return the prompt for the engine.
 
         Raises:
-            InvalidRequest: fields contradict each other, or hold what is no JSON object.
+            InvalidRequest: fields contradict each other, or a tool call has arguments that are
+                not a JSON object.
         """
         is_continued = bool(self.continue_final_message)
-        begins_turn = self.add_generation_prompt
         return ChatPrompt(
             messages=to_chat_messages(messages, param="messages"),
             tools=tuple(
@@ -99,7 +101,11 @@ class PromptFields(WireModel):
             tool_choice=self._to_tool_choice(),
             parallel_tool_calls=self.parallel_tool_calls,
             template_kwargs=self._template_kwargs(),
-            add_generation_prompt=not is_continued if begins_turn is None else begins_turn,
+            add_generation_prompt=(
+                not is_continued
+                if self.add_generation_prompt is None
+                else self.add_generation_prompt
+            ),
             continue_final_message=is_continued,
         )
 
@@ -107,23 +113,23 @@ class PromptFields(WireModel):
         choice = to_tool_choice(self.tool_choice)
         names = {tool.function.name for tool in self.tools or ()}
         if choice.mode is ToolMode.REQUIRED and not names:
-            raise InvalidRequest(param="tool_choice", reason="is only allowed with tools")
+            raise InvalidRequest(param="tool_choice", reason="needs tools to choose from")
         if unknown := sorted((choice.names or frozenset()) - names):
             raise InvalidRequest(
-                param="tool_choice", reason=f"{unknown[0]!r} is not the name of one of the tools"
+                param="tool_choice", reason=f"must name one of the tools (got {unknown[0]!r})"
             )
         return choice
 
     def _template_kwargs(self) -> str:
-        given = dict(self.chat_template_kwargs or {})
+        variables = dict(self.chat_template_kwargs or {})
         if self.reasoning_effort is not None:
-            given.setdefault("reasoning_effort", self.reasoning_effort)
+            variables.setdefault("reasoning_effort", self.reasoning_effort)
             if self.reasoning_effort == "none":
-                given.setdefault("enable_thinking", False)
-        if not given:
+                variables.setdefault("enable_thinking", False)
+        if not variables:
             return ""
         try:
-            return json.dumps(given, ensure_ascii=False)
+            return json.dumps(variables, ensure_ascii=False)
         except RecursionError as error:
             raise InvalidRequest(
                 param="chat_template_kwargs", reason="is nested too deeply"
@@ -131,65 +137,67 @@ class PromptFields(WireModel):
 
 
 class Prediction(WireModel):
+    """OpenAI's predicted output: accepted, and ignored."""
+
     type: Literal["content"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 class ChatRequest(PromptFields, ChoiceFields):
-    """A conversation to be answered. Unknown fields are errors; `null` means the default."""
+    """A conversation to answer. Unknown fields are errors. `null` means the default."""
 
     messages: Messages = Field(description="The conversation so far.")
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="The newer name of `max_tokens`."
+        None, description="The newer name of `max_tokens`. Give one of the two."
     )
-    logprobs: bool | None = Field(False, description="Report log probabilities of the tokens.")
+    logprobs: bool | None = Field(False, description="Report the log probability of each token.")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
-        None, description="Alternatives to report with each token, 0 to 20; only with `logprobs`."
+        None, description="Alternatives to report for each token, 0 to 20. Needs `logprobs`."
     )
     metadata: Metadata | None = Field(
-        None, description="The caller's own labels, kept with the generation."
+        None, description="Labels of your own, stored with the generation."
     )
     add_special_tokens: Literal[False] | None = Field(
-        None, description="Only `false`: the chat template writes what belongs there."
+        None, description="Only `false`: the chat template writes the special tokens."
     )
     modalities: Annotated[list[Literal["text"]], Field(fail_fast=True)] | None = Field(
         None, description='Only `["text"]`.'
     )
     prediction: Prediction | None = Field(
-        None, description="Makes no difference: a guess at the answer, which only saves time."
+        None, description="No effect. (OpenAI uses it to answer sooner.)"
     )
     prompt_cache_key: Name | None = Field(
-        None, description="Makes no difference: prompts that begin alike share their cache anyway."
+        None, description="No effect: prompts with a common prefix always share its cache."
     )
     prompt_cache_retention: Literal["in_memory"] | None = Field(
         None, description="Only `in_memory`."
     )
     safety_identifier: Name | None = Field(
-        None, description="Makes no difference: nothing is moderated here."
+        None, description="No effect: this server moderates nothing."
     )
     service_tier: Literal["auto", "default"] | None = Field(
-        None, description="Makes no difference: there is one tier. See `priority`."
+        None, description="No effect: there is one tier. Use `priority`."
     )
     store: Literal[False] | None = Field(
-        None, description="Only `false`: answers are not kept for later requests."
+        None, description="Only `false`: this route stores no answers. `/v1/responses` does."
     )
     verbosity: Literal["medium"] | None = Field(
-        None, description="Only `medium`, which is no difference."
+        None, description="Only `medium`, which has no effect."
     )
 
     def to_requests(self, *, caller: str, max_choices: int) -> list[GenerationRequest]:
-        """Return one request for each choice, in the order of the answer.
+        """Return one engine request for each choice, in the order of the answer.
 
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
         """
         self.check_choices(num_prompts=1, max_choices=max_choices)
         if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidRequest(param="top_logprobs", reason="is only allowed with logprobs")
-        limited = self.model_copy(update={"max_tokens": self._max_tokens()})
+            raise InvalidRequest(param="top_logprobs", reason="needs logprobs to be true")
+        with_limit = self.model_copy(update={"max_tokens": self._max_tokens()})
         return self.to_choices(
             [self.to_prompt(self.messages)],
-            limited.to_sampling_params(
+            with_limit.to_sampling_params(
                 logprobs=(self.top_logprobs or 0) if self.logprobs else None
             ),
             caller=caller,
@@ -201,7 +209,9 @@ class ChatRequest(PromptFields, ChoiceFields):
             return self.max_tokens
         if self.max_tokens not in (None, self.max_completion_tokens):
             raise InvalidRequest(
-                param="max_completion_tokens", reason="contradicts max_tokens: give one of them"
+                param="max_completion_tokens",
+                reason=f"must equal max_tokens, or be given without it "
+                f"(got {self.max_completion_tokens} and {self.max_tokens})",
             )
         return self.max_completion_tokens
 
@@ -212,29 +222,39 @@ ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class CalledFunction(BaseModel):
+    """The function of a tool call."""
+
     name: str
-    arguments: str = Field(description="A JSON object, as text; cut where the answer is.")
+    arguments: str = Field(
+        description="A JSON object as a string. It is incomplete if the answer was cut off."
+    )
 
 
 class ChatToolCall(BaseModel):
+    """A tool call of the answer."""
+
     id: str = Field(examples=["call_5f1c8c0b7b6d4e2f9a3c1d20"])
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class ChatMessageAnswer(BaseModel):
+    """The message of a choice."""
+
     role: Literal["assistant"] = "assistant"
-    content: str | None = Field(description="Null where there are only calls.")
+    content: str | None = Field(description="Null if the answer has only tool calls.")
     refusal: None = Field(None, description="Always null.")
     reasoning_content: str | None = Field(
-        None, description="What the model thought; left out where it did not."
+        None, description="The model's reasoning. Absent if there is none."
     )
     tool_calls: list[ChatToolCall] | None = Field(
-        None, description="Left out where nothing was called."
+        None, description="Absent if the model called no tool."
     )
 
 
 class ChatChoice(BaseModel):
+    """One of the `n` answers."""
+
     index: int
     message: ChatMessageAnswer
     logprobs: ChatLogprobs | None
@@ -247,19 +267,21 @@ class ChatCompletion(BaseModel):
 
     id: str = Field(examples=["chatcmpl-4Ef0p3Wl2Xw"])
     object: Literal["chat.completion"] = "chat.completion"
-    created: int = Field(description="Unix seconds.")
+    created: int = Field(description="Unix time in seconds.")
     model: str
     choices: list[ChatChoice]
     usage: Usage
 
 
 class FunctionDelta(BaseModel):
+    """A part of a function call: its name first, then pieces of its arguments."""
+
     name: str | None = None
     arguments: str
 
 
 class ToolCallDelta(BaseModel):
-    """A call begins with its id and name; pieces of its arguments follow."""
+    """A part of a tool call. The first part has the id and the name."""
 
     index: int
     id: str | None = None
@@ -268,6 +290,8 @@ class ToolCallDelta(BaseModel):
 
 
 class ChatDelta(BaseModel):
+    """What a chunk adds to the message of a choice."""
+
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: str | None = None
@@ -276,6 +300,8 @@ class ChatDelta(BaseModel):
 
 
 class ChunkChoice(BaseModel):
+    """A choice as one chunk reports it."""
+
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
@@ -284,7 +310,7 @@ class ChunkChoice(BaseModel):
 
 
 class ChatCompletionChunk(BaseModel):
-    """A piece of a stream."""
+    """One event of a stream."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

@@ -1,4 +1,4 @@
-"""A conversation in OpenAI's form, with reasoning as other servers have it."""
+"""Messages of a conversation in OpenAI's form, plus the reasoning fields of other servers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ MAX_CALLS = 128
 
 
 class TextPart(WireModel):
+    """A text part of a message."""
+
     type: Literal["text"]
     text: str
 
 
 class RefusalPart(WireModel):
+    """A refusal, as a part of an assistant message."""
+
     type: Literal["refusal"]
     refusal: str
 
@@ -32,7 +36,7 @@ def _part_tag(value: Any) -> str | None:
     return f"part[{kind}]" if kind in ("text", "refusal") else None
 
 
-_TEXT_ONLY = "is not supported: all parts are objects with the type text"
+_TEXT_ONLY = "must be an object whose type is text: this server reads no images, audio or files"
 _TextPart = Annotated[
     Annotated[TextPart, Tag("part[text]")],
     Discriminator(_part_tag, custom_error_type="part", custom_error_message=_TEXT_ONLY),
@@ -49,66 +53,72 @@ AssistantContent = (
 
 
 class SystemMessage(WireModel):
-    """What the model is told before the conversation; a developer's message is the same."""
+    """Instructions for the model. `developer` is the newer name of the role."""
 
     role: Literal["system", "developer"]
-    content: Content = Field(description="Text; parts are joined with line breaks.")
-    name: Name | None = Field(None, description="Few chat templates write it.")
+    content: Content = Field(description="Text, or parts, which are joined with line breaks.")
+    name: Name | None = Field(None, description="Few chat templates use it.")
 
     def to_message(self, param: str) -> ChatMessage:
+        """Return the message for the engine."""
         return ChatMessage("system", join_content(self.content), name=self.name)
 
 
 class UserMessage(WireModel):
+    """A message of the user."""
+
     role: Literal["user"]
-    content: Content = Field(description="Text; parts are joined with line breaks.")
-    name: Name | None = Field(None, description="Few chat templates write it.")
+    content: Content = Field(description="Text, or parts, which are joined with line breaks.")
+    name: Name | None = Field(None, description="Few chat templates use it.")
 
     def to_message(self, param: str) -> ChatMessage:
+        """Return the message for the engine."""
         return ChatMessage("user", join_content(self.content), name=self.name)
 
 
 class FunctionCall(WireModel):
+    """The function of an earlier tool call."""
+
     name: Name
-    arguments: str = Field(description="A JSON object, as text; empty text is an empty object.")
+    arguments: str = Field(description="A JSON object as a string. An empty string means `{}`.")
 
 
 class MessageToolCall(WireModel):
+    """A tool call of an earlier assistant message."""
+
     id: Name
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = Field(
-        None, description="Makes no difference: calls are taken in their order."
-    )
+    index: int | None = Field(None, description="No effect: calls keep the order of the array.")
 
 
 class AssistantMessage(WireModel):
-    """What the model said; an answer can be sent back as it came."""
+    """A message of the model. The message of an answer can be sent back unchanged."""
 
     role: Literal["assistant"]
     content: AssistantContent | None = Field(
-        None, description="May be left out where there are calls or a refusal."
+        None, description="Required unless there are `tool_calls` or a `refusal`."
     )
     tool_calls: (
         Annotated[list[MessageToolCall], Field(fail_fast=True, max_length=MAX_CALLS)] | None
     ) = None
-    refusal: str | None = Field(None, description="Stands for the content where there is none.")
+    refusal: str | None = Field(None, description="Used as the content if there is none.")
     reasoning_content: str | None = Field(
-        None, description="What it thought; few chat templates write it."
+        None, description="The model's reasoning. Few chat templates use it."
     )
     reasoning: str | None = Field(None, description="Another name of `reasoning_content`.")
-    name: Name | None = Field(None, description="Few chat templates write it.")
+    name: Name | None = Field(None, description="Few chat templates use it.")
     annotations: list[Any] | None = Field(
-        None, description="Makes no difference: citations of an answer, which no template writes."
+        None, description="No effect: chat templates write no citations."
     )
     audio: None = Field(None, description="Not supported: only `null`.")
     function_call: None = Field(None, description="Not supported: only `null`; use `tool_calls`.")
 
     def to_message(self, param: str) -> ChatMessage:
-        """Return the engine's form.
+        """Return the message for the engine. `param` is its path, such as `messages[0]`.
 
         Raises:
-            InvalidRequest: it says nothing, or a call's arguments are no JSON object.
+            InvalidRequest: the message is empty, or the arguments of a call are not a JSON object.
         """
         calls = tuple(
             _to_tool_call(call, param=f"{param}.tool_calls[{place}]")
@@ -117,11 +127,11 @@ class AssistantMessage(WireModel):
         content = self.content if self.content is not None else self.refusal
         if content is None and not calls:
             raise InvalidRequest(
-                param=f"{param}.content", reason="must be given where there are no tool_calls"
+                param=f"{param}.content", reason="is required without tool_calls or a refusal"
             )
         if self.reasoning is not None and self.reasoning_content is not None:
             raise InvalidRequest(
-                param=f"{param}.reasoning", reason="excludes reasoning_content: give one of them"
+                param=f"{param}.reasoning", reason="must be omitted if reasoning_content is given"
             )
         return ChatMessage(
             "assistant",
@@ -133,16 +143,17 @@ class AssistantMessage(WireModel):
 
 
 class ToolMessage(WireModel):
-    """What a tool returned."""
+    """The result of a tool call."""
 
     role: Literal["tool"]
-    content: Content = Field(description="Text; parts are joined with line breaks.")
+    content: Content = Field(description="Text, or parts, which are joined with line breaks.")
     tool_call_id: Name
     name: Name | None = Field(
-        None, description="The tool; without it, the one that `tool_call_id` called."
+        None, description="The tool. The default is the one that `tool_call_id` called."
     )
 
     def to_message(self, param: str) -> ChatMessage:
+        """Return the message for the engine."""
         return ChatMessage(
             "tool",
             join_content(self.content),
@@ -175,20 +186,17 @@ Message = Annotated[
 
 
 def to_chat_messages(messages: Sequence[Message], *, param: str) -> tuple[ChatMessage, ...]:
-    """Return the engine's form of a conversation.
-
-    Args:
-        param: the field that it came in.
+    """Return a conversation for the engine. Errors name the messages by the field `param`.
 
     Raises:
-        InvalidRequest: a message of the assistant says nothing, or a call's arguments are no
-            JSON object.
+        InvalidRequest: an assistant message is empty, or the arguments of a call are not a JSON
+            object.
     """
     return tuple(message.to_message(f"{param}[{place}]") for place, message in enumerate(messages))
 
 
 def join_content(content: str | Sequence[TextPart | RefusalPart]) -> str:
-    """Return the text of a message; parts are lines of their own."""
+    """Return the text of a message, its parts joined with line breaks."""
     if isinstance(content, str):
         return content
     return "\n".join(part.text if isinstance(part, TextPart) else part.refusal for part in content)
@@ -202,6 +210,6 @@ def _to_tool_call(call: MessageToolCall, *, param: str) -> ToolCall:
         is_object = False
     if not is_object:
         raise InvalidRequest(
-            param=f"{param}.function.arguments", reason="must be a JSON object, as text"
+            param=f"{param}.function.arguments", reason="must be a JSON object, encoded as a string"
         )
     return ToolCall(call.id, call.function.name, arguments)

@@ -1,4 +1,4 @@
-"""Tools of a chat request, and which of them may be called, in OpenAI's forms."""
+"""`tools` and `tool_choice` of a chat request, in OpenAI's forms."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ToolName = Annotated[
 
 
 class FunctionFields(WireModel):
+    """Name, description and arguments of a function."""
+
     name: ToolName
     description: Annotated[str, Field(max_length=MAX_DESCRIPTION_CHARS)] | None = Field(
-        None, description="What it does, for the model."
+        None, description="Tells the model what the function does."
     )
     parameters: dict[str, Any] | None = Field(
-        None, description="A JSON schema of its arguments; without one, it has none."
+        None, description="The JSON schema of its arguments. The default is no arguments."
     )
-    strict: bool | None = Field(
-        None, description="Makes no difference: arguments always follow their schema."
-    )
+    strict: bool | None = Field(None, description="No effect: arguments always match their schema.")
 
 
 class ToolFields(WireModel):
@@ -38,7 +38,7 @@ class ToolFields(WireModel):
     function: FunctionFields
 
     def to_tool(self, *, param: str) -> Tool:
-        """Return the engine's form.
+        """Return the tool for the engine. `param` is its path, such as `tools[0]`.
 
         Raises:
             InvalidRequest: the schema is nested too deeply.
@@ -55,23 +55,27 @@ class ToolFields(WireModel):
 
 
 class FunctionName(WireModel):
+    """Refers to a function by its name."""
+
     name: ToolName
 
 
 class FunctionReference(WireModel):
-    """The tool that has to be called."""
+    """The tool that the answer must call."""
 
     type: Literal["function"]
     function: FunctionName
 
 
 class AllowedToolsFields(WireModel):
+    """Which tools the answer may call, and whether it must call one."""
+
     mode: Literal["auto", "required"]
     tools: Annotated[list[FunctionReference], Field(fail_fast=True, max_length=128)]
 
 
 class AllowedTools(WireModel):
-    """The tools that may be called, of those that the model is shown."""
+    """Restricts the calls to some of the tools; the prompt still describes all of them."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedToolsFields
@@ -101,7 +105,7 @@ ToolChoiceField = Annotated[
 
 
 def to_tool_choice(choice: str | FunctionReference | AllowedTools | None) -> ToolChoice:
-    """Return the engine's form; None leaves it to the model."""
+    """Return the tool choice for the engine; None means `auto`."""
     match choice:
         case None:
             return ToolChoice()

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`: OpenAI's fields and ours, and its answers."""
+"""Request and answers of `POST /v1/completions`: OpenAI's fields and a few of our own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _Prompt = str | list[str] | list[int] | list[list[int]]
 
 
 def _check_prompt(value: Any) -> _Prompt:
-    """Tell the four forms apart in one pass, where a union would collect errors for each."""
+    """Return a prompt in one of the four forms.
+
+    A pydantic union would collect the errors of each form; this is one pass.
+    """
     match value:
         case str():
             return value
@@ -28,54 +31,61 @@ def _check_prompt(value: Any) -> _Prompt:
         case list() if all(isinstance(part, list) and _are_token_ids(part) for part in value):
             return value
     raise PydanticCustomError(
-        "prompt_type", "must be text, a list of texts, token ids, or a list of lists of token ids"
+        "prompt_type",
+        "must be a string, an array of strings, an array of token ids, or an array of arrays of "
+        "token ids",
     )
 
 
 def _are_token_ids(value: list[Any]) -> bool:
-    return all(type(part) is int for part in value)  # True is an int, but no token
+    return all(type(part) is int for part in value)  # excludes bool, a subclass of int
 
 
 class CompletionRequest(ChoiceFields):
-    """A batch of raw prompts. Unknown fields are errors; `null` means the default."""
+    """One raw prompt or several. Unknown fields are errors. `null` means the default."""
 
     prompt: Annotated[_Prompt, PlainValidator(_check_prompt, json_schema_input_type=_Prompt)] = (
-        Field(description="Text, a list of texts, token ids, or a list of lists of token ids.")
+        Field(
+            description="A string, an array of strings, an array of token ids, or an array of "
+            "arrays of token ids."
+        )
     )
     max_tokens: int | None = Field(
         DEFAULT_MAX_TOKENS,
-        description="Most tokens to generate; never more than the context leaves. 0 is allowed "
-        "with `echo`: the answer is the prompt.",
+        description="Most tokens to generate. The rest of the context is a limit, too. 0 is "
+        "allowed with `echo`: the answer is the prompt.",
     )
-    best_of: int | None = Field(None, description="Only the value of `n` is supported.")
+    best_of: int | None = Field(None, description="Only the value of `n`.")
     echo: bool | None = Field(
         False,
-        description="The text begins with the prompt, and `logprobs` with those of its tokens; its "
-        "first token has none.",
+        description="Begin the text with the prompt, and `logprobs` with the tokens of the prompt. "
+        "Its first token has no log probability.",
     )
     logprobs: int | None = Field(
-        None, description="Alternatives to report with each token, 0 to 20."
+        None, description="Alternatives to report for each token, 0 to 20."
     )
     suffix: None = Field(None, description="Not supported: only `null`.")
     add_special_tokens: Literal[True] | None = Field(
         None,
-        description="Only `true`: a raw prompt begins with the model's start token, where the "
-        "model has one. Token ids are taken as they are.",
+        description="Only `true`: text begins with the model's start token, if it has one. Token "
+        "ids are used unchanged.",
     )
 
     @property
-    def hides_answer(self) -> bool:
-        """Whether only the prompt is wanted; the engine still takes one step to read it."""
+    def is_prompt_only(self) -> bool:
+        """Whether the answer is the prompt alone. The engine still runs one step to prefill it."""
         return self.max_tokens == 0 and bool(self.echo)
 
     @property
     def num_prompts(self) -> int:
+        """Number of prompts, without making them."""
         is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return 1 if is_one else len(self.prompt)
 
     @property
     def prompts(self) -> list[TextPrompt] | list[TokenPrompt]:
-        # mypy takes no notice of what a pattern says of a list's elements.
+        """The prompts, in order."""
+        # mypy does not narrow the type of a list by a pattern on its elements.
         match self.prompt:
             case str(text):
                 return [TextPrompt(text)]
@@ -87,14 +97,17 @@ class CompletionRequest(ChoiceFields):
                 return [TokenPrompt(tuple(token_ids)) for token_ids in lists]  # type: ignore[arg-type]
 
     def to_requests(self, *, caller: str, max_choices: int) -> list[GenerationRequest]:
-        """Return one request for each choice, in the order of the answer.
+        """Return one engine request for each choice, in the order of the answer.
 
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
         """
         self.check_choices(num_prompts=self.num_prompts, max_choices=max_choices)
         if self.best_of not in (None, self.num_choices_per_prompt):
-            raise InvalidRequest(param="best_of", reason="is not supported unless it equals n")
+            raise InvalidRequest(
+                param="best_of",
+                reason=f"must equal n, which is {self.num_choices_per_prompt} (got {self.best_of})",
+            )
         params = self._with_one_token().to_sampling_params(
             default_max_tokens=DEFAULT_MAX_TOKENS,
             logprobs=self.logprobs,
@@ -103,21 +116,23 @@ class CompletionRequest(ChoiceFields):
         return self.to_choices(self.prompts, params, caller=caller)
 
     def _with_one_token(self) -> Self:
-        return self.model_copy(update={"max_tokens": 1}) if self.hides_answer else self
+        return self.model_copy(update={"max_tokens": 1}) if self.is_prompt_only else self
 
 
 class CompletionLogprobs(BaseModel):
-    """OpenAI's older form: lists with one entry for each token."""
+    """OpenAI's older form of log probabilities: lists with one entry for each token."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None] = Field(
-        description="The alternatives, and the chosen token in any case."
+        description="The alternatives and the chosen token."
     )
-    text_offset: list[int] = Field(description="Where the token's text begins in the whole text.")
+    text_offset: list[int] = Field(description="Where the token begins in `text`, in characters.")
 
 
 class CompletionChoice(BaseModel):
+    """One completion of one prompt, or what a chunk adds to it."""
+
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
@@ -130,7 +145,7 @@ class Completion(BaseModel):
 
     id: str = Field(examples=["cmpl-4Ef0p3Wl2Xw"])
     object: Literal["text_completion"] = "text_completion"
-    created: int = Field(description="Unix seconds.")
+    created: int = Field(description="Unix time in seconds.")
     model: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
