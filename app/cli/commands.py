@@ -188,7 +188,7 @@ def _resolve(model: type[Any], given: dict[str, Any]) -> Any:
         return load_settings(model, {k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
         info = to_error_info(error.errors())
-        _fail(info.message.replace("Value error, ", ""), status=2)
+        _fail(info.message, status=2)
     except ValueError as error:
         _fail(str(error), status=2)
 

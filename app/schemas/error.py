@@ -1,4 +1,4 @@
-"""The body of every error, and how the docs page shows it."""
+"""The body of every HTTP error, and how routes document the errors that they return."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from app.errors import ERRORS
 
 
 class ErrorDetail(BaseModel):
-    message: str = Field(description="For people; safe to show.")
-    type: str = Field(description="OpenAI's family of the error.")
-    param: str | None = Field(description="The field at fault.")
-    code: str = Field(description="For programs; never changes its meaning.")
+    """What is wrong, and where."""
+
+    message: str = Field(description="For people. Safe to display.")
+    type: str = Field(description="OpenAI's category of the error.")
+    param: str | None = Field(description="The path of the field at fault.")
+    code: str = Field(description="For programs. The meaning of a code never changes.")
 
 
 class ErrorBody(BaseModel):
-    """OpenAI's form of an error."""
+    """An error in OpenAI's form."""
 
     error: ErrorDetail
 
@@ -39,11 +41,11 @@ GENERATION_ERRORS = (
     "shutting_down",
     "timeout",
 )
-"""What a route that takes a body and generates may answer."""
+"""Error codes of a route that takes a JSON body and generates."""
 
 
 def error_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """Return what a route documents for these errors, by HTTP status."""
+    """Return the `responses` of a FastAPI route that may return these codes, by HTTP status."""
     by_status: dict[int | str, list[str]] = {}
     for code in codes:
         by_status.setdefault(ERRORS[code].http_status, []).append(code)

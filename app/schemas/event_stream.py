@@ -1,4 +1,4 @@
-"""How the docs describe an answer that is a stream of Server-Sent Events."""
+"""Describes a stream of Server-Sent Events in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from app.schemas.error import ErrorBody
 
 
 def event_stream(chunk: type[BaseModel]) -> dict[str, Any]:
-    """Return what a route documents for its event stream, by media type.
+    """Return the `content` of a response that is an event stream, by media type.
 
-    `itemSchema` is what OpenAPI 3.2 describes one event with; older tools skip it.
+    `itemSchema` describes one event, as of OpenAPI 3.2. Older tools ignore it.
 
     Args:
-        chunk: what the data of each event is, save for the last, and for the error that may come
-            before that.
+        chunk: the data of an event. An error may follow the chunks; `[DONE]` is always last.
     """
     data = [*(_json_of(model) for model in (chunk, ErrorBody)), {"const": "[DONE]"}]
     item = {"type": "object", "properties": {"data": {"anyOf": data}}, "required": ["data"]}
@@ -30,7 +29,7 @@ def _json_of(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """Return the schema without references, which would look for their target in the document."""
+    """Return the schema with its references inlined; they would resolve in the whole document."""
     if isinstance(schema, list):
         return [_inlined(part, definitions) for part in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Log probabilities as clients read them."""
+"""Log probabilities in answers, for all dialects."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from pydantic import BaseModel, Field
 from streaming import Scores, Tokens
 
 MIN_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON cannot say."""
+"""Replaces minus infinity, which JSON does not have."""
 
 
 def clamp_logprob(logprob: float) -> float:
-    """Return a log probability that JSON can say."""
+    """Return a finite log probability, at least `MIN_LOGPROB`."""
     return max(MIN_LOGPROB, logprob)
 
 
 class TopLogprob(BaseModel):
+    """A token and its natural log probability."""
+
     token: str
     logprob: float
     bytes: list[int] | None = Field(
-        description="The token's UTF-8, which may be a part of a character's; null where the "
-        "tokenizer does not tell."
+        description="The UTF-8 bytes of the token, possibly a part of a character. Null if the "
+        "tokenizer does not know them."
     )
 
 
 class ChatTokenLogprob(TopLogprob):
+    """The chosen token and the likeliest alternatives."""
+
     top_logprobs: list[TopLogprob] = Field(description="The likeliest tokens, best first.")
 
 
 class ChatLogprobs(BaseModel):
-    """OpenAI's newer form: one entry for each token, those of calls and of the end included."""
+    """OpenAI's newer form: one entry for each token, including tool calls and end tokens."""
 
     content: list[ChatTokenLogprob]
     refusal: None = Field(None, description="Always null.")
@@ -46,7 +50,7 @@ class ChatLogprobs(BaseModel):
         token_text: Callable[[int], str],
         token_bytes: Callable[[int], bytes | None],
     ) -> Self:
-        """Return the log probabilities of tokens that have them."""
+        """Return the log probabilities; tokens without any are left out."""
 
         def top(token_id: int, logprob: float) -> TopLogprob:
             utf8 = token_bytes(token_id)

@@ -1,4 +1,4 @@
-"""Fields and limits of requests that several dialects share."""
+"""Request fields and limits that the dialects share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 DEFAULT_MAX_TOKENS = 16
-"""Of a raw prompt, as in OpenAI's completions; a chat answer may take what the context leaves."""
+"""For raw prompts, as in OpenAI's completions. A chat answer may use the rest of the context."""
 
 MAX_MESSAGES = 4096
 MAX_METADATA_PAIRS = 16
@@ -19,9 +19,13 @@ ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "
 
 
 def _check_num_pairs(value: Any) -> Any:
-    # Counted first: checking a hundred thousand pairs would hold up everyone else.
+    # Count first: to validate a hundred thousand pairs would block the event loop.
     if isinstance(value, dict) and len(value) > MAX_METADATA_PAIRS:
-        raise PydanticCustomError("too_many_pairs", f"at most {MAX_METADATA_PAIRS} pairs")
+        raise PydanticCustomError(
+            "too_many_pairs",
+            "must have at most {most} pairs (got {actual})",
+            {"most": MAX_METADATA_PAIRS, "actual": len(value)},
+        )
     return value
 
 

@@ -1,4 +1,4 @@
-"""`response_format`: what the answer has to be. OpenAI's forms, and two of ours."""
+"""`response_format`, which constrains the answer: OpenAI's forms, and two of our own."""
 
 from __future__ import annotations
 
@@ -20,36 +20,43 @@ class TextFormat(WireModel):
     type: Literal["text"]
 
     def to_grammar(self) -> Grammar | None:
+        """Return None: any text is allowed."""
         return None
 
 
 class JsonObjectFormat(WireModel):
-    """One JSON object. Ask for JSON in the prompt, too: the model does not see this field."""
+    """One JSON object. Ask for JSON in the prompt as well: the model does not see this field."""
 
     type: Literal["json_object"]
 
     def to_grammar(self) -> Grammar | None:
+        """Return the grammar of JSON objects."""
         return Grammar(GrammarKind.JSON_OBJECT)
 
 
 class JsonSchemaFields(WireModel):
+    """A JSON schema and its labels."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$", description="A label.")]
     description: Annotated[str, Field(max_length=4096)] | None = Field(
-        None, description="A label, too: the model does not see it."
+        None, description="A label. The model does not see it."
     )
     schema_: dict[str, Any] = Field(alias="schema", description="A JSON schema.")
-    strict: bool | None = Field(
-        None, description="Makes no difference: an answer always follows its schema."
-    )
+    strict: bool | None = Field(None, description="No effect: an answer always matches its schema.")
 
 
 class JsonSchemaFormat(WireModel):
-    """One JSON value that is valid by a schema, its fields in the schema's order."""
+    """One JSON value that matches a schema, with its fields in the order of the schema."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchemaFields
 
     def to_grammar(self) -> Grammar | None:
+        """Return the schema as a grammar.
+
+        Raises:
+            InvalidRequest: the schema is nested too deeply.
+        """
         try:
             source = json.dumps(self.json_schema.schema_, ensure_ascii=False)
         except RecursionError as error:
@@ -58,23 +65,25 @@ class JsonSchemaFormat(WireModel):
 
 
 class RegexFormat(WireModel):
-    """Text that matches a regular expression from end to end, without look-around."""
+    """Text that matches a regular expression as a whole. Look-around is not supported."""
 
     type: Literal["regex"]
     pattern: str
 
     def to_grammar(self) -> Grammar | None:
+        """Return the regular expression as a grammar."""
         return Grammar(GrammarKind.REGEX, self.pattern)
 
 
 class GrammarFormat(WireModel):
-    """Text of a context-free language, as Lark writes grammars; it begins at the rule `start`."""
+    """Text that matches a context-free grammar in Lark's syntax. Its first rule is `start`."""
 
     type: Literal["grammar"]
     grammar: str
     syntax: Literal["lark"]
 
     def to_grammar(self) -> Grammar | None:
+        """Return the Lark grammar."""
         return Grammar(GrammarKind.LARK, self.grammar)
 
 
@@ -83,7 +92,7 @@ def _tag(value: Any) -> str | None:
     return f"format[{kind}]" if kind in _TYPES else None
 
 
-# The tags look like those that pydantic makes for unions, which no client sees.
+# The tags look like those of pydantic's unions, so that `validation` removes them from locations.
 ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("format[text]")]
     | Annotated[JsonObjectFormat, Tag("format[json_object]")]

@@ -1,4 +1,4 @@
-"""The sampling fields, the same on every transport."""
+"""The sampling fields, which all dialects share."""
 
 from __future__ import annotations
 
@@ -17,55 +17,64 @@ from streaming.errors import InvalidRequest
 _DEFAULTS = SamplingParams()
 _MAX_PRIORITY = GenerationRequest.max_priority
 _REQUEST_FIELDS = {"priority", "timeout_s"}
-"""Fields that are about the request as a whole, not about its tokens."""
+"""Fields that belong to the request, not to its sampling parameters."""
 
 
 def _check_biases(value: Any) -> Any:
     if not isinstance(value, dict) or any(
         type(bias) not in (int, float) for bias in value.values()
     ):
-        raise PydanticCustomError("logit_bias_type", "must be an object of numbers by token id")
+        raise PydanticCustomError(
+            "logit_bias_type", "must be an object that maps token ids to numbers"
+        )
     return value
 
 
 class SamplingFields(WireModel):
-    """How tokens are chosen, when they end, and how urgent they are. `null` means the default."""
+    """How to sample tokens, when to stop, and how urgent the request is.
+
+    `null` means the default.
+    """
 
     max_tokens: int | None = Field(
-        None, description="Most tokens to generate; never more than the context leaves."
+        None, description="Most tokens to generate. The rest of the context is a limit, too."
     )
     min_tokens: int | None = Field(
-        _DEFAULTS.min_tokens, description="End tokens are barred before so many tokens."
+        _DEFAULTS.min_tokens, description="Fewest tokens to generate before the text may end."
     )
     temperature: float | None = Field(
-        _DEFAULTS.temperature, description="0 is greedy; at most 2.", examples=[0.7]
+        _DEFAULTS.temperature,
+        description="0 to 2. 0 always picks the likeliest token.",
+        examples=[0.7],
     )
-    top_p: float | None = Field(_DEFAULTS.top_p, description="Nucleus sampling; 1 keeps all.")
+    top_p: float | None = Field(_DEFAULTS.top_p, description="Nucleus sampling. 1 keeps all.")
     top_k: int | None = Field(
-        _DEFAULTS.top_k, description="Keep the likeliest tokens only; 0 keeps all."
+        _DEFAULTS.top_k, description="Keep only the k likeliest tokens. 0 keeps all."
     )
     min_p: float | None = Field(
-        _DEFAULTS.min_p, description="Least probability relative to the likeliest token."
+        _DEFAULTS.min_p, description="Least probability of a token, relative to the likeliest."
     )
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
-        None, description="Strings that end the text and are not part of it."
+        None, description="Strings that end the text. The text does not include them."
     )
     include_stop_str_in_output: bool | None = Field(
-        _DEFAULTS.include_stop_str_in_output, description="They are part of it."
+        _DEFAULTS.include_stop_str_in_output, description="Include the stop string in the text."
     )
     stop_token_ids: Annotated[list[int], Field(fail_fast=True)] | None = Field(
         None, description="Token ids that end the text."
     )
     seed: int | None = Field(None, description="The same seed gives the same tokens.")
     presence_penalty: float | None = Field(
-        _DEFAULTS.presence_penalty, description="-2 to 2, on tokens already generated."
+        _DEFAULTS.presence_penalty,
+        description="-2 to 2. Applies to tokens generated before.",
     )
     frequency_penalty: float | None = Field(
-        _DEFAULTS.frequency_penalty, description="-2 to 2, for each time a token was generated."
+        _DEFAULTS.frequency_penalty,
+        description="-2 to 2. Applies once for each time that a token was generated.",
     )
     repetition_penalty: float | None = Field(
         _DEFAULTS.repetition_penalty,
-        description="0.01 to 10; over 1 discourages tokens of prompt and text.",
+        description="0.01 to 10. Above 1 discourages tokens of the prompt and the text.",
     )
     logit_bias: (
         Annotated[
@@ -73,27 +82,25 @@ class SamplingFields(WireModel):
             PlainValidator(_check_biases, json_schema_input_type=dict[str, float]),
         ]
         | None
-    ) = Field(None, description="Added to the logits, by token id; -100 to 100.")
+    ) = Field(None, description="Numbers to add to the logits, by token id; -100 to 100.")
     ignore_eos: bool | None = Field(
-        _DEFAULTS.ignore_eos, description="The model's end tokens do not end the text."
+        _DEFAULTS.ignore_eos, description="Go on after the model's end tokens."
     )
     response_format: ResponseFormat | None = Field(
         None,
-        description="What the text has to be. One that ends with `stop` is all of that, unless a "
-        "stop string or stop token of the request cut it; one that ends with `length` is its "
-        "beginning.",
+        description="Constrains the text. It is complete if it ends with `stop`, unless a stop "
+        "string or stop token of the request cut it off. With `length`, it is incomplete.",
     )
     priority: int | None = Field(
         0,
-        description=f"-{_MAX_PRIORITY} to {_MAX_PRIORITY}; above 0 only as far as this server "
-        "allows it. While requests wait, one of a higher priority is started before all of lower "
-        "ones, those of other callers included; within a priority, callers take turns. None "
-        "is passed over for ever.",
+        description=f"-{_MAX_PRIORITY} to {_MAX_PRIORITY}. The server may limit values above 0. "
+        "Waiting requests with a higher priority start first, across all callers. Within a "
+        "priority, callers take turns. No request waits for ever.",
     )
     timeout_s: float | None = Field(
         None,
-        description="The generation is ended with an error after so many seconds, waiting "
-        "included; the server's own limit stays.",
+        description="Seconds, including waiting, after which the generation ends with an error. "
+        "The server's own limit still applies.",
         examples=[30],
     )
 
@@ -106,7 +113,7 @@ class SamplingFields(WireModel):
         model: str | None,
         metadata: Mapping[str, str],
     ) -> GenerationRequest:
-        """Return the engine's form of a request for one log.
+        """Return an engine request for one generation.
 
         Raises:
             InvalidRequest: a value is out of range; `param` names the field.
@@ -128,7 +135,7 @@ class SamplingFields(WireModel):
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> SamplingParams:
-        """Return the engine's form.
+        """Return the sampling parameters for the engine.
 
         Raises:
             InvalidRequest: a value is out of range; `param` names the field.
@@ -154,4 +161,6 @@ def _to_logit_bias(biases: Mapping[str, float]) -> Mapping[int, float]:
     try:
         return MappingProxyType({int(token_id): bias for token_id, bias in biases.items()})
     except ValueError as error:
-        raise InvalidRequest(param="logit_bias", reason="keys are token ids") from error
+        raise InvalidRequest(
+            param="logit_bias", reason='must have token ids as its keys, such as "42"'
+        ) from error

@@ -1,4 +1,4 @@
-"""What a request used, counted from its logs, and how OpenAI's completions show it."""
+"""Counts the tokens of a request, and reports them in the form of OpenAI's completions."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from streaming import Generation, OutputParser
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounts:
-    """Tokens of one request.
+    """The number of tokens of one request.
 
     Attributes:
-        prompt_tokens: each prompt once, however many answers it has.
-        cached_tokens: those of them that came from the prefix cache.
+        prompt_tokens: of all prompts. A prompt counts once, however many choices it has.
+        cached_tokens: those of `prompt_tokens` that came from the prefix cache.
+        completion_tokens: of all choices.
         reasoning_tokens: those of `completion_tokens` that are reasoning.
     """
 
@@ -28,10 +29,11 @@ class TokenCounts:
 
     @classmethod
     def of(cls, generations: Sequence[Generation], *, num_per_prompt: int = 1) -> Self:
-        """Count logs.
+        """Return the counts of some generations.
 
         Args:
-            num_per_prompt: so many logs one after the other have the same prompt.
+            generations: those of one prompt are next to each other.
+            num_per_prompt: number of generations for each prompt.
         """
         usages = [generation.usage for generation in generations]
         firsts = usages[::num_per_prompt]
@@ -44,7 +46,7 @@ class TokenCounts:
 
 
 def count_reasoning_tokens(generation: Generation) -> int:
-    """Return how many tokens of a log are reasoning, with the marks around it."""
+    """Return the number of reasoning tokens of a generation, including the tags around it."""
     if generation.output_format.reasoning is None:
         return 0
     parser = OutputParser(generation.output_format)
@@ -55,20 +57,24 @@ def count_reasoning_tokens(generation: Generation) -> int:
         if was_in_reasoning or parser.is_in_reasoning:
             num_reasoning = num_read
         elif num_reasoning:
-            break  # reasoning comes first, and once
+            break  # an answer has one block of reasoning, at its start
     return num_reasoning
 
 
 class PromptTokensDetails(BaseModel):
-    cached_tokens: int = Field(description="Not computed again: another prompt began alike.")
+    """Parts of `prompt_tokens`."""
+
+    cached_tokens: int = Field(description="Prompt tokens from the prefix cache.")
 
 
 class CompletionTokensDetails(BaseModel):
-    reasoning_tokens: int = Field(description="Tokens of the reasoning, with its marks.")
+    """Parts of `completion_tokens`."""
+
+    reasoning_tokens: int = Field(description="Reasoning tokens, including its tags.")
 
 
 class Usage(BaseModel):
-    """Of all choices together; a prompt counts once, however many choices it has."""
+    """Tokens of all choices together. A prompt counts once, however many choices it has."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -78,6 +84,7 @@ class Usage(BaseModel):
 
     @classmethod
     def of(cls, counts: TokenCounts) -> Self:
+        """Return the counts in OpenAI's form."""
         return cls(
             prompt_tokens=counts.prompt_tokens,
             completion_tokens=counts.completion_tokens,

@@ -1,4 +1,4 @@
-"""A JSON object from a client."""
+"""The base class of all requests and client frames."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MAX_FIELDS = 64
 
 
 class WireModel(BaseModel):
-    """A JSON object from a client: unknown fields and wrong types are errors.
+    """A JSON object from a client. Unknown fields and wrong types are errors.
 
-    Checks end at the first of many errors: collecting them takes seconds where a client sends a
-    list of a hundred thousand wrong entries, and no other request is served meanwhile.
+    Validation must stop at the first error of a list (`fail_fast`). To collect the errors of a
+    hundred thousand entries takes seconds, and blocks the event loop meanwhile.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -23,5 +23,9 @@ class WireModel(BaseModel):
     @classmethod
     def _check_num_fields(cls, fields: Any) -> Any:
         if isinstance(fields, dict) and len(fields) > _MAX_FIELDS:
-            raise PydanticCustomError("too_many_fields", f"more than {_MAX_FIELDS} fields")
+            raise PydanticCustomError(
+                "too_many_fields",
+                "must have at most {most} fields (got {actual})",
+                {"most": _MAX_FIELDS, "actual": len(fields)},
+            )
         return fields

@@ -41,7 +41,7 @@ def to_message(fields: dict[str, Any]) -> GenerateMessage | CancelMessage | Resu
         return CLIENT_MESSAGE.validate_python(fields)
     except ValidationError as error:
         info = to_error_info(
-            error.errors(include_url=False, include_input=False, include_context=False),
+            error.errors(include_url=False),
             skip=CLIENT_MESSAGE_TYPES,
         )
         raise _refused(

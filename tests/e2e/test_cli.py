@@ -74,7 +74,7 @@ def test_a_mistake_ends_the_process_with_one_line_and_its_status() -> None:
     impossible = run("serve", "--log-level", "error", "--host", "a..b", "--allow-anonymous")
     assert (wrong.returncode, impossible.returncode) == (2, 1)
     for result, says in (
-        (wrong, "port: Input should be less than or equal to 65535"),
+        (wrong, "port: must be at most 65535 (got 70000)"),
         (impossible, "cannot listen on a..b:8000"),
     ):
         assert says in result.stderr
@@ -85,7 +85,7 @@ def test_a_mistake_ends_the_process_with_one_line_and_its_status() -> None:
 @pytest.mark.parametrize(
     ("flags", "env", "says"),
     [
-        (["--port", "70000"], {}, "port: Input should be less than or equal to 65535"),
+        (["--port", "70000"], {}, "port: must be at most 65535 (got 70000)"),
         (["--host", "0.0.0.0"], {}, "set api_keys, or allow_anonymous"),
         ([], {"TOKENWIRE_PORTS": "1"}, "TOKENWIRE_PORTS: there is no such setting"),
         ([], {"TOKENWIRE_LOG_LEVEL": "loud"}, "log_level: must be one of debug, info"),

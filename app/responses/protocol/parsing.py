@@ -50,7 +50,7 @@ def to_message(fields: dict[str, Any]) -> Create | ControlMessage:
             {name: value for name, value in fields.items() if name not in _ONLY_HERE}
         )
     except ValidationError as error:
-        complaints = error.errors(include_url=False, include_input=False, include_context=False)
+        complaints = error.errors(include_url=False)
         raise RequestRefused(to_error_info(complaints, skip=CONTROL_TYPES)) from error
     if body.background:
         message = "background: a response of a WebSocket is not one; it outlives a dropped line."
