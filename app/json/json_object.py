@@ -1,5 +1,7 @@
-"""JSON from a client, read the same way on every transport: RFC 8259 and well-formed Unicode, with
-no field given twice."""
+"""Parses a JSON object from a client, strictly and in the same way on every transport.
+
+The text must follow RFC 8259, hold well-formed Unicode and give no field twice.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,20 @@ from app.errors import ErrorInfo, RequestRefused
 from app.schemas.validation import printable
 
 _MAX_CONTAINERS = 2**15
-"""Most arrays and objects in one text. To read a megabyte of them takes 200 ms, and large texts are
-read one at a time; so many take 65 at most (AMD EPYC, Zen 4)."""
+"""Most arrays and objects in one text. A megabyte of them takes 200 ms to parse, and large texts
+are parsed one at a time. This many take at most 65 ms (AMD EPYC, Zen 4)."""
 _MAX_DEPTH = 512
-"""Most of them within each other. Python reads near a thousand, and then cannot write them, nor
-look at them, from where a few more calls are on its stack."""
+"""Deepest nesting of arrays and objects. Python parses almost a thousand levels, but writing or
+traversing that many exceeds its recursion limit deeper in the call stack."""
 _CONTAINER_MARK = re.compile(r"[\[\]{}]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class FieldsRefused(RequestRefused):
-    """The object could be read, but not all of it means something.
+    """The text is a JSON object, but some of its fields are refused.
 
     Attributes:
-        fields: the object without what was given twice.
+        fields: the object, without the fields that were given twice.
     """
 
     def __init__(self, reason: str, *, param: str | None, fields: dict[str, Any]) -> None:
@@ -38,16 +40,18 @@ class FieldsRefused(RequestRefused):
 
 
 def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
-    """Return the JSON object that `text` is.
+    """Return the JSON object in a text.
 
     Args:
-        what: what the client calls the text: the body, the frame.
+        text: a string, or UTF-8.
+        what: names the text in error messages, such as "body" or "frame".
 
     Raises:
-        FieldsRefused: a field is given twice (which one counts would be a guess, RFC 8259 §4), or
-            has half a surrogate pair or a number that becomes infinite: that is no text, and no
-            number, and could never be sent back.
-        RequestRefused: it is no JSON, or no object, or has too many parts or too deep ones.
+        FieldsRefused: a field is given twice (RFC 8259 §4 leaves open which one counts), has a
+            lone surrogate, or has a number that overflows to infinity. JSON could not carry the
+            last two back to the client.
+        RequestRefused: the text is not JSON or not an object, or has too many or too deeply
+            nested arrays and objects.
     """
     repeated: list[str] = []
     infinite: list[str] = []
@@ -55,7 +59,7 @@ def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
         text = text.decode() if isinstance(text, bytes) else text
         num_containers = _num_containers(text)
         if num_containers > _MAX_CONTAINERS:
-            reason = f"The {what} has more than {_MAX_CONTAINERS} arrays and objects."
+            reason = f"The {what} must have at most {_MAX_CONTAINERS} arrays and objects."
             raise _refused("invalid_request", reason)
         if num_containers > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
             raise RecursionError
@@ -66,22 +70,26 @@ def parse_object(text: str | bytes, *, what: str) -> dict[str, Any]:
             object_pairs_hook=partial(_to_fields, repeated),
         )
     except (ValueError, RecursionError) as error:
-        # Of all of these only JSONDecodeError says something that helps and is safe to show.
+        # The text of JSONDecodeError helps the client and is safe to show; others may not be.
         reason = f": {error}" if isinstance(error, json.JSONDecodeError) else ""
         raise _refused("invalid_json", f"The {what} is not valid JSON{reason}.") from error
     if not isinstance(value, dict):
         raise _refused("invalid_request", f"The {what} must be a JSON object.")
     if repeated:
-        raise FieldsRefused("given twice", param=printable(repeated[0]), fields=value)
+        raise FieldsRefused("must be given only once", param=printable(repeated[0]), fields=value)
     if infinite:
         _check_finite(value)
-    if _SURROGATE_ESCAPE.search(text):  # the text was UTF-8, so half a pair is an escape
+    if _SURROGATE_ESCAPE.search(text):  # in UTF-8, only an escape can make a lone surrogate
         _check_unicode(value)
     return value
 
 
 def _num_containers(text: str) -> int:
-    """Return how many arrays and objects begin in a JSON text, or more, but not past the limit."""
+    """Return the number of arrays and objects in a JSON text.
+
+    The result may be too high, but only up to the limit: brackets in strings count, too, as long
+    as the text is within the limit with them.
+    """
     count = text.count("[") + text.count("{")
     if count <= _MAX_CONTAINERS:
         return count
@@ -90,14 +98,14 @@ def _num_containers(text: str) -> int:
 
 
 def _depth(text: str) -> int:
-    """Return how many arrays and objects of a JSON text are within each other."""
+    """Return the deepest nesting of arrays and objects in a JSON text."""
     marks = _CONTAINER_MARK.finditer(_outside_strings(text))
     depths = accumulate(1 if mark[0] in "[{" else -1 for mark in marks)
-    return max(takewhile(lambda depth: depth >= 0, depths), default=0)  # below 0 it is no JSON
+    return max(takewhile(lambda depth: depth >= 0, depths), default=0)  # negative: not JSON
 
 
 def _outside_strings(text: str) -> str:
-    """Return a JSON text without its strings, every second part between unescaped quotes."""
+    """Return a JSON text without its strings: every second part between unescaped quotes."""
     return "".join(text.replace("\\\\", "").replace('\\"', "").split('"')[::2])
 
 
@@ -119,24 +127,24 @@ def _to_float(infinite: list[str], text: str) -> float:
 
 
 def _check_finite(fields: dict[str, Any]) -> None:
-    """Name the field that has an infinite number."""
+    """Refuse the first field that has an infinite number."""
     for name, value in fields.items():
         try:
             json.dumps(value, allow_nan=False)
         except ValueError as error:
-            reason = "has a number that is too large"
+            reason = "has a number beyond the range of a 64-bit float"
             raise FieldsRefused(reason, param=printable(name), fields=fields) from error
 
 
 def _check_unicode(fields: dict[str, Any]) -> None:
-    if _is_unicode(fields):  # once for all: a text can have a hundred thousand fields
+    if _is_unicode(fields):  # one check for all fields: there may be a hundred thousand
         return
     for name, value in fields.items():
         if not _is_unicode(name):
-            reason = "A field's name has a lone surrogate."
+            reason = "The name of a field is not valid Unicode: it has a lone surrogate."
             raise FieldsRefused(reason, param=None, fields=fields)
         if not _is_unicode(value):
-            reason = "is not valid Unicode: it has a lone surrogate"
+            reason = "must be valid Unicode (got a lone surrogate)"
             raise FieldsRefused(reason, param=printable(name), fields=fields)
 
 
@@ -149,7 +157,7 @@ def _is_unicode(value: Any) -> bool:
 
 
 def _refuse_constant(what: str, name: str) -> NoReturn:
-    """Refuse what Python's parser takes beyond RFC 8259: NaN and the infinities."""
+    """Refuse NaN and the infinities, which Python's parser accepts but RFC 8259 does not."""
     raise _refused("invalid_json", f"The {what} is not valid JSON: {name} is not a JSON number.")
 
 

@@ -1,8 +1,8 @@
-"""Writing JSON that may be large, without holding the interpreter for long.
+"""Serializes JSON that may be large without holding the GIL for long.
 
-`json.dumps` is one call into C that keeps the interpreter lock: on a worker thread, too, nothing
-else in the process runs until it is done, tens of milliseconds for a long answer with its log
-probabilities. So what is large is written in pieces, between which other threads have their turn.
+`json.dumps` is one call into C that holds the GIL, on a worker thread as well. A long answer with
+log probabilities blocks the whole process for tens of milliseconds. Large values are therefore
+serialized in pieces, so that other threads can run in between.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from collections.abc import Iterator
 from typing import Any
 
 LARGE_OUTPUT_BYTES = 32_768
-"""Written at once up to here: about half a millisecond."""
+"""Largest output to serialize in one call, which takes about 0.5 ms."""
 _VALUE_BYTES = 8
-"""What a value counts beside its characters."""
+"""Added to the size of each value, for its punctuation."""
 
 SPACED = json.JSONEncoder(ensure_ascii=False)
 COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 ASCII = json.JSONEncoder()
-"""One byte a character, whatever the text."""
+"""Escapes non-ASCII characters, so that each character of the output is one byte."""
 
 
 def is_large(value: Any) -> bool:
-    """Return whether the JSON of a value is large; takes 0.5 ms at most."""
+    """Return whether the JSON of a value is larger than `LARGE_OUTPUT_BYTES`, in at most 0.5 ms."""
     return _bytes_left(value, LARGE_OUTPUT_BYTES) < 0
 
 
 def to_json(value: Any, *, encoder: json.JSONEncoder = SPACED) -> str:
     """Return a value as JSON.
 
-    Takes time by its size: call it for what is large on a worker thread, or await `to_json_soon`.
+    Call it for large values on a worker thread, or await `to_json_soon` instead.
     """
     return "".join(_pieces(value, encoder))
 
 
 async def to_json_soon(value: Any, *, encoder: json.JSONEncoder = SPACED) -> str:
-    """Return a value as JSON; what is large is written on a worker thread."""
+    """Return a value as JSON, serialized on a worker thread if it is large."""
     if is_large(value):
         return await asyncio.to_thread(to_json, value, encoder=encoder)
     return encoder.encode(value)
 
 
 def _bytes_left(value: Any, num_bytes: int) -> int:
-    """Return what is left of `num_bytes` after a value; stops as soon as nothing is."""
+    """Return `num_bytes` less the size of a value; stop once the result is negative."""
     num_bytes -= _VALUE_BYTES
     if isinstance(value, str):
         return num_bytes - len(value)

@@ -1,4 +1,4 @@
-"""Parsing of messages that are too large for the event loop."""
+"""Runs the parsing of large messages on a worker thread, for HTTP bodies and WebSocket frames."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Callable
 from typing import TypeVar
 
 LARGE_INPUT_BYTES = 64 * 1024
-"""A message up to this size is parsed on the loop, in 10 ms at most."""
+"""Largest message to parse on the event loop, which takes at most 10 ms."""
 
 _T = TypeVar("_T")
 
 
 class LargeMessages:
-    """Runs work in a thread, one piece at a time, callers in turn.
+    """Runs functions on a worker thread, one at a time, and takes callers in turn.
 
-    Python's parser holds the interpreter lock, but hands it over every 5 ms wherever it runs code
-    of ours; the longest time without is that of a megabyte of numbers, some 25 ms. Two threads at
-    once would finish no sooner, and hold up the loop twice as long.
+    Python's JSON parser holds the GIL, but offers it every 5 ms wherever it calls Python code. The
+    longest time without an offer is about 25 ms, for a megabyte of numbers. A second thread would
+    finish nothing sooner, and would block the event loop for twice as long.
     """
 
     def __init__(self) -> None:
         self._is_busy = False
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # callers in order of turn
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by caller, next caller first
 
     async def run(self, caller: str, work: Callable[[], _T]) -> _T:
-        """Return what `work` returns, or raise what it raises."""
+        """Return the result of `work`, or raise its exception."""
         await self._wait_turn(caller)
         done = asyncio.get_running_loop().run_in_executor(None, work)
         done.add_done_callback(self._end_turn)
-        # Whoever gives up waiting does not end the work, and must not let in the next.
+        # Cancelling the caller does not stop the thread; the next caller must still wait for it.
         return await asyncio.shield(done)
 
     async def _wait_turn(self, caller: str) -> None:
@@ -48,7 +48,7 @@ class LargeMessages:
 
     def _end_turn(self, done: asyncio.Future[_T]) -> None:
         if not done.cancelled():
-            done.exception()  # seen, whether or not someone still waits for it
+            done.exception()  # mark as retrieved, in case the caller was cancelled
         self._give_turn()
 
     def _give_turn(self) -> None:
@@ -57,7 +57,7 @@ class LargeMessages:
             turns = self._waiting.pop(caller)
             turn = turns.popleft()
             if turns:
-                self._waiting[caller] = turns  # to the end of the row
+                self._waiting[caller] = turns  # last in the order now
             if not turn.done():
                 turn.set_result(None)
                 return

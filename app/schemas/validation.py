@@ -24,6 +24,7 @@ _REASONS = {
     "extra_forbidden": "unknown field",
     "none_required": "must be null",
     "string_type": "must be a string",
+    "string_unicode": "must be valid Unicode",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
     "int_type": "must be an integer",
@@ -52,6 +53,8 @@ _CONSTANTS = {"True": "true", "False": "false", "None": "null"}
 """Python's constants, as JSON writes them."""
 _UNSUPPORTED = {"extra_forbidden", "literal_error", "none_required"}
 """Errors of a field or value that another server may support: a hint says what to do instead."""
+_WITHOUT_VALUE = {"missing", "extra_forbidden", "string_unicode"}
+"""Errors that do not report the value."""
 _SIZED = {"too_short", "too_long", "string_too_short", "string_too_long"}
 """Errors about a length. They report the length of the value."""
 _SHORT_TEXT = {
@@ -134,14 +137,14 @@ def _reason(error: Mapping[str, Any]) -> str:
 
 
 def _write_limit(limit: Any) -> str:
-    text = str(limit)
+    text = f"{limit:g}" if isinstance(limit, float) else str(limit)
     return _CONSTANTS.get(text, text.replace("'", '"'))
 
 
 def _got(error: Mapping[str, Any]) -> str:
     """Return the value at fault in parentheses, or nothing where it would not help."""
     kind, value = error["type"], error.get("input")
-    if kind not in _REASONS or kind in ("missing", "extra_forbidden") or "input" not in error:
+    if kind not in _REASONS or kind in _WITHOUT_VALUE or "input" not in error:
         return ""
     if kind in _SIZED:
         return f" (got {len(value)})" if value else ""

@@ -41,7 +41,7 @@ def test_what_is_no_json(text: str | bytes, message: str):
     assert refusal(text) == ("invalid_json", None, message)
 
 
-TOO_MANY = ("invalid_request", None, "The note has more than 32768 arrays and objects.")
+TOO_MANY = ("invalid_request", None, "The note must have at most 32768 arrays and objects.")
 
 
 @pytest.mark.parametrize("part", ["[]", "{}", '{"b":1,"b":1}'])
@@ -93,7 +93,7 @@ def test_field_given_twice_is_refused_by_name(text: str, name: str, rest: object
     with pytest.raises(FieldsRefused) as caught:
         parse_object(text, what="note")
     assert (caught.value.info.code, caught.value.info.param) == ("invalid_request", name)
-    assert caught.value.info.message == f"{name}: given twice"
+    assert caught.value.info.message == f"{name}: must be given only once"
     assert caught.value.fields == rest
 
 
@@ -122,5 +122,5 @@ def test_a_number_that_would_be_infinite_is_refused(number: str):
     with pytest.raises(FieldsRefused) as caught:
         parse_object(f'{{"id": "a", "b": [{{"c": {number}}}]}}', what="note")
     assert (caught.value.info.code, caught.value.info.param) == ("invalid_request", "b")
-    assert caught.value.info.message == "b: has a number that is too large"
+    assert caught.value.info.message == "b: has a number beyond the range of a 64-bit float"
     assert caught.value.fields["id"] == "a"

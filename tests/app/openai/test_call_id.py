@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 from app.openai.call_id import call_id
+
 from tests.support import make_generation
 
 

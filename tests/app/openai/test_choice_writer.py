@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from app.openai.choice_writer import MAX_CHUNK_TOKENS, cut, outcome_of, text_of, tokens_of
+from app.openai.choice_writer import (
+    MAX_CHUNK_TOKENS,
+    outcome_of,
+    split_events,
+    text_of,
+    tokens_of,
+)
 from streaming import Delta, Ended, Event, Finished, FinishReason, Started, Token, Tokens
 
 STARTED = Started(prompt_tokens=1, cached_tokens=0, at=0.0)
@@ -23,9 +29,9 @@ def delta(num_tokens: int) -> Delta:
         (3 * MAX_CHUNK_TOKENS, [MAX_CHUNK_TOKENS] * 3),
     ],
 )
-def test_what_piled_up_is_cut(num_tokens: int, sizes: list[int]):
+def test_a_large_delta_is_split(num_tokens: int, sizes: list[int]):
     events: list[Event] = [STARTED, delta(num_tokens), Ended(num_tokens, FINISHED)]
-    parts = list(cut(events))
+    parts = list(split_events(events))
     assert [len(tokens_of(part)) for part in parts] == sizes
     assert [len(text_of(part)) for part in parts] == sizes
     assert [outcome_of(part) for part in parts] == [None] * (len(sizes) - 1) + [FINISHED]
@@ -33,5 +39,5 @@ def test_what_piled_up_is_cut(num_tokens: int, sizes: list[int]):
 
 
 @pytest.mark.parametrize("events", [[STARTED], [Ended(0, FINISHED)], [STARTED, delta(2)]])
-def test_what_is_short_stays_together(events: list[Event]):
-    assert list(cut(events)) == [events]
+def test_short_events_stay_together(events: list[Event]):
+    assert list(split_events(events)) == [events]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import RequestRefused
-from app.openai.reader_group import ReaderGroup, failure
+from app.openai.reader_group import ReaderGroup, error_of
 from streaming import Delta, Ended, Started
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
 from tests.support import ask, assert_well_formed, entered, running_engine
@@ -24,7 +24,7 @@ async def test_each_log_is_read_from_start_to_end():
         assert [log.num_subscribers for log in logs] == [0, 0, 0]
 
 
-async def test_logs_that_ended_before_are_read_too():
+async def test_logs_that_ended_before_the_subscription_are_read():
     async with running_engine(scripted_backend(say("a"))) as engine:
         logs = await engine.submit_all([ask("x")])
         with engine.subscribe(logs[0]) as reader:
@@ -36,7 +36,7 @@ async def test_logs_that_ended_before_are_read_too():
         assert readers.is_done
 
 
-async def test_waiting_in_vain_ends_in_time():
+async def test_wait_returns_false_after_its_timeout():
     gate = Gate()
     async with running_engine(scripted_backend(say("a"), gate=gate), gate=gate) as engine:
         logs = await engine.submit_all([ask("x")])
@@ -47,7 +47,7 @@ async def test_waiting_in_vain_ends_in_time():
             assert not readers.is_done
 
 
-async def test_leaving_cancels_what_is_open():
+async def test_leaving_cancels_open_generations():
     gate = Gate()
     backend = scripted_backend(say("x" * 4000), gate=gate, max_num_seqs=1)
     async with running_engine(backend, gate=gate) as engine:
@@ -61,7 +61,7 @@ async def test_leaving_cancels_what_is_open():
         assert sum(log.usage.completion_tokens for log in logs) <= 1
 
 
-async def test_failure_of_one_is_raised():
+async def test_the_error_of_one_generation_is_raised():
     def script(sequence):
         return [RuntimeError("no")] if sequence.prompt_ids == (98,) else b"x"
 
@@ -72,10 +72,10 @@ async def test_failure_of_one_is_raised():
     assert refused.value.info.code == "engine_error"
 
 
-async def test_success_is_no_failure():
+async def test_a_finished_generation_has_no_error():
     async with running_engine(scripted_backend(say("a"))) as engine:
         logs = await engine.submit_all([ask("x")])
         with ReaderGroup(engine, logs) as readers:
             await readers.wait_ended()
         with engine.subscribe(logs[0]) as reader:
-            assert failure(reader.read()) is None
+            assert error_of(reader.read()) is None

@@ -23,7 +23,7 @@ class Outer(WireModel):
     many: list[Inner] = Field(default_factory=list)
 
 
-def complaint(model: type[WireModel], fields: Any) -> tuple[str | None, str]:
+def refused(model: type[WireModel], fields: Any) -> tuple[str | None, str]:
     with pytest.raises(ValidationError) as invalid:
         model.model_validate(fields)
     info = to_error_info(invalid.value.errors())
@@ -33,18 +33,64 @@ def complaint(model: type[WireModel], fields: Any) -> tuple[str | None, str]:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"name": 5}, "name", "name: Input should be a valid string"),
-        ({"name": ["a", 5]}, "name[1]", "name[1]: Input should be a valid string"),
-        ({"inner": {"size": "x"}}, "inner.size", "inner.size: Input should be a valid integer"),
-        ({"inner": {}}, "inner.size", "inner.size: Field required"),
-        ({"many": [{"size": 1}, {}]}, "many[1].size", "many[1].size: Field required"),
+        ({"name": 5}, "name", "name: must be a string or an array (got 5)"),
+        ({"name": ["a", 5]}, "name[1]", "name[1]: must be a string (got 5)"),
+        ({"inner": {"size": "x"}}, "inner.size", "inner.size: must be an integer (got a string)"),
+        ({"inner": {}}, "inner.size", "inner.size: is required"),
+        ({"many": [{"size": 1}, {}]}, "many[1].size", "many[1].size: is required"),
         ({"nme": 5}, "nme", "nme: unknown field"),
-        ({"inner": 1, "name": 5}, "name", "name: Input should be a valid string"),
-        ({str(i): i for i in range(65)}, None, "more than 64 fields"),
+        ({"inner": 1, "name": 5}, "name", "name: must be a string or an array (got 5)"),
+        ({str(i): i for i in range(65)}, None, "must have at most 64 fields (got 65)"),
     ],
 )
-def test_first_complaint_names_the_field(fields: Any, param: str | None, message: str):
-    assert complaint(Outer, fields) == (param, message)
+def test_the_message_names_the_first_field_at_fault(fields: Any, param: str | None, message: str):
+    assert refused(Outer, fields) == (param, message)
+
+
+class Limits(WireModel):
+    count: int = Field(1, ge=0, le=9)
+    ratio: float = Field(0.5, gt=0, lt=1)
+    name: str = Field("a", min_length=1, max_length=3, pattern="^[a-z]*$")
+    words: list[str] = Field(["a", "b"], min_length=2, max_length=3)
+    mode: Literal["fast", "slow"] = "fast"
+    inner: Inner | None = None
+    is_on: bool = False
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"count": 10}, "count: must be at most 9 (got 10)"),
+        ({"count": -1}, "count: must be at least 0 (got -1)"),
+        ({"count": True}, "count: must be an integer (got true)"),
+        ({"count": None}, "count: must be an integer (got null)"),
+        ({"count": 10**50}, f"count: must be at most 9 (got 1{'0' * 39}…)"),
+        ({"ratio": 0}, "ratio: must be greater than 0 (got 0)"),
+        ({"ratio": 1.5}, "ratio: must be less than 1 (got 1.5)"),
+        ({"name": ""}, "name: must not be empty"),
+        ({"name": "abcd"}, "name: must have at most 3 characters (got 4)"),
+        ({"name": "a1"}, 'name: must match ^[a-z]*$ (got "a1")'),
+        ({"name": "\ud800"}, "name: must be valid Unicode"),
+        ({"words": ["a"]}, "words: must have at least 2 items (got 1)"),
+        ({"words": ["a"] * 4}, "words: must have at most 3 items (got 4)"),
+        ({"words": "a, b"}, "words: must be an array (got a string)"),
+        ({"mode": "é" * 50}, f'mode: must be "fast" or "slow" (got "{"é" * 40}…")'),
+        ({"inner": []}, "inner: must be an object (got an array)"),
+        ({"is_on": "yes"}, "is_on: must be true or false (got a string)"),
+    ],
+)
+def test_the_message_says_what_is_allowed_and_what_was_given(fields: Any, message: str):
+    assert refused(Limits, fields) == (message.partition(":")[0], message)
+
+
+def test_a_string_of_the_wrong_type_is_not_quoted():
+    """It may be a prompt or a key, and the message may be logged."""
+    assert "secret" not in refused(Limits, {"count": "secret"})[1]
+
+
+def test_other_messages_are_passed_on():
+    errors = [{"loc": ("port",), "type": "value_error", "msg": "Value error, is taken", "input": 1}]
+    assert to_error_info(errors).message == "port: is taken"
 
 
 class Elsewhere(WireModel):
@@ -55,33 +101,33 @@ class Elsewhere(WireModel):
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"typical_p": 1}, "typical_p", "is not supported: this sampler is not there"),
-        ({"store": True}, "store", "Input should be False: nothing is kept"),
-        ({"audio": {}}, "audio", "Input should be None: this server writes text"),
+        ({"typical_p": 1}, "typical_p", "is not supported: use temperature"),
+        ({"store": True}, "store", "must be false (got true): use /v1/responses"),
+        ({"audio": {}}, "audio", "must be null (got an object): this server generates text only"),
     ],
 )
-def test_what_is_right_elsewhere_is_refused_with_what_to_do(fields: Any, param: str, message: str):
-    refused_param, refused_message = complaint(Elsewhere, fields)
+def test_an_unsupported_field_is_refused_with_a_hint(fields: Any, param: str, message: str):
+    refused_param, refused_message = refused(Elsewhere, fields)
     assert refused_param == param
     assert refused_message.startswith(f"{param}: {message}")
 
 
-def test_a_hint_is_for_what_is_not_supported_only():
+def test_a_wrong_type_of_a_supported_field_has_no_hint():
     class Store(WireModel):
         store: bool
 
-    assert complaint(Store, {"store": 1})[1] == "store: Input should be a valid boolean"
+    assert refused(Store, {"store": 1})[1] == "store: must be true or false (got 1)"
 
 
-def test_names_that_cannot_be_shown_are_mended():
-    param, message = complaint(Outer, {"x" * 5000: 1})
+def test_unprintable_names_are_shortened_and_replaced():
+    param, message = refused(Outer, {"x" * 5000: 1})
     assert param == "x" * 100
     assert message == f"{param}: unknown field"
     info = to_error_info([{"loc": ("body", "a\ud800"), "type": "x", "msg": "bad"}])
     assert (info.param, info.message) == ("a?", "a?: bad")
 
 
-def test_leading_parts_that_are_no_fields_are_left_out():
+def test_leading_parts_that_are_not_fields_are_skipped():
     with pytest.raises(ValidationError) as invalid:
         TypeAdapter(dict[str, Inner]).validate_python({"generate": {}})
     assert to_error_info(invalid.value.errors(), skip=("generate",)).param == "size"
@@ -97,14 +143,14 @@ def test_leading_parts_that_are_no_fields_are_left_out():
     ],
     ids=["stop", "stop_token_ids", "logit_bias", "unknown"],
 )
-def test_many_errors_do_not_cost_more_than_one(fields: Any):
+def test_validation_stops_at_the_first_of_many_errors(fields: Any):
     """Collected one by one, these took up to four seconds of the event loop."""
     with pytest.raises(ValidationError) as invalid:
         SamplingFields.model_validate(fields)
     assert invalid.value.error_count() <= 2
 
 
-def test_bad_prompt_has_one_error():
+def test_a_bad_prompt_has_one_error():
     started_at = time.monotonic()
     with pytest.raises(ValidationError) as invalid:
         CompletionRequest.model_validate({"prompt": [1] * 300_000 + ["a"]})

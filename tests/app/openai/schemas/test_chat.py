@@ -1,4 +1,4 @@
-"""How much one conversation may hold, so that to check it never takes the event loop for long."""
+"""The limits of a chat request, and the prompt that its fields make."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parts(num_parts: int) -> dict[str, Any]:
     return {"role": "user", "content": [{"type": "text", "text": "a"}] * num_parts}
 
 
-def test_as_many_calls_and_parts_as_are_allowed_are_taken() -> None:
+def test_the_most_calls_and_parts_are_accepted() -> None:
     messages = [QUESTION, *[calls(128)] * (MAX_PIECES // 256), parts(MAX_PIECES // 2)]
     assert len(ChatRequest.model_validate({"model": "m", "messages": messages}).messages) == 18
 
@@ -40,19 +40,20 @@ def test_as_many_calls_and_parts_as_are_allowed_are_taken() -> None:
     ],
     ids=["calls", "parts", "both"],
 )
-def test_more_are_refused_before_any_is_looked_at(messages: list[Any]) -> None:
+def test_more_are_refused_before_any_is_validated(messages: list[Any]) -> None:
     messages.append({"role": "nobody"})
     with pytest.raises(ValidationError) as caught:
         ChatRequest.model_validate({"model": "m", "messages": messages})
     [error] = caught.value.errors()
     assert error["loc"] == ("messages",)
     assert error["msg"] == (
-        f"Messages should have at most {MAX_PIECES} calls and parts together, not {MAX_PIECES + 1}"
+        f"must have at most {MAX_PIECES} tool calls and content parts in total "
+        f"(got {MAX_PIECES + 1})"
     )
 
 
 @pytest.mark.parametrize("messages", ["a", [3], [{"content": 3, "tool_calls": "b"}]])
-def test_what_is_no_list_of_messages_is_refused_as_such(messages: Any) -> None:
+def test_other_types_have_errors_of_their_own(messages: Any) -> None:
     with pytest.raises(ValidationError) as caught:
         ChatRequest.model_validate({"model": "m", "messages": messages})
     assert "too_many_pieces" not in {error["type"] for error in caught.value.errors()}
