@@ -1,4 +1,4 @@
-"""OpenAI's own client, told nothing but another base URL, over a real socket."""
+"""OpenAI's own client over a real socket, with only the base URL changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Weather(BaseModel):
 
 
 class TrustingCompiler:
-    """Takes every grammar: the script keeps to it by itself."""
+    """Accepts every grammar; the script must produce matching text."""
 
     def __init__(self) -> None:
         self.asked: list[OutputConstraint] = []
@@ -140,7 +140,7 @@ def test_a_round_of_tools(connect: Connect):
     assert second.choices[0].message.content == "Sunny."
 
 
-def test_parse_gives_objects(connect: Connect):
+def test_parse_returns_objects(connect: Connect):
     compiler = TrustingCompiler()
     script = say(
         '{"city": "Paris", "degrees": 21}', call("Weather", '{"city": "Rome", "degrees": 30}')
@@ -164,7 +164,7 @@ def test_parse_gives_objects(connect: Connect):
     assert len(compiler.asked) == 2
 
 
-def test_the_stream_helper_puts_an_answer_together(connect: Connect):
+def test_the_stream_helper_assembles_an_answer(connect: Connect):
     sdk = connect(scripted_backend(say("Look." + call("f", '{"a": 1}'))))
     with sdk.chat.completions.stream(
         model="scripted",
@@ -184,7 +184,7 @@ def test_the_stream_helper_puts_an_answer_together(connect: Connect):
     assert message.tool_calls[0].function.arguments == '{"a": 1}'
 
 
-async def test_the_async_client_creates_streams_and_leaves(live_server: LiveServer):
+async def test_the_async_client_creates_streams_and_disconnects(live_server: LiveServer):
     gate = Gate()
     backend = scripted_backend(say("hello", "wörld", "x" * 4000), gate=gate)
     url = live_server(backend)
@@ -214,7 +214,7 @@ async def test_the_async_client_creates_streams_and_leaves(live_server: LiveServ
     assert num_steps < 4000
 
 
-def test_errors_are_its_own(connect: Connect):
+def test_errors_of_chat(connect: Connect):
     def script(_):
         return [ord("a"), RuntimeError("no")]
 
@@ -245,3 +245,44 @@ def test_completions_echo_with_logprobs(connect: Connect):
     assert choice.logprobs is not None
     assert (choice.text, choice.logprobs.tokens) == ("abca", ["a", "b", "c", "a"])
     assert choice.logprobs.text_offset == [0, 1, 2, 3]
+
+
+def test_completions_of_several_prompts(connect: Connect):
+    sdk = connect(scripted_backend(repeat_prompt))
+    answer = sdk.completions.create(
+        model="scripted", prompt=["héllo", "you"], n=2, logprobs=1, temperature=0, seed=1
+    )
+    assert [each.text for each in answer.choices] == ["héllo", "héllo", "you", "you"]
+    assert [each.finish_reason for each in answer.choices] == ["stop"] * 4
+    logprobs = answer.choices[2].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["y", "o", "u", "<eos>"]
+    assert usage_of(answer).total_tokens == 6 + 3 + 2 * (7 + 4)
+
+
+def test_completions_stream(connect: Connect):
+    sdk = connect(scripted_backend(say("wörld")))
+    parts = list(
+        sdk.completions.create(
+            model="scripted", prompt="a", stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert "".join(each.text for part in parts for each in part.choices) == "wörld"
+    assert usage_of(parts[-1]).completion_tokens == len("wörld".encode()) + 1
+
+
+def test_errors_of_completions(connect: Connect):
+    def script(_):
+        return [ord("a"), RuntimeError("no")]
+
+    sdk = connect(scripted_backend(script))
+    with pytest.raises(openai.NotFoundError) as not_found:
+        sdk.completions.create(model="gpt-4", prompt="a")
+    with pytest.raises(openai.UnprocessableEntityError) as invalid:
+        sdk.completions.create(model="scripted", prompt="a", temperature=9)
+    with pytest.raises(openai.APIError) as failed:
+        list(sdk.completions.create(model="scripted", prompt="a", stream=True))
+    with pytest.raises(openai.AuthenticationError):
+        sdk.with_options(api_key="wrong").models.list()
+    assert (not_found.value.code, invalid.value.param) == ("model_not_found", "temperature")
+    assert failed.value.code == "engine_error"

@@ -146,17 +146,6 @@ async def test_an_answer_is_taken_back_as_it_came():
     assert only(second)["content"] == "done"
 
 
-async def test_reasoning_is_given_to_the_template_under_either_name():
-    requests = [
-        ChatRequest.model_validate(
-            {"messages": [*ask(), {"role": "assistant", "content": "yes", name: "hm"}]}
-        ).to_requests(caller="me", max_choices=1)
-        for name in ("reasoning_content", "reasoning")
-    ]
-    for [request] in requests:
-        assert request.prompt.messages[-1].reasoning == "hm"  # type: ignore[union-attr]
-
-
 async def test_choices_share_the_prompt_and_count_it_once():
     async with client_of(scripted_backend(say("one", "three"), max_num_seqs=1)) as calling:
         answer = await chat(calling, n=2)
@@ -258,37 +247,6 @@ ALLOWED = {
     "type": "allowed_tools",
     "allowed_tools": {"mode": "required", "tools": [tool("g"), tool("h")]},
 }
-
-
-@pytest.mark.parametrize(
-    ("choice", "mode", "names"),
-    [
-        (None, "auto", None),
-        ("auto", "auto", None),
-        ("none", "none", None),
-        ("required", "required", None),
-        (tool("g"), "required", {"g"}),
-        (ALLOWED, "required", {"g", "h"}),
-        (
-            {**ALLOWED, "allowed_tools": {"mode": "auto", "tools": [tool("f")]}},
-            "auto",
-            {"f"},
-        ),
-    ],
-)
-def test_every_tool_choice(choice: Any, mode: str, names: set[str] | None):
-    body = ChatRequest.model_validate(
-        {
-            "messages": ask(),
-            "tools": [tool(name) for name in "fgh"],
-            "tool_choice": choice,
-            "parallel_tool_calls": False,
-        }
-    )
-    [request] = body.to_requests(caller="me", max_choices=1)
-    prompt: Any = request.prompt
-    assert (prompt.tool_choice.mode, prompt.tool_choice.names) == (mode, names)
-    assert not prompt.parallel_tool_calls
 
 
 async def test_tools_are_described_to_the_model():
