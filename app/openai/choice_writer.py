@@ -94,8 +94,8 @@ def split_events(events: Iterable[Event]) -> Iterator[list[Event]]:
         if not isinstance(event, Delta):
             part.append(event)
             continue
-        for place, delta in enumerate(event.cut(max_tokens=MAX_CHUNK_TOKENS)):
-            if place:
+        for index, delta in enumerate(event.cut(max_tokens=MAX_CHUNK_TOKENS)):
+            if index:
                 yield part
                 part = []
             part.append(delta)

@@ -1,7 +1,7 @@
-"""What holds of every answer of `/v1/chat/completions`, whole or streamed.
+"""Checks for every answer of `/v1/chat/completions`, whole or streamed.
 
-The SDK's models take almost anything; here they are held to their types, to the keys that OpenAI's
-API always sends, and to no others than those that we document.
+The models of OpenAI's SDK accept almost anything. These checks are strict about types, require the
+keys that OpenAI's API always sends, and allow no keys beyond those that we document.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ALWAYS: dict[str, set[str]] = {
 
 
 async def chat(calling: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
-    """Return the whole answer, checked."""
+    """Return the whole answer, after checking it."""
     response = await calling.post(PATH, json={"messages": ask(), **body})
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -45,7 +45,7 @@ async def chat(calling: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
 
 
 async def stream(calling: httpx.AsyncClient, **body: Any) -> list[dict[str, Any]]:
-    """Return the chunks of a streamed answer, checked."""
+    """Return the chunks of a streamed answer, after checking them."""
     body = {"messages": ask(), **body, "stream": True}
     response = await calling.post(PATH, json=body)
     assert response.status_code == 200, response.text
@@ -59,7 +59,7 @@ def ask(text: str = "hi") -> list[dict[str, Any]]:
 
 
 def call(name: str, arguments: str) -> str:
-    """Return how the scripted model writes a call."""
+    """Return a tool call as the scripted model writes it."""
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
@@ -81,7 +81,7 @@ def check_completion(answer: dict[str, Any]) -> None:
 
 
 def check_chunks(parts: Sequence[dict[str, Any]], *, has_failed: bool = False) -> None:
-    """Check the order, too: for each choice the role, pieces, and exactly one reason to end."""
+    """Check each chunk, and the order for each choice: role, pieces, one finish reason."""
     assert len({(part["id"], part["created"], part["model"]) for part in parts}) == 1
     for part in parts:
         _check_model(ChatCompletionChunk.model_validate(part, strict=True), part)
@@ -111,7 +111,7 @@ def check_chunks(parts: Sequence[dict[str, Any]], *, has_failed: bool = False) -
 
 
 def joined(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the choices that the chunks add up to, in the form of a whole answer."""
+    """Return the choices that the chunks join to, in the form of a whole answer."""
     choices: dict[int, dict[str, Any]] = {}
     for part in parts:
         for piece in part["choices"]:
@@ -165,7 +165,7 @@ def _check_calls(calls: list[dict[str, Any]], finish_reason: str) -> None:
 
 
 def _check_model(model: BaseModel, value: dict[str, Any]) -> None:
-    """Assert that there is no key that the SDK does not know, and each that is always sent."""
+    """Assert that the SDK knows each key, and that all required keys are present."""
     name = type(model).__name__
     unknown = set(model.model_extra or {}) - OUR_FIELDS
     assert not unknown, f"{name} has {unknown}"

@@ -1,4 +1,4 @@
-"""The checks themselves: what they have to find."""
+"""Each check of `tests.app.chat_answers` finds the mistake that it is for."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def answers() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         lambda answer: answer["usage"].update(total_tokens=0),
     ],
 )
-async def test_a_whole_answer_that_is_wrong(spoil: Spoil):
+async def test_a_wrong_answer_is_found(spoil: Spoil):
     answer, _ = await answers()
     spoiled = deepcopy(answer)
     spoil(spoiled)
@@ -70,7 +70,7 @@ async def test_a_whole_answer_that_is_wrong(spoil: Spoil):
         lambda parts: parts[1]["choices"][0]["delta"].update(reasoning_content="x"),
     ],
 )
-async def test_a_stream_that_is_wrong(spoil: Spoil):
+async def test_a_wrong_stream_is_found(spoil: Spoil):
     _, parts = await answers()
     spoiled = deepcopy(parts)
     spoil(spoiled)
@@ -79,7 +79,7 @@ async def test_a_stream_that_is_wrong(spoil: Spoil):
         check_chunks(spoiled)
 
 
-async def test_calls_that_are_not_put_together_right():
+async def test_wrong_call_indices_are_found():
     _, parts = await answers()
     joined(parts)
     begun = next(part for part in parts if part["choices"][0]["delta"].get("tool_calls"))

@@ -1,4 +1,4 @@
-"""Requests made up from the OpenAPI document: none fails, and each answer is as documented."""
+"""Sends requests generated from the OpenAPI document, and compares the answers with it."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ CONFIG = schemathesis.Config.from_dict(
         "auth": {"openapi": {"HTTPBearer": {"bearer": "secret"}}},
         "checks": {"negative_data_rejection": {"expected-statuses": REFUSALS}},
         "operations": [
-            # To GET and DELETE, these could be ids of responses.
+            # GET and DELETE treat the last part of these paths as the id of a response.
             {"include-path": path, "checks": {"allow_header_conformance": {"enabled": False}}}
             for path in ("/v1/responses/input_tokens", "/v1/responses/compact")
         ],
     }
 )
-# What lies outside the document, such as ranges and how fields go together, is refused, too.
+# The server also refuses what the document does not describe, such as contradictory fields.
 EXCLUDED = [positive_data_acceptance]
 
 
 def without_long_lists(schema: Any) -> Any:
-    """Leave out the limits of lists: they have tests of their own, and reaching them takes long."""
+    """Return the schema without the limits of long lists, which have tests of their own."""
     if isinstance(schema, list):
         return [without_long_lists(part) for part in schema]
     if not isinstance(schema, dict):
@@ -62,5 +62,5 @@ def url() -> Iterator[str]:
 @pytest.mark.slow
 @api.parametrize()
 @settings(max_examples=30, derandomize=True, deadline=None)
-def test_every_answer_is_as_documented(case: Case[Any], url: str) -> None:
+def test_every_answer_matches_the_document(case: Case[Any], url: str) -> None:
     case.call_and_validate(base_url=url, excluded_checks=EXCLUDED)

@@ -96,7 +96,7 @@ class PromptFields(WireModel):
         return ChatPrompt(
             messages=to_chat_messages(messages, param="messages"),
             tools=tuple(
-                tool.to_tool(param=f"tools[{place}]") for place, tool in enumerate(self.tools or ())
+                tool.to_tool(param=f"tools[{index}]") for index, tool in enumerate(self.tools or ())
             ),
             tool_choice=self._to_tool_choice(),
             parallel_tool_calls=self.parallel_tool_calls,

@@ -121,8 +121,8 @@ class AssistantMessage(WireModel):
             InvalidRequest: the message is empty, or the arguments of a call are not a JSON object.
         """
         calls = tuple(
-            _to_tool_call(call, param=f"{param}.tool_calls[{place}]")
-            for place, call in enumerate(self.tool_calls or ())
+            _to_tool_call(call, param=f"{param}.tool_calls[{index}]")
+            for index, call in enumerate(self.tool_calls or ())
         )
         content = self.content if self.content is not None else self.refusal
         if content is None and not calls:
@@ -192,7 +192,7 @@ def to_chat_messages(messages: Sequence[Message], *, param: str) -> tuple[ChatMe
         InvalidRequest: an assistant message is empty, or the arguments of a call are not a JSON
             object.
     """
-    return tuple(message.to_message(f"{param}[{place}]") for place, message in enumerate(messages))
+    return tuple(message.to_message(f"{param}[{index}]") for index, message in enumerate(messages))
 
 
 def join_content(content: str | Sequence[TextPart | RefusalPart]) -> str:

@@ -19,7 +19,7 @@ def refusal(text: str | bytes) -> tuple[str, str | None, str]:
 
 
 @pytest.mark.parametrize("text", ['{"a": [1, null, "é"]}', '{"a": [1, null, "é"]}'.encode()])
-def test_object_is_read(text: str | bytes):
+def test_an_object_is_parsed(text: str | bytes):
     assert parse_object(text, what="note") == {"a": [1, None, "é"]}
 
 
@@ -37,7 +37,7 @@ def test_object_is_read(text: str | bytes):
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_what_is_no_json(text: str | bytes, message: str):
+def test_other_text_is_not_json(text: str | bytes, message: str):
     assert refusal(text) == ("invalid_json", None, message)
 
 
@@ -45,7 +45,7 @@ TOO_MANY = ("invalid_request", None, "The note must have at most 32768 arrays an
 
 
 @pytest.mark.parametrize("part", ["[]", "{}", '{"b":1,"b":1}'])
-def test_arrays_and_objects_are_counted_before_any_is_made(part: str):
+def test_arrays_and_objects_are_counted_before_parsing(part: str):
     def text(num_parts: int) -> str:
         return f'{{"a": [{",".join([part] * num_parts)}], "c": "d"'
 
@@ -55,8 +55,8 @@ def test_arrays_and_objects_are_counted_before_any_is_made(part: str):
 
 @property_test
 @given(st.text('[{"\\\\a', min_size=1), st.booleans())
-def test_what_is_in_strings_is_not_counted(part: str, too_many: bool):
-    """Whatever is escaped in them, and wherever they end."""
+def test_brackets_in_strings_are_not_counted(part: str, too_many: bool):
+    """Whatever the strings escape, and wherever they end."""
     note = {"x": [part] * 16, "y": [[]] * (2**15 - 3 + too_many), part: part}
     text = json.dumps(note)
     if too_many:
@@ -66,7 +66,7 @@ def test_what_is_in_strings_is_not_counted(part: str, too_many: bool):
 
 
 @pytest.mark.parametrize("leaf", ["1", r'"\ud83d\ude00"'])
-def test_what_could_be_read_and_not_written_again_is_refused(leaf: str):
+def test_nesting_that_could_not_be_serialized_again_is_refused(leaf: str):
     def nested(depth: int) -> str:
         return f'{{"[": {"[" * (depth - 1)}{leaf}{"]" * (depth - 1)}}}'
 
@@ -76,7 +76,7 @@ def test_what_could_be_read_and_not_written_again_is_refused(leaf: str):
 
 
 @pytest.mark.parametrize("text", ["null", "[]", '"text"', "1", "true"])
-def test_what_is_no_object(text: str):
+def test_json_that_is_not_an_object(text: str):
     assert refusal(text) == ("invalid_request", None, "The note must be a JSON object.")
 
 
@@ -89,7 +89,7 @@ def test_what_is_no_object(text: str):
         ('{"\\ud800": 1, "\\ud800": 2}', "?", {}),
     ],
 )
-def test_field_given_twice_is_refused_by_name(text: str, name: str, rest: object):
+def test_a_field_given_twice_is_refused_by_name(text: str, name: str, rest: object):
     with pytest.raises(FieldsRefused) as caught:
         parse_object(text, what="note")
     assert (caught.value.info.code, caught.value.info.param) == ("invalid_request", name)
@@ -106,7 +106,7 @@ def test_field_given_twice_is_refused_by_name(text: str, name: str, rest: object
         (r'{"\ud800": 1}', None),
     ],
 )
-def test_half_a_surrogate_pair_is_refused_by_field(text: str, param: str | None):
+def test_a_lone_surrogate_is_refused_by_field(text: str, param: str | None):
     code, refused_param, message = refusal(text)
     assert (code, refused_param) == ("invalid_request", param)
     assert "lone surrogate" in message
@@ -117,8 +117,8 @@ def test_a_surrogate_pair_is_one_character():
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" * 400 + ".5"])
-def test_a_number_that_would_be_infinite_is_refused(number: str):
-    """It could never be sent back."""
+def test_a_number_that_overflows_is_refused(number: str):
+    """JSON could not carry it back to the client."""
     with pytest.raises(FieldsRefused) as caught:
         parse_object(f'{{"id": "a", "b": [{{"c": {number}}}]}}', what="note")
     assert (caught.value.info.code, caught.value.info.param) == ("invalid_request", "b")

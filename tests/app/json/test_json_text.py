@@ -26,7 +26,7 @@ LARGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("encoder", [SPACED, COMPACT, ASCII])
 @pytest.mark.parametrize("value", [LARGE, {"a": ["b", 1]}, [], {}, "x" * 10**6, None])
-async def test_it_is_the_same_in_pieces_and_at_once(encoder: json.JSONEncoder, value: Any):
+async def test_the_pieces_join_to_the_output_of_the_encoder(encoder: json.JSONEncoder, value: Any):
     assert to_json(value, encoder=encoder) == encoder.encode(value)
     assert await to_json_soon(value, encoder=encoder) == encoder.encode(value)
 
@@ -39,7 +39,7 @@ def test_the_limit_counts_text_keys_and_values():
     assert not is_large({"a": [{"b": "c"}] * 100})
 
 
-async def test_what_is_large_is_written_on_another_thread():
+async def test_large_values_are_serialized_on_another_thread():
     class Seen(json.JSONEncoder):
         def encode(self, o: Any) -> str:
             threads.add(threading.current_thread() is threading.main_thread())
@@ -51,7 +51,7 @@ async def test_what_is_large_is_written_on_another_thread():
         assert threads == {is_on_main_thread}
 
 
-def test_a_piece_is_small_enough_to_be_written_at_once():
+def test_each_piece_is_small():
     sizes: list[int] = []
 
     class Measured(json.JSONEncoder):

@@ -13,7 +13,7 @@ from tests.support import TIMEOUT_S, yield_to_loop
 
 
 class Bench:
-    """Work that notes who does it and waits for leave to end."""
+    """Work that records its start and then waits for `let_end`."""
 
     def __init__(self) -> None:
         self.begun: list[str] = []
@@ -37,7 +37,7 @@ def start(large: LargeMessages, bench: Bench, caller: str, name: str) -> asyncio
     return asyncio.create_task(large.run(caller, partial(bench.work, name)))
 
 
-async def test_one_at_a_time_and_callers_in_turn() -> None:
+async def test_work_runs_one_at_a_time_and_callers_take_turns() -> None:
     large, bench = LargeMessages(), Bench()
     names = ["a1", "a2", "a3", "b1", "b2", "c1"]
     tasks = [start(large, bench, name[0], name) for name in names]
@@ -49,7 +49,7 @@ async def test_one_at_a_time_and_callers_in_turn() -> None:
     assert bench.begun == ["a1", "a2", "b1", "c1", "a3", "b2"]
 
 
-async def test_who_leaves_while_it_is_worked_for_lets_nobody_in_early() -> None:
+async def test_cancelling_running_work_does_not_start_the_next_early() -> None:
     large, bench = LargeMessages(), Bench()
     gone, waits = start(large, bench, "a", "gone"), start(large, bench, "b", "waits")
     await bench.until_begun()
@@ -64,7 +64,7 @@ async def test_who_leaves_while_it_is_worked_for_lets_nobody_in_early() -> None:
         await gone
 
 
-async def test_who_leaves_the_row_is_passed_over() -> None:
+async def test_cancelled_waiting_work_is_skipped() -> None:
     large, bench = LargeMessages(), Bench()
     tasks = [start(large, bench, name, name) for name in ("a", "b", "c")]
     await bench.until_begun()
@@ -78,14 +78,14 @@ async def test_who_leaves_the_row_is_passed_over() -> None:
     assert not large._is_busy
 
 
-async def test_a_failure_is_raised_and_ends_the_turn() -> None:
+async def test_an_exception_is_raised_and_ends_the_turn() -> None:
     large = LargeMessages()
     with pytest.raises(ZeroDivisionError):
         await large.run("a", lambda: 1 // 0)
     assert await large.run("a", lambda: 1) == 1
 
 
-async def test_the_loop_turns_while_a_megabyte_is_parsed() -> None:
+async def test_the_event_loop_runs_while_a_megabyte_is_parsed() -> None:
     message = {"role": "user", "content": "x"}
     body = json.dumps({"messages": [message] * 26_000}).encode()
     parsing = asyncio.create_task(
@@ -96,4 +96,4 @@ async def test_the_loop_turns_while_a_megabyte_is_parsed() -> None:
         await yield_to_loop()
         num_turns += 1
     assert len((await parsing)["messages"]) == 26_000
-    assert num_turns > 100  # parsed on the loop it takes two
+    assert num_turns > 100  # it is two if parsed on the event loop

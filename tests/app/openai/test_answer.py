@@ -28,7 +28,7 @@ def choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
 # Load.
 
 
-async def test_overload_says_when_to_come_back():
+async def test_an_overloaded_server_says_when_to_retry():
     gate = Gate()
     backend = scripted_backend(gate=gate, max_num_seqs=1)
     async with serving(backend, gate=gate, max_waiting_requests=3) as (app, engine):
@@ -51,13 +51,13 @@ async def test_overload_says_when_to_come_back():
         assert int(refused.headers["retry-after"]) >= 1
 
 
-async def test_batch_that_could_never_wait_is_not_told_to_retry():
+async def test_a_batch_larger_than_the_queue_is_not_told_to_retry():
     async with client_of(scripted_backend(), max_waiting_requests=2) as calling:
         response = await calling.post(PATH, json={"prompt": ["a", "b", "c"]})
     assert (response.status_code, response.json()["error"]["param"]) == (422, "prompt")
 
 
-async def test_draining_server_says_so():
+async def test_a_draining_server_refuses_requests():
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
         await engine.drain(deadline_s=1)
         response = await calling.post(PATH, json={"prompt": "a"})
@@ -65,11 +65,11 @@ async def test_draining_server_says_so():
     assert response.headers["retry-after"] == "1"
 
 
-# Clients that leave.
+# Clients that disconnect.
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_client_that_leaves_stops_what_runs_and_what_waits(stream: bool):
+async def test_a_disconnect_cancels_running_and_waiting_choices(stream: bool):
     gate = Gate()
     backend = scripted_backend(say("x" * 4000), gate=gate, max_num_seqs=1)
     async with serving(backend, gate=gate) as (app, engine):
@@ -89,7 +89,7 @@ async def test_client_that_leaves_stops_what_runs_and_what_waits(stream: bool):
 
 
 @pytest.mark.pain(2)
-async def test_client_that_leaves_while_it_waits_to_be_started_never_runs():
+async def test_a_waiting_request_whose_client_disconnects_never_runs():
     gate = Gate()
     backend = scripted_backend(gate=gate, max_num_seqs=1)
     async with serving(backend, gate=gate) as (app, engine), client(app) as calling:
@@ -108,7 +108,7 @@ async def test_client_that_leaves_while_it_waits_to_be_started_never_runs():
     assert sorted(started) == [False, True]
 
 
-async def test_client_that_left_before_the_stream_began_leaves_nothing():
+async def test_a_disconnect_before_the_stream_sends_nothing():
     gate = Gate()
     async with serving(scripted_backend(gate=gate), gate=gate) as (app, engine):
         call = Call(app, PATH, {"prompt": "a", "stream": True}, takes=0)
@@ -119,7 +119,7 @@ async def test_client_that_left_before_the_stream_began_leaves_nothing():
     assert call.messages == []
 
 
-async def test_client_that_stops_reading_is_given_up():
+async def test_a_client_that_stops_reading_is_disconnected():
     backend = scripted_backend(say("x" * 4000))
     async with serving(backend, stall_timeout_s=0.01) as (app, engine):
         call = Call(app, PATH, {"prompt": "a", "max_tokens": 4000, "stream": True}, takes=2)
@@ -128,7 +128,7 @@ async def test_client_that_stops_reading_is_given_up():
     assert not call.is_complete
 
 
-async def test_slow_client_gets_larger_chunks():
+async def test_a_slow_client_gets_larger_chunks():
     gate = Gate()
     async with serving(scripted_backend(say("abcdef"), gate=gate), gate=gate) as (app, engine):
         call = Call(app, PATH, {"prompt": "x", "stream": True}, takes=0)
@@ -143,7 +143,7 @@ async def test_slow_client_gets_larger_chunks():
 
 @pytest.mark.pain(10)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_socket_that_closes_stops_the_generation(live_server: Callable[..., str], stream: bool):
+def test_a_closed_socket_stops_the_generation(live_server: Callable[..., str], stream: bool):
     gate = Gate()
     url = httpx.URL(live_server(scripted_backend(say("x" * 4000), gate=gate)))
     body = json.dumps({"prompt": "a", "max_tokens": 4000, "stream": stream}).encode()

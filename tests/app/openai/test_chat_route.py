@@ -1,6 +1,6 @@
-"""`POST /v1/chat/completions`, against the scripted backend.
+"""`POST /v1/chat/completions` with the scripted backend.
 
-Every answer goes through the checks of `tests.app.chat_answers`.
+Each answer passes the checks of `tests.app.chat_answers`.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ TEXT_PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
         ),
     ],
 )
-async def test_every_form_of_message_is_written(messages: list[dict[str, Any]], prompt: str):
+async def test_every_form_of_message_is_rendered(messages: list[dict[str, Any]], prompt: str):
     async with client_of(scripted_backend(repeat_prompt)) as calling:
         answer = await chat(calling, messages=messages)
     assert only(answer)["content"] == f"{prompt}assistant: "
 
 
-async def test_an_answer_is_taken_back_as_it_came():
+async def test_the_message_of_an_answer_can_be_sent_back():
     text = f"<think>hm</think>Look.{CALL}"
     async with client_of(scripted_backend(say(text, "done"), reasons=True)) as calling:
         first = only(await chat(calling, tools=[tool()]))
@@ -159,7 +159,7 @@ async def test_choices_share_the_prompt_and_count_it_once():
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-async def test_a_limit_has_two_names_and_no_default(name: str):
+async def test_the_token_limit_has_two_names_and_no_default(name: str):
     async with client_of(scripted_backend(say("x" * 50))) as calling:
         free = await chat(calling)
         cut = await chat(calling, **{name: 7})
@@ -187,7 +187,7 @@ async def test_logprobs_have_an_entry_with_bytes_for_each_token():
     assert [each["top_logprobs"] for each in bare["choices"][0]["logprobs"]["content"]] == [[]] * 4
 
 
-async def test_token_ids_are_told_when_asked_for():
+async def test_token_ids_are_reported_on_request():
     async with client_of(scripted_backend(say("ab"))) as calling:
         answer = await chat(calling, return_token_ids=True)
     assert answer["choices"][0]["token_ids"] == [97, 98, 256]
@@ -203,7 +203,7 @@ async def test_examples_of_the_docs_page_work(example: dict[str, Any]):
 # Tools and reasoning.
 
 
-async def test_a_call_is_told_by_itself_and_the_text_before_it_as_content():
+async def test_a_tool_call_is_separate_from_the_text_before_it():
     script = say(f"Let me see. {CALL_PARIS}", CALL)
     async with client_of(scripted_backend(script)) as calling:
         with_text = await chat(calling, tools=[tool()])
@@ -224,7 +224,7 @@ async def test_several_calls_have_ids_of_their_own():
     assert len({made["id"] for made in calls}) == 4
 
 
-async def test_a_call_that_is_cut_is_shown_as_far_as_it_came():
+async def test_a_truncated_tool_call_keeps_its_partial_arguments():
     text = CALL_PARIS
     async with client_of(scripted_backend(say(text))) as calling:
         answer = await chat(calling, tools=[tool()], max_tokens=text.index("Par") + 3)
@@ -262,7 +262,7 @@ async def test_tools_are_described_to_the_model():
 
 
 @pytest.mark.parametrize("starts_in_reasoning", [False, True])
-async def test_reasoning_is_told_apart_and_counted(starts_in_reasoning: bool):
+async def test_reasoning_is_separated_and_counted(starts_in_reasoning: bool):
     text = "hm é</think>Yes."
     text = text if starts_in_reasoning else f"<think>{text}"
     backend = scripted_backend(say(text), reasons=True, starts_in_reasoning=starts_in_reasoning)
@@ -278,7 +278,7 @@ async def test_reasoning_is_told_apart_and_counted(starts_in_reasoning: bool):
     assert details == {"reasoning_tokens": len(text.encode()) - len("Yes.")}
 
 
-# The stream, and that it is the same as the whole.
+# The stream.
 
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "text": ("hello", {}),
@@ -313,7 +313,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("text", "body"), SAME.values(), ids=SAME.keys())
-async def test_streamed_is_the_same_as_whole(text: str, body: dict[str, Any]):
+async def test_a_stream_joins_to_the_whole_answer(text: str, body: dict[str, Any]):
     async with client_of(scripted_backend(say(text), reasons=True)) as calling:
         whole = await chat(calling, **body)
         parts = await stream(calling, **body, stream_options={"include_usage": True})
@@ -324,7 +324,7 @@ async def test_streamed_is_the_same_as_whole(text: str, body: dict[str, Any]):
 
 
 @pytest.mark.parametrize(("text", "body"), SAME.values(), ids=SAME.keys())
-async def test_streamed_token_by_token_is_the_same_again(text: str, body: dict[str, Any]):
+async def test_a_stream_token_by_token_joins_to_the_whole_answer(text: str, body: dict[str, Any]):
     gate = Gate()
     gate.entered = WakingSemaphore()
     backend = scripted_backend(say(text), reasons=True, gate=gate)
@@ -371,7 +371,7 @@ async def test_stream_is_framed_as_openai_does():
     }
 
 
-async def test_a_call_streams_its_name_before_its_arguments_are_known():
+async def test_the_name_of_a_call_is_streamed_before_its_arguments():
     gate = Gate()
     text = CALL_PARIS
     async with serving(scripted_backend(say(text), gate=gate), gate=gate) as (app, _):
@@ -386,8 +386,8 @@ async def test_a_call_streams_its_name_before_its_arguments_are_known():
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Paris"}'
 
 
-async def test_call_ids_are_those_of_the_log():
-    """Whoever reads the log again sees the same calls."""
+async def test_call_ids_do_not_reveal_the_generation_id():
+    """The id of a generation lets its reader resume it."""
     async with serving(scripted_backend(say(CALL))) as (app, engine):
         async with client(app) as calling:
             answer = await chat(calling, tools=[tool()])
@@ -397,7 +397,7 @@ async def test_call_ids_are_those_of_the_log():
     assert log.generation_id not in json.dumps(answer)
 
 
-async def test_failure_in_a_stream_is_told_and_ends_it():
+async def test_a_failure_ends_the_stream_with_an_error():
     def script(_):
         yield ord("a")
         yield RuntimeError("secret path /etc")
@@ -416,7 +416,7 @@ async def test_failure_in_a_stream_is_told_and_ends_it():
     assert "secret" not in response.text
 
 
-async def test_failed_generation_is_an_http_error():
+async def test_a_failed_generation_is_an_http_error():
     def script(_):
         return [RuntimeError("secret")]
 
@@ -425,7 +425,7 @@ async def test_failed_generation_is_an_http_error():
     assert (response.status_code, response.json()["error"]["code"]) == (500, "engine_error")
 
 
-async def test_a_deadline_of_the_request_is_kept():
+async def test_the_timeout_of_the_request_applies():
     gate = Gate()
     backend = scripted_backend(say("a"), gate=gate)
     async with client_of(backend, gate=gate) as calling:
@@ -461,7 +461,7 @@ FIELDS: list[tuple[str, Any, str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "param", "expected"), FIELDS)
-async def test_field_reaches_the_engine(name: str, value: Any, param: str, expected: Any):
+async def test_a_field_reaches_the_engine(name: str, value: Any, param: str, expected: Any):
     seen: list[Sequence] = []
 
     def script(sequence: Sequence) -> bytes:
@@ -474,7 +474,7 @@ async def test_field_reaches_the_engine(name: str, value: Any, param: str, expec
     assert getattr(sequence.params, param) == expected
 
 
-async def test_urgency_and_labels_reach_the_engine():
+async def test_priority_and_labels_reach_the_engine():
     seen: list[Sequence] = []
 
     def script(sequence: Sequence) -> bytes:
@@ -528,13 +528,13 @@ async def test_choices_of_a_seeded_request_have_seeds_of_their_own():
         ({"chat_template_kwargs": {}, "reasoning_effort": None}, "user: hi\nassistant: "),
     ],
 )
-async def test_fields_of_the_template(fields: dict[str, Any], prompt: str):
+async def test_template_fields_reach_the_template(fields: dict[str, Any], prompt: str):
     async with client_of(scripted_backend()) as calling:
         answer = await chat(calling, **fields)
     assert only(answer)["content"] == prompt
 
 
-NO_DIFFERENCE: list[dict[str, Any]] = [
+WITHOUT_EFFECT: list[dict[str, Any]] = [
     {"user": "me"},
     {"safety_identifier": "me"},
     {"prompt_cache_key": "mine"},
@@ -559,8 +559,8 @@ NO_DIFFERENCE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("fields", NO_DIFFERENCE, ids=lambda fields: str(fields)[:60])
-async def test_field_that_makes_no_difference(fields: dict[str, Any]):
+@pytest.mark.parametrize("fields", WITHOUT_EFFECT, ids=lambda fields: str(fields)[:60])
+async def test_a_field_without_effect(fields: dict[str, Any]):
     async with client_of(scripted_backend()) as calling:
         plain, other = await chat(calling), await chat(calling, **fields)
     assert (other["choices"], other["usage"]) == (plain["choices"], plain["usage"])
@@ -682,7 +682,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         "stream_options.include_obfuscation",
     ),
     ({"response_format": {"type": "xml"}}, "response_format"),
-    # The scripted backend follows no grammar.
+    # The scripted backend supports no grammar.
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"reasoning_effort": "huge"}, "reasoning_effort"),
@@ -715,7 +715,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("body", "param"), [*BAD_FIELDS, *UNSUPPORTED], ids=lambda value: repr(value)[:60]
 )
-async def test_bad_field_is_refused_by_name(body: dict[str, Any], param: str):
+async def test_a_bad_field_is_refused_by_name(body: dict[str, Any], param: str):
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
         response = await calling.post(
             PATH,
@@ -734,7 +734,7 @@ async def test_bad_field_is_refused_by_name(body: dict[str, Any], param: str):
 
 
 @pytest.mark.parametrize(("body", "param"), UNSUPPORTED, ids=lambda value: repr(value)[:60])
-async def test_what_is_not_supported_is_said_to_be_and_what_to_do(body: dict[str, Any], param: str):
+async def test_an_unsupported_field_is_refused_with_its_hint(body: dict[str, Any], param: str):
     async with client_of(scripted_backend()) as calling:
         response = await calling.post(PATH, json={"messages": ask(), **body})
     assert response.json()["error"]["message"].endswith(HINTS[param])
@@ -748,13 +748,13 @@ async def test_model_and_length_have_errors_of_their_own():
     assert (long.status_code, long.json()["error"]["param"]) == (413, "messages")
 
 
-async def test_a_model_without_a_template_takes_no_conversation():
+async def test_a_model_without_a_chat_template_refuses_messages():
     async with client_of(scripted_backend(has_chat_template=False)) as calling:
         response = await calling.post(PATH, json={"messages": ask()})
     assert (response.status_code, response.json()["error"]["param"]) == (422, "messages")
 
 
-async def test_a_response_format_holds_the_answer():
+async def test_a_response_format_constrains_the_answer():
     backend = dataclasses.replace(scripted_backend(say("ab{")), grammars=WordCompiler())
     async with client_of(backend) as calling:
         answer = await chat(calling, response_format={"type": "regex", "pattern": "ab"})
@@ -762,7 +762,7 @@ async def test_a_response_format_holds_the_answer():
 
 
 @pytest.mark.pain(14)
-async def test_requests_of_one_batch_keep_their_own_rules():
+async def test_requests_of_one_batch_keep_their_own_parameters():
     gate = Gate()
     seen: dict[bytes, Sequence] = {}
 
@@ -799,10 +799,10 @@ async def test_requests_of_one_batch_keep_their_own_rules():
         assert params.seed == fields.get("seed", params.seed)
 
 
-# Load, and clients that leave.
+# Load, and clients that disconnect.
 
 
-async def test_choices_are_admitted_whole_or_not_at_all():
+async def test_all_choices_are_admitted_or_none():
     gate = Gate()
     backend = scripted_backend(gate=gate, max_num_seqs=1)
     async with serving(backend, gate=gate, max_waiting_requests=2) as (app, engine):
@@ -823,7 +823,7 @@ async def test_choices_are_admitted_whole_or_not_at_all():
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
-async def test_client_that_leaves_stops_what_runs_and_what_waits(streams: bool):
+async def test_a_disconnect_cancels_running_and_waiting_choices(streams: bool):
     gate = Gate()
     backend = scripted_backend(say("x" * 4000), gate=gate, max_num_seqs=1)
     async with serving(backend, gate=gate) as (app, engine):
@@ -840,7 +840,7 @@ async def test_client_that_leaves_stops_what_runs_and_what_waits(streams: bool):
     assert [log.num_subscribers for log in logs] == [0, 0, 0]
 
 
-async def test_slow_client_gets_larger_chunks():
+async def test_a_slow_client_gets_larger_chunks():
     gate = Gate()
     async with serving(scripted_backend(say("abcdef"), gate=gate), gate=gate) as (app, engine):
         calling = Call(app, PATH, {"messages": ask(), "stream": True}, takes=0)
@@ -855,7 +855,7 @@ async def test_slow_client_gets_larger_chunks():
     assert [part["choices"][0]["delta"].get("content") for part in parts] == ["", "abcdef", None]
 
 
-async def test_what_piled_up_comes_in_parts():
+async def test_a_large_backlog_is_split_into_chunks():
     gate = Gate()
     backend = scripted_backend(say("x" * 600), gate=gate)
     async with serving(backend, gate=gate) as (app, engine):

@@ -1,4 +1,4 @@
-"""`POST /v1/completions`, against the scripted backend."""
+"""`POST /v1/completions` with the scripted backend."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_choices_of_a_seeded_request_have_seeds_of_their_own(seed: int, ex
     assert seeds == expected * 2
 
 
-async def test_max_tokens_is_16_unless_told():
+async def test_max_tokens_is_16_by_default():
     async with client_of(scripted_backend(say("x" * 50))) as calling:
         default = await complete(calling, prompt="a")
         null = await complete(calling, prompt="a", max_tokens=None)
@@ -176,7 +176,7 @@ async def test_echo_with_logprobs_begins_with_those_of_the_prompt():
 
 
 @pytest.mark.parametrize("logprobs", [None, 0])
-async def test_no_tokens_with_echo_is_the_prompt_alone(logprobs: int | None):
+async def test_zero_tokens_with_echo_return_the_prompt_alone(logprobs: int | None):
     body = {"prompt": [[97, 98], [99]], "n": 2, "echo": True, "logprobs": logprobs, "max_tokens": 0}
     async with client_of(scripted_backend(say("xyz"))) as calling:
         answer = await complete(calling, **body, return_token_ids=True)
@@ -200,7 +200,7 @@ async def test_no_tokens_with_echo_is_the_prompt_alone(logprobs: int | None):
         ]
 
 
-async def test_a_harness_finds_the_answer_behind_the_prompt():
+async def test_an_evaluation_harness_can_score_a_continuation():
     """lm-eval sends context and continuation as one prompt, and reads all but the last token."""
     async with client_of(scripted_backend(say("?"))) as calling:
         answer = await complete(
@@ -223,7 +223,7 @@ async def test_a_harness_finds_the_answer_behind_the_prompt():
         assert max(top, key=top.get) == token
 
 
-async def test_token_ids_are_told_when_asked_for():
+async def test_token_ids_are_reported_on_request():
     async with client_of(scripted_backend(say("ab"))) as calling:
         answer = await complete(calling, prompt="x", return_token_ids=True)
         response = await calling.post(
@@ -235,13 +235,13 @@ async def test_token_ids_are_told_when_asked_for():
     assert streamed == [97, 98, 256]
 
 
-async def test_a_stop_string_that_is_asked_for_is_shown():
+async def test_a_stop_string_is_included_on_request():
     async with client_of(scripted_backend(say("one END two"))) as calling:
         answer = await complete(calling, prompt="x", stop="END", include_stop_str_in_output=True)
     assert answer["choices"] == [choice(0, "one END", "stop")]
 
 
-async def test_urgency_and_label_reach_the_engine():
+async def test_priority_and_label_reach_the_engine():
     seen: list[Sequence] = []
 
     def script(sequence: Sequence) -> bytes:
@@ -255,7 +255,7 @@ async def test_urgency_and_label_reach_the_engine():
     assert sequence.deadline_at - sequence.generation.submitted_at == 5
 
 
-async def test_what_is_null_is_absent_also_where_it_is_not_supported():
+async def test_null_is_accepted_for_unsupported_fields():
     async with client_of(scripted_backend()) as calling:
         answer = await complete(calling, prompt="a", suffix=None, audio=None, typical_p=None)
     assert answer["choices"] == [choice(0, "a", "stop")]
@@ -360,7 +360,7 @@ async def test_include_usage_adds_one_last_chunk():
     ],
     ids=repr,
 )
-async def test_usage_is_the_number_of_the_ids(fields: dict[str, Any]):
+async def test_usage_equals_the_number_of_token_ids(fields: dict[str, Any]):
     body = {"prompt": "a", "max_tokens": 100, "return_token_ids": True, **fields}
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     async with client_of(scripted_backend(lambda _: "one 😀 and END two".encode())) as calling:
@@ -423,7 +423,7 @@ async def test_a_long_prompt_is_echoed_with_logprobs_in_parts():
     assert offsets == list(range(601))
 
 
-async def test_failure_before_the_prompt_was_scored_shows_none_of_it():
+async def test_a_failure_before_the_prompt_is_scored_hides_the_prompt():
     def script(_):
         return [RuntimeError("no")]
 
@@ -435,7 +435,7 @@ async def test_failure_before_the_prompt_was_scored_shows_none_of_it():
     assert (json.loads(error)["error"]["code"], done) == ("engine_error", "[DONE]")
 
 
-async def test_failure_in_a_stream_is_told_and_ends_it():
+async def test_a_failure_ends_the_stream_with_an_error():
     def script(_):
         yield ord("a")
         yield RuntimeError("secret path /etc")
@@ -453,8 +453,8 @@ async def test_failure_in_a_stream_is_told_and_ends_it():
     assert "secret" not in response.text
 
 
-async def test_a_dead_end_of_its_own_rules_is_a_request_error_by_field():
-    """Not the server's failure: to send the same again is no use."""
+async def test_parameters_that_allow_no_token_are_a_request_error():
+    """The request is at fault, not the server: a retry would fail again."""
 
     def script(_):
         yield ord("a")
@@ -489,7 +489,7 @@ async def test_a_silent_stream_is_kept_alive():
 # Failures of the whole answer.
 
 
-async def test_failed_generation_is_an_http_error():
+async def test_a_failed_generation_is_an_http_error():
     def script(_):
         return [RuntimeError("secret")]
 
@@ -518,7 +518,7 @@ async def test_one_failed_choice_ends_the_others():
     assert sum(log.usage.completion_tokens for log in logs) < 4000
 
 
-async def test_overdue_generation_is_a_timeout():
+async def test_a_generation_past_its_deadline_is_a_timeout():
     gate = Gate()
     backend = scripted_backend(say("a"), gate=gate)
     async with client_of(backend, gate=gate, request_timeout_s=1e-9) as calling:
@@ -526,7 +526,7 @@ async def test_overdue_generation_is_a_timeout():
     assert (response.status_code, response.json()["error"]["code"]) == (504, "timeout")
 
 
-# What is refused.
+# Refused requests.
 
 BAD_FIELDS = [
     ({}, "prompt"),
@@ -607,12 +607,12 @@ BAD_FIELDS = [
     ({"prompt": "a", "logit_bias": [1]}, "logit_bias"),
     ({"prompt": "a", "user": 5}, "user"),
     ({"prompt": "a", "response_format": {"type": "xml"}}, "response_format"),
-    # The scripted backend follows no grammar.
+    # The scripted backend supports no grammar.
     ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
 ]
 
 
-async def test_a_grammar_ends_the_text_and_a_bad_one_is_refused_with_the_reason():
+async def test_a_grammar_ends_the_text_and_an_invalid_one_is_refused():
     backend = dataclasses.replace(scripted_backend(say("ab{", "ab{")), grammars=WordCompiler())
     async with client_of(backend) as calling:
         answer = await complete(
@@ -628,7 +628,7 @@ async def test_a_grammar_ends_the_text_and_a_bad_one_is_refused_with_the_reason(
 
 @pytest.mark.pain(13)
 @pytest.mark.parametrize(("body", "param"), BAD_FIELDS, ids=lambda value: repr(value)[:60])
-async def test_bad_field_is_refused_by_name(body: dict[str, Any], param: str | None):
+async def test_a_bad_field_is_refused_by_name(body: dict[str, Any], param: str | None):
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
         response = await calling.post(
             PATH, content=json.dumps(body), headers={"content-type": "application/json"}
@@ -669,7 +669,7 @@ BAD_BODIES = [
 @pytest.mark.parametrize(
     ("body", "status", "code", "param"), BAD_BODIES, ids=lambda value: repr(value)[:40]
 )
-async def test_bad_body_is_refused(body: bytes, status: int, code: str, param: str | None):
+async def test_a_bad_body_is_refused(body: bytes, status: int, code: str, param: str | None):
     async with client_of(scripted_backend()) as calling:
         response = await calling.post(
             PATH, content=body, headers={"content-type": "application/json"}
@@ -682,7 +682,7 @@ async def test_bad_body_is_refused(body: bytes, status: int, code: str, param: s
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "", "/"],
 )
-async def test_body_that_does_not_say_json_is_refused(content_type: str):
+async def test_a_body_of_another_content_type_is_refused(content_type: str):
     async with client_of(scripted_backend()) as calling:
         response = await calling.post(
             PATH, content=b'{"prompt": "a"}', headers={"content-type": content_type}

@@ -1,4 +1,4 @@
-"""`POST /v1/tokenize` and `POST /v1/detokenize`, against the scripted backend."""
+"""`POST /v1/tokenize` and `POST /v1/detokenize` with the scripted backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support import entered
 TOKENIZE, DETOKENIZE = "/v1/tokenize", "/v1/detokenize"
 
 
-async def test_a_prompt_is_told_as_tokens():
+async def test_a_prompt_is_tokenized():
     async with client_of(scripted_backend()) as calling:
         answer = (await calling.post(TOKENIZE, json={"prompt": "hé"})).json()
         shown = (
@@ -43,7 +43,7 @@ async def test_a_prompt_is_told_as_tokens():
         },
     ],
 )
-async def test_a_conversation_is_what_a_chat_would_begin_with(fields: dict[str, Any]):
+async def test_a_conversation_has_the_tokens_of_a_chat(fields: dict[str, Any]):
     body = {"messages": ask(), **fields}
     async with client_of(scripted_backend(repeat_prompt)) as calling:
         told = (await calling.post(TOKENIZE, json=body)).json()
@@ -66,7 +66,7 @@ async def test_a_prompt_may_be_longer_than_the_context():
 
 
 @pytest.mark.parametrize(("tokens", "text"), [([104, 195, 169, 256], "hé"), ([], "")])
-async def test_tokens_are_told_as_text(tokens: list[int], text: str):
+async def test_tokens_are_detokenized(tokens: list[int], text: str):
     async with client_of(scripted_backend()) as calling:
         response = await calling.post(DETOKENIZE, json={"tokens": tokens, "model": "scripted"})
     assert response.json() == {"prompt": text}
@@ -95,7 +95,7 @@ async def test_tokens_are_told_as_text(tokens: list[int], text: str):
     ],
     ids=lambda value: repr(value)[:50],
 )
-async def test_bad_field_is_refused_by_name(path: str, body: dict[str, Any], param: str):
+async def test_a_bad_field_is_refused_by_name(path: str, body: dict[str, Any], param: str):
     async with client_of(scripted_backend()) as calling:
         response = await calling.post(
             path, content=json.dumps(body), headers={"content-type": "application/json"}
@@ -127,7 +127,7 @@ async def test_examples_of_the_docs_page_work(path: str, example: dict[str, Any]
 
 
 class HeldTokenizer(ByteTokenizer):
-    """Encodes only when it is let."""
+    """Encodes after `open` is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class HeldTokenizer(ByteTokenizer):
         self._is_open.set()
 
 
-async def test_it_counts_as_waiting_and_leaves_the_event_loop_free():
+async def test_tokenization_counts_as_waiting_and_does_not_block_the_loop():
     tokenizer = HeldTokenizer()
     backend = dataclasses.replace(scripted_backend(), tokenizer=tokenizer)
     async with client_of(backend, max_waiting_requests=1) as calling:
@@ -163,7 +163,7 @@ async def test_it_counts_as_waiting_and_leaves_the_event_loop_free():
 @pytest.mark.parametrize(
     ("path", "body"), [(TOKENIZE, {"prompt": "a"}), (DETOKENIZE, {"tokens": [1]})]
 )
-async def test_the_key_is_needed(path: str, body: dict[str, Any]):
+async def test_the_key_is_required(path: str, body: dict[str, Any]):
     async with client_of(scripted_backend(), api_keys=("secret",)) as calling:
         assert (await calling.post(path, json=body)).status_code == 401
         assert (await calling.post(path, json=body, headers=KEY)).status_code == 200

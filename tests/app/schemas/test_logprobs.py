@@ -6,7 +6,7 @@ from app.schemas.logprobs import MIN_LOGPROB, ChatLogprobs, clamp_logprob
 from streaming import Logprob, Token, TokenLogprobs, Tokens
 
 
-def test_minus_infinity_is_said_as_a_number():
+def test_minus_infinity_becomes_a_finite_number():
     assert clamp_logprob(-inf) == MIN_LOGPROB
     assert clamp_logprob(-0.5) == -0.5
 

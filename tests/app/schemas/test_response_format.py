@@ -1,5 +1,3 @@
-"""The forms of `response_format`, the same on both transports."""
-
 from __future__ import annotations
 
 import json
@@ -53,7 +51,7 @@ def test_a_schema_keeps_its_order_and_its_letters(more: dict[str, Any]):
 
 
 @pytest.mark.parametrize("model", [CompletionRequest, GenerateMessage])
-def test_both_transports_take_it(model: type[CompletionRequest] | type[GenerateMessage]):
+def test_both_dialects_accept_it(model: type[CompletionRequest] | type[GenerateMessage]):
     fields = {"prompt": "a", "response_format": {"type": "json_object"}}
     if model is GenerateMessage:
         fields["type"] = "generate"
@@ -95,7 +93,7 @@ def test_a_bad_form_is_refused_by_name(response_format: Any, param: str):
     assert to_error_info(invalid.value.errors()).param == param
 
 
-def test_an_unknown_type_is_told_the_known_ones():
+def test_an_unknown_type_is_answered_with_the_known_ones():
     with pytest.raises(ValidationError) as invalid:
         grammar_of({"type": "xml"})
     assert to_error_info(invalid.value.errors()).message == (
@@ -104,7 +102,7 @@ def test_an_unknown_type_is_told_the_known_ones():
     )
 
 
-def test_what_is_too_long_or_too_deep_is_refused_by_name():
+def test_a_form_that_is_too_long_or_too_deep_is_refused_by_name():
     deep: dict[str, Any] = reduce(lambda inner, _: {"items": inner}, range(200_000), {})
     for fields in (
         {"type": "regex", "pattern": "a" * 70_000},

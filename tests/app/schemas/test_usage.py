@@ -59,7 +59,7 @@ def test_openais_form():
         ([], False, 0),
     ],
 )
-def test_reasoning_is_counted_with_its_marks(
+def test_reasoning_is_counted_with_its_tags(
     texts: list[str], starts_in_reasoning: bool, expected: int
 ):
     log = make_log(
