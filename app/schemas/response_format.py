@@ -76,7 +76,7 @@ class RegexFormat(WireModel):
 
 
 class GrammarFormat(WireModel):
-    """Text that matches a context-free grammar in Lark's syntax. Its first rule is `start`."""
+    """Text that matches a context-free grammar in Lark's syntax. It starts at the rule `start`."""
 
     type: Literal["grammar"]
     grammar: str

@@ -78,7 +78,7 @@ class CompletionRequest(ChoiceFields):
 
     @property
     def num_prompts(self) -> int:
-        """Number of prompts, without making them."""
+        """The number of prompts; cheaper than `len(prompts)`."""
         is_one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
         return 1 if is_one else len(self.prompt)
 
