@@ -94,7 +94,7 @@ class Tokenizer(Protocol):
 class GrammarCompiler(Protocol):
     """Makes grammars ready for one tokenizer. May be called from several threads at once."""
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         """Return `count` matchers, each at the beginning of a text; may take a second.
 
         Raises:

@@ -149,7 +149,7 @@ class Overloaded(CapacityError):
 
     Args:
         unit: of `num_waiting` and `max_waiting`; "generations" are open, all else is waiting.
-        gave_way: the request was waiting, and a caller that holds less has its place now.
+        was_displaced: the request was waiting, and a caller that holds less has its place now.
     """
 
     code = "overloaded"
@@ -161,19 +161,19 @@ class Overloaded(CapacityError):
         max_waiting: int,
         retry_after_s: float,
         unit: str = "requests",
-        gave_way: bool = False,
+        was_displaced: bool = False,
     ) -> None:
         self.num_waiting = num_waiting
         self.max_waiting = max_waiting
         self.retry_after_s = retry_after_s
         self.unit = unit
-        self.gave_way = gave_way
-        super().__init__(num_waiting, max_waiting, retry_after_s, unit, gave_way)
+        self.was_displaced = was_displaced
+        super().__init__(num_waiting, max_waiting, retry_after_s, unit, was_displaced)
 
     def __str__(self) -> str:
         state = "open" if self.unit == "generations" else "waiting"
         reason = f"{self.num_waiting} {self.unit} are {state}, of at most {self.max_waiting}"
-        if self.gave_way:
+        if self.was_displaced:
             reason += ", and this one gave its place to a caller that has fewer"
         return f"{reason}; try again later."
 

@@ -25,7 +25,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: most tokens to generate; None means what the context leaves.
-        min_tokens: end-of-sequence and stop tokens are barred before this many tokens, and a stop
+        min_tokens: end-of-sequence and stop tokens are banned before this many tokens, and a stop
             string that is complete by then is text.
         temperature: 0 is greedy (argmax).
         top_p: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751.

@@ -178,14 +178,14 @@ class WordMatcher:
 
 
 class WordCompiler:
-    """Takes every source for the one word of its language, except "(", and counts its work."""
+    """Takes every source for the single word that it allows, except "(", and counts its work."""
 
     def __init__(self) -> None:
         self.compiled: list[tuple[str, int]] = []
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
-        assert isinstance(language, Grammar)
-        grammar = language
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+        assert isinstance(constraint, Grammar)
+        grammar = constraint
         if grammar.source == "(":
             raise InvalidRequest(param="response_format", reason="unclosed group")
         self.compiled.append((grammar.source, count))
@@ -314,7 +314,7 @@ async def running_engine(
         assert asyncio.all_tasks() == tasks_before
         assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
         assert not engine._engine.has_work
-        assert not engine._followers.in_grace
+        assert not engine._subscribers.in_grace
         if not engine.has_failed:
             engine._engine.check_integrity()
 

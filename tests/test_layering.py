@@ -35,7 +35,7 @@ STREAMING_RANKS = (
     {"backend", "scheduling.fair_queue"},
     {"scheduling.scheduler", "scheduling.wait_estimator", "backends"},
     {
-        *("engine.engine", "engine.watchdog", "log.followers"),
+        *("engine.engine", "engine.watchdog", "log.subscribers"),
         *("admission.admission", "admission.capacity"),
     },
     {"engine.engine_thread", "admission.tokenizer_queue"},

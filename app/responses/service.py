@@ -260,7 +260,7 @@ class ResponseService:
         When the last follower leaves a response that is not a background one, it is cancelled after
         `grace_s` seconds. Read with a `writer` of the response.
         """
-        with self.registry.following(response.response_id):
+        with self.registry.pin(response.response_id):
             if response.is_ended:
                 yield
             elif response.is_background:

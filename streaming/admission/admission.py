@@ -106,7 +106,7 @@ class Admission:
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
         # A grammar goes before `min_tokens`.
         if params.min_tokens and params.grammar is None:
-            self._check_barred(params.stop_token_ids)
+            self._check_banned(params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
             self._check_length(prompt, prompt.token_ids)
             self.check_token_ids(prompt.param, prompt.token_ids)
@@ -134,21 +134,21 @@ class Admission:
                 encoded[prompt] = self.encode(prompt)
             if request.params.prompt_logprobs is not None and prompt not in texts:
                 texts[prompt] = texts_of(encoded[prompt].token_ids, decode=self._tokenizer.decode)
-        languages = [self.language(request, encoded[request.prompt]) for request in requests]
+        constraints = [self.constraint(request, encoded[request.prompt]) for request in requests]
         matchers = {
-            language: iter(self.compile(language, count=count))
-            for language, count in Counter(languages).items()
-            if language is not None
+            constraint: iter(self.compile(constraint, count=count))
+            for constraint, count in Counter(constraints).items()
+            if constraint is not None
         }
         return [
             PreparedRequest(
                 request,
                 encoded[request.prompt].token_ids,
-                _output_format(language, encoded[request.prompt]),
-                None if language is None else next(matchers[language]),
+                _output_format(constraint, encoded[request.prompt]),
+                None if constraint is None else next(matchers[constraint]),
                 () if request.params.prompt_logprobs is None else texts[request.prompt],
             )
-            for request, language in zip(requests, languages, strict=True)
+            for request, constraint in zip(requests, constraints, strict=True)
         ]
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
@@ -181,7 +181,7 @@ class Admission:
             case _:
                 assert_never(prompt)
 
-    def language(
+    def constraint(
         self, request: GenerationRequest, encoded: EncodedPrompt
     ) -> OutputConstraint | None:
         """Return what the answer has to belong to; None is any text.
@@ -222,14 +222,14 @@ class Admission:
             text=text,
         )
 
-    def compile(self, language: OutputConstraint, *, count: int) -> list[GrammarMatcher]:
+    def compile(self, constraint: OutputConstraint, *, count: int) -> list[GrammarMatcher]:
         """Return a matcher for each of `count` texts; may be slow, so run it on a worker thread.
 
         Raises:
             InvalidRequest: the grammar cannot be compiled, and why.
         """
         assert self._grammars is not None, "`check` refuses grammars that nobody compiles"
-        return self._grammars.compile(language, count=count)
+        return self._grammars.compile(constraint, count=count)
 
     def to_sequence(self, prepared: PreparedRequest, *, timeout_s: float) -> EngineSequence:
         """Return what the engine is to run, with a log of its own, which is submitted now.
@@ -314,7 +314,7 @@ class Admission:
                 reason="the final message must be a text of the assistant's",
             )
 
-    def _check_barred(self, stop_token_ids: frozenset[int]) -> None:
+    def _check_banned(self, stop_token_ids: frozenset[int]) -> None:
         if len(stop_token_ids | self._info.eos_token_ids) >= self._info.vocab_size:
             raise InvalidRequest(
                 param="stop_token_ids", reason="together with min_tokens, they leave no token"
@@ -326,9 +326,11 @@ class Admission:
             raise PromptTooLong(size=len(prompt_ids), limit=limit, param=prompt.param)
 
 
-def _output_format(language: OutputConstraint | None, encoded: EncodedPrompt) -> OutputFormat:
+def _output_format(constraint: OutputConstraint | None, encoded: EncodedPrompt) -> OutputFormat:
     """Return the format that the answer is held to, or else the one that the prompt sets."""
-    return language.output_format if isinstance(language, AnswerGrammar) else encoded.output_format
+    return (
+        constraint.output_format if isinstance(constraint, AnswerGrammar) else encoded.output_format
+    )
 
 
 def _is_empty(prompt: Prompt) -> bool:

@@ -141,7 +141,7 @@ class Capacity:
                     max_waiting=limit.in_all,
                     retry_after_s=self._room_in_s(_begins, place.num_requests),
                     unit=limit.unit,
-                    gave_way=True,
+                    was_displaced=True,
                 )
             )
 

@@ -110,8 +110,8 @@ class ScriptCompiler:
     A text of a certain form is refused, since no script would keep to it by itself.
     """
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
-        if isinstance(language, Grammar) or language.text is not None:
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+        if isinstance(constraint, Grammar) or constraint.text is not None:
             raise InvalidRequest(
                 param="response_format", reason="scripted cannot be held to a grammar"
             )

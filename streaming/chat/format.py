@@ -16,7 +16,7 @@ HERMES = ToolSyntax(
     separator="\n",
 )
 """Hermes 2 Pro, Qwen 2.5, Qwen 3, QwQ."""
-TOLD = replace(HERMES, prefers_single=True)
+DEFAULT_TOOL_SYNTAX = replace(HERMES, prefers_single=True)
 """What models without a syntax of their own are told to write. Where nothing has taught a small one
 when to end, it repeats its call for as long as it may."""
 LLAMA = ToolSyntax(
@@ -89,7 +89,7 @@ class ChatFormat:
         reasoning: None where the model does not reason aloud.
     """
 
-    tools: ToolSyntax = TOLD
+    tools: ToolSyntax = DEFAULT_TOOL_SYNTAX
     reasoning: ReasoningSyntax | None = None
 
     @property

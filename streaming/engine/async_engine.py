@@ -33,10 +33,10 @@ from streaming.errors import (
     ShuttingDown,
 )
 from streaming.host import OPERATING_SYSTEM, Host
-from streaming.log.followers import Followers
 from streaming.log.generation import Failed, Generation
 from streaming.log.reader import Reader
 from streaming.log.store import LogStore
+from streaming.log.subscribers import Subscribers
 from streaming.request import ANYONE, GenerationRequest
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ class AsyncEngine:
             self._thread, step_timeout_s=self._config.step_timeout_s, clock=host.now
         )
         self._watch_timer: asyncio.TimerHandle | None = None
-        self._followers = Followers(
+        self._subscribers = Subscribers(
             cancel=self.cancel,
             set_detached=self._set_detached,
             call_later=lambda delay_s, call: asyncio.get_running_loop().call_later(delay_s, call),
@@ -285,13 +285,13 @@ class AsyncEngine:
             Reader(
                 generation, after=after, include_empty_deltas=include_empty_deltas, on_wake=on_wake
             ) as reader,
-            self._store.following(generation.generation_id),
+            self._store.pin(generation.generation_id),
         ):
-            self._followers.add(generation)
+            self._subscribers.add(generation)
             try:
                 yield reader
             finally:
-                self._followers.remove(generation, grace_s=grace_s)
+                self._subscribers.remove(generation, grace_s=grace_s)
 
     # Shutdown.
 
@@ -321,7 +321,7 @@ class AsyncEngine:
         if self._is_closed:
             return
         self._is_closed = self.is_shutting_down = True
-        self._followers.end_all_graces()
+        self._subscribers.end_all_graces()
         if self._thread.is_alive:
             await self._end_all()
             self._thread.stop(self._shutting_down())
@@ -397,7 +397,7 @@ class AsyncEngine:
             if generation.is_ended:
                 self._store.finish(generation.generation_id)
                 self._watchdog.forget(generation)
-                self._followers.end_grace(generation.generation_id)
+                self._subscribers.end_grace(generation.generation_id)
             generation.wake()
         if not self._store.num_open:
             self._idle.set()

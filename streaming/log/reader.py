@@ -93,7 +93,7 @@ class Reader:
         starts_at_end = generation.is_ended and after == generation.last_seq
         self.cursor = after - 1 if starts_at_end else after
         self.is_done = False
-        self._every_token = include_empty_deltas
+        self._include_empty_deltas = include_empty_deltas
         self._last_queued: Queued | None = None
         self._has_seen_start = False
         self._woken = asyncio.Event()
@@ -124,7 +124,7 @@ class Reader:
         # The cursor waits before tokens without text until text follows.
         start = self.cursor + 1
         if start < num_records and (
-            self._every_token or generation.has_text_between(start, num_records)
+            self._include_empty_deltas or generation.has_text_between(start, num_records)
         ):
             self.cursor = num_records - 1
             text = generation.text_between(start, num_records)

@@ -60,7 +60,7 @@ class LogStore(Generic[LogT]):
         self._clock = clock
         self._open: dict[str, LogT] = {}
         self._ended: OrderedDict[str, _Ended[LogT]] = OrderedDict()  # by `used_at`
-        self._num_followers: Counter[str] = Counter()
+        self._num_pins: Counter[str] = Counter()
         self.num_ended_bytes = 0
 
     @property
@@ -99,15 +99,15 @@ class LogStore(Generic[LogT]):
         return log if log is not None and log.caller == caller else None
 
     @contextmanager
-    def following(self, log_id: str) -> Iterator[None]:
+    def pin(self, log_id: str) -> Iterator[None]:
         """Keep a log from growing old while the block runs; its age begins anew at the end."""
-        self._num_followers[log_id] += 1
+        self._num_pins[log_id] += 1
         try:
             yield
         finally:
-            self._num_followers[log_id] -= 1
-            if not self._num_followers[log_id]:
-                del self._num_followers[log_id]
+            self._num_pins[log_id] -= 1
+            if not self._num_pins[log_id]:
+                del self._num_pins[log_id]
             self._renew(log_id)
 
     def remove(self, log_id: str) -> bool:
@@ -124,7 +124,7 @@ class LogStore(Generic[LogT]):
                 self._drop(log_id)
             elif oldest.used_at >= oldest_kept_at:
                 break
-            elif log_id in self._num_followers:
+            elif log_id in self._num_pins:
                 self._renew(log_id)
             else:
                 self._drop(log_id)

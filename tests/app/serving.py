@@ -51,7 +51,7 @@ async def serving(
     assert tokenwire_threads() == []
     assert asyncio.all_tasks() == tasks_before
     assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
-    assert not engine._followers._counts
+    assert not engine._subscribers._counts
 
 
 @asynccontextmanager

@@ -193,8 +193,8 @@ async def stream_server(
     # pytest may tear a fixture down in another task than it set it up in.
     await until(lambda: asyncio.all_tasks() - {asyncio.current_task()} <= tasks_before)
     assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
-    assert not engine._followers._counts
-    assert not engine._followers.in_grace
+    assert not engine._subscribers._counts
+    assert not engine._subscribers.in_grace
     assert not engine._engine.has_work
 
 

@@ -37,8 +37,8 @@ class TrustingCompiler:
     def __init__(self) -> None:
         self.asked: list[OutputConstraint] = []
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
-        self.asked.append(language)
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+        self.asked.append(constraint)
         return [ScriptMatcher() for _ in range(count)]
 
 

@@ -32,7 +32,7 @@ WATCHED = frozenset(
     for path in (
         "streaming/engine/async_engine.py",
         "streaming/engine/engine_thread.py",
-        "streaming/log/followers.py",
+        "streaming/log/subscribers.py",
         "streaming/log/generation.py",
         "streaming/log/reader.py",
         "streaming/log/records.py",

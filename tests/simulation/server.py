@@ -181,14 +181,14 @@ class SimulatedServer:
         for wire in tuple(self._wires):
             wire.shut()
         await asyncio.gather(*self._serving)
-        assert not engine._followers._counts
-        assert not engine._followers.in_grace
-        assert not engine._store._num_followers
+        assert not engine._subscribers._counts
+        assert not engine._subscribers.in_grace
+        assert not engine._store._num_pins
         assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
         assert all(log.num_subscribers == 0 for log in self.logs.values())
         await engine.aclose()
         await self._service.aclose()
-        assert not self._service.registry._num_followers
+        assert not self._service.registry._num_pins
         assert not engine._engine.has_work
         for log in self.logs.values():
             self._check_end(log)

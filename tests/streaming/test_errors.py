@@ -95,7 +95,7 @@ TABLE = [
         "7 generations are open, of at most 7; try again later.",
     ),
     (
-        Overloaded(num_waiting=7, max_waiting=7, retry_after_s=2.0, gave_way=True),
+        Overloaded(num_waiting=7, max_waiting=7, retry_after_s=2.0, was_displaced=True),
         "overloaded",
         None,
         "7 requests are waiting, of at most 7, and this one gave its place to a caller that has "

@@ -236,13 +236,13 @@ def test_the_flush_at_the_limit_may_complete_a_stop_string():
 # min_tokens.
 
 
-def test_end_tokens_are_barred_before_min_tokens():
+def test_end_tokens_are_banned_before_min_tokens():
     sequence = make_running(SamplingParams(max_tokens=9, min_tokens=2))
-    barred = []
+    banned = []
     for token_id in b"abc":
-        barred.append(sequence.must_not_end)
+        banned.append(sequence.must_not_end)
         sequence.append(token_id, at=1.0)
-    assert barred == [True, True, False]
+    assert banned == [True, True, False]
 
 
 def test_an_end_token_that_comes_too_early_all_the_same_ends_nothing():

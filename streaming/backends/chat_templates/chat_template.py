@@ -33,7 +33,7 @@ from streaming.backends.chat_templates.template_capabilities import (
     detect_capabilities,
     detect_reasoning,
 )
-from streaming.chat.format import TOLD, ChatFormat, may_call_tools
+from streaming.chat.format import DEFAULT_TOOL_SYNTAX, ChatFormat, may_call_tools
 from streaming.chat.messages import ChatMessage, Tool, ToolCall
 from streaming.chat.output_parser import OutputFormat
 from streaming.errors import InvalidRequest
@@ -74,7 +74,9 @@ class ChatTemplate:
         self._capabilities = (
             detect_capabilities(self._render_probe) if has_template else TemplateCapabilities()
         )
-        self.format = ChatFormat(self._capabilities.syntax or TOLD, detect_reasoning(texts))
+        self.format = ChatFormat(
+            self._capabilities.syntax or DEFAULT_TOOL_SYNTAX, detect_reasoning(texts)
+        )
 
     def render(
         self, prompt: ChatPrompt, *, escape: Escape = lambda text: text

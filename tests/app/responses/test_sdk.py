@@ -63,7 +63,7 @@ def dump(model: pydantic.BaseModel) -> dict[str, Any]:
 class AnyLanguage:
     """Trusts a script to keep to every grammar."""
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         return [ScriptMatcher() for _ in range(count)]
 
 

@@ -209,7 +209,7 @@ async def test_a_dropped_response_is_resumed_without_gap_or_repetition(store: bo
         gate.allow(3)
         second = rig.connect(resumes=query_resumes([response_id], [str(cursor)]))
         await second.until_said("def")
-        assert not rig.engine._followers.in_grace
+        assert not rig.engine._subscribers.in_grace
         gate.open()
         await second.until_ended()
         events = first.frames + second.frames
@@ -234,7 +234,7 @@ async def test_who_resumes_and_drops_again_has_the_grace_anew() -> None:
             for _ in range(num_turns):
                 await yield_to_loop()
             await again.leave()  # at whatever point of its resume
-            assert rig.engine._followers.in_grace == {rig.log_of(response_id).generation_id}
+            assert rig.engine._subscribers.in_grace == {rig.log_of(response_id).generation_id}
         gate.open()
         last = rig.connect(resumes=query_resumes([response_id], []))
         await last.until_ended()
@@ -543,5 +543,5 @@ async def test_a_cancelled_handler_leaves_nothing(caplog: pytest.LogCaptureFixtu
         with pytest.raises(asyncio.CancelledError):
             await client.serving
         rig.clients.remove(client)
-        assert rig.engine._followers.in_grace == {log.generation_id}
+        assert rig.engine._subscribers.in_grace == {log.generation_id}
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -349,7 +349,7 @@ async def test_when_the_grace_is_over_the_response_is_cancelled() -> None:
             frames = await until_shown(client, "response.output_text.delta")
             client.transport.abort()
         await server.until_left()
-        await until(lambda: not server.engine._followers.in_grace)
+        await until(lambda: not server.engine._subscribers.in_grace)
         gate.allow(2)
         await server.until_idle()
         async with server.connect(resuming((frames[0]["response"]["id"], -1))) as client:
@@ -389,7 +389,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
             await asyncio.gather(*(be_killed(server) for _ in range(5)))
         await server.until_left()
         await server.until_idle()
-        assert not server.engine._followers._counts
+        assert not server.engine._subscribers._counts
         await until(lambda: server.app.state.services.responses.registry.num_open == 0)
         async with server.connect(PATH) as client:
             await create(client, max_output_tokens=5)

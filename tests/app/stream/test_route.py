@@ -518,7 +518,7 @@ async def test_the_generation_is_cancelled_after_the_grace_period() -> None:
         await server.until_left()
         assert num_held_blocks(server) > 0
         log = server.engine.find(frames[0]["generation_id"], caller="anyone")
-        await until(lambda: not server.engine._followers.in_grace)
+        await until(lambda: not server.engine._subscribers.in_grace)
         gate.allow(2)
         await server.until_idle()
         assert log.usage.completion_tokens <= 3
@@ -564,7 +564,7 @@ async def test_a_connection_without_pongs_is_closed() -> None:
         await receive_until(client, "accepted")
         client.transport.pause_reading()
         await server.until_left()
-        assert len(server.engine._followers.in_grace) == 1
+        assert len(server.engine._subscribers.in_grace) == 1
         client.transport.abort()
 
 
@@ -597,7 +597,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
             await asyncio.gather(*kills)
         await server.until_left()
         await server.until_idle()
-        assert not server.engine._followers._counts
+        assert not server.engine._subscribers._counts
         async with server.connect() as client:
             await ask(client, max_tokens=5)
             assert text_of(await receive_stream(client)) == "aaaaa"

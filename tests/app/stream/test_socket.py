@@ -82,7 +82,7 @@ async def test_a_disconnect_is_noticed_while_nothing_is_sent() -> None:
         log = log_of(engine, client)
         assert not log.is_ended
         assert log.num_subscribers == 0
-        assert engine._followers.in_grace == {log.generation_id}
+        assert engine._subscribers.in_grace == {log.generation_id}
 
 
 @pytest.mark.parametrize("num_received", [1, 2])
@@ -182,7 +182,7 @@ async def test_a_generation_resumed_in_its_grace_period_goes_on() -> None:
         cursor = first.frames[-1]["seq"]
         second.say(type="resume", generation_id=log.generation_id, after=cursor)
         await second.until_frame("started")
-        assert engine._followers.in_grace == set()
+        assert engine._subscribers.in_grace == set()
         gate.open()
         done = await second.until_frame("done")
         assert text_of(first.frames) + text_of(second.frames) == "hello"
@@ -397,7 +397,7 @@ async def test_an_internal_error_closes_with_1011_and_logs_a_traceback(
     await serving
     assert client.close == (1011, "internal error")
     assert "ZeroDivisionError" in caplog.text
-    assert len(engine._followers.in_grace) == 1
+    assert len(engine._subscribers.in_grace) == 1
     gate.open()
     await engine.aclose()
 

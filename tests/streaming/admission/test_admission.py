@@ -11,7 +11,7 @@ import pytest
 from streaming.admission.admission import Admission
 from streaming.backend import EncodedPrompt, GrammarCompiler
 from streaming.backends.scripted import EOS, ByteTokenizer, scripted_backend
-from streaming.chat.format import HERMES, LLAMA, THINK, TOLD
+from streaming.chat.format import DEFAULT_TOOL_SYNTAX, HERMES, LLAMA, THINK
 from streaming.chat.messages import (
     ANY_TOOL,
     MAX_PARALLEL_CALLS,
@@ -198,12 +198,12 @@ def with_tools(choice: ToolChoice = ANY_TOOL, **options: Any) -> ChatPrompt:
     return ChatPrompt(messages, tools=(TOOL, OTHER_TOOL), tool_choice=choice, **options)
 
 
-def language(
+def constraint(
     prompt: Prompt, grammar: Grammar | None = None, *, answer: OutputFormat | None = None
 ) -> OutputConstraint | None:
     request = GenerationRequest(prompt=prompt, params=SamplingParams(grammar=grammar))
     encoded = EncodedPrompt([1], answer or OutputFormat(HERMES))
-    return make_admission().language(request, encoded)
+    return make_admission().constraint(request, encoded)
 
 
 def test_a_backend_without_grammars_offers_no_tools():
@@ -215,14 +215,14 @@ def test_a_backend_without_grammars_offers_no_tools():
 
 
 def test_any_number_of_any_tools_may_be_called():
-    assert language(with_tools()) == AnswerGrammar(
+    assert constraint(with_tools()) == AnswerGrammar(
         output_format=OutputFormat(HERMES), tools=(TOOL, OTHER_TOOL), max_calls=MAX_PARALLEL_CALLS
     )
 
 
 def test_one_call_of_a_named_tool_may_be_asked_for():
     choice = ToolChoice(ToolMode.REQUIRED, frozenset({"g"}))
-    assert language(with_tools(choice, parallel_tool_calls=False)) == AnswerGrammar(
+    assert constraint(with_tools(choice, parallel_tool_calls=False)) == AnswerGrammar(
         output_format=OutputFormat(HERMES), tools=(OTHER_TOOL,), must_call=True, max_calls=1
     )
 
@@ -230,14 +230,16 @@ def test_one_call_of_a_named_tool_may_be_asked_for():
 @pytest.mark.parametrize(("asked", "max_calls"), [(None, 1), (True, MAX_PARALLEL_CALLS)])
 def test_a_syntax_that_the_model_was_only_told_has_one_call(asked: bool | None, max_calls: int):
     prompt = with_tools(parallel_tool_calls=asked)
-    assert language(prompt, answer=OutputFormat(TOLD)) == AnswerGrammar(
-        output_format=OutputFormat(TOLD), tools=(TOOL, OTHER_TOOL), max_calls=max_calls
+    assert constraint(prompt, answer=OutputFormat(DEFAULT_TOOL_SYNTAX)) == AnswerGrammar(
+        output_format=OutputFormat(DEFAULT_TOOL_SYNTAX),
+        tools=(TOOL, OTHER_TOOL),
+        max_calls=max_calls,
     )
 
 
 def test_a_syntax_may_have_one_call_only():
     answer = OutputFormat(dataclasses.replace(HERMES, allows_several=False))
-    assert language(with_tools(), answer=answer) == AnswerGrammar(
+    assert constraint(with_tools(), answer=answer) == AnswerGrammar(
         output_format=answer, tools=(TOOL, OTHER_TOOL), max_calls=1
     )
 
@@ -260,25 +262,25 @@ THINKING = OutputFormat(reasoning=THINK)
 def test_reasoning_comes_before_what_a_grammar_holds(
     prompt: Prompt, grammar: Grammar | None, answer: OutputFormat, expected: OutputConstraint | None
 ):
-    assert language(prompt, grammar, answer=answer) == expected
+    assert constraint(prompt, grammar, answer=answer) == expected
 
 
 def test_text_of_a_certain_form_takes_the_place_of_calls():
     answer = OutputFormat(dataclasses.replace(HERMES, is_only_at_start=True))
-    assert language(with_tools(), GRAMMAR) == AnswerGrammar(
+    assert constraint(with_tools(), GRAMMAR) == AnswerGrammar(
         output_format=answer,
         tools=(TOOL, OTHER_TOOL),
         max_calls=MAX_PARALLEL_CALLS,
         text=GRAMMAR,
     )
-    must_call = language(with_tools(ToolChoice(ToolMode.REQUIRED)), GRAMMAR)
+    must_call = constraint(with_tools(ToolChoice(ToolMode.REQUIRED)), GRAMMAR)
     assert isinstance(must_call, AnswerGrammar)
     assert must_call.text is None
 
 
 def test_calls_that_are_bare_json_have_no_other_text_beside_them():
     with pytest.raises(InvalidRequest, match="calls look like JSON answers") as caught:
-        language(with_tools(), GRAMMAR, answer=OutputFormat(LLAMA))
+        constraint(with_tools(), GRAMMAR, answer=OutputFormat(LLAMA))
     assert caught.value.param == "response_format"
 
 
@@ -374,9 +376,9 @@ class CountingTokenizer(ByteTokenizer):
 
 
 class AnyCompiler:
-    """Takes every language for the word `a`."""
+    """Takes every constraint for the word `a`."""
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         return [WordMatcher("a") for _ in range(count)]
 
 

@@ -198,10 +198,10 @@ def test_rules_that_leave_no_token_are_that_requests_error(
     rig: EngineRig, temperature: float
 ) -> None:
     """`generate` alone would choose token 0, or fail to draw."""
-    barred = SamplingParams(
+    banned = SamplingParams(
         temperature=temperature, min_tokens=1, stop_token_ids=frozenset(range(VOCAB_SIZE)), seed=0
     )
-    outcome = rig.run(barred).outcome
+    outcome = rig.run(banned).outcome
     assert isinstance(outcome, Failed)
     assert str(outcome.error) == "min_tokens: every token here would end the text"
     assert len(rig.token_ids(GREEDY)) == 12

@@ -143,7 +143,7 @@ async def test_without_tools_everything_is_text(request_: GenerationRequest):
 class AnyCompiler:
     """Holds no script to anything."""
 
-    def compile(self, language: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+    def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         return [ScriptMatcher() for _ in range(count)]
 
 

@@ -115,11 +115,11 @@ def add(rig: EngineRig, request: GenerationRequest) -> Generation:
     admission = Admission(rig.backend)
     admission.check(request)
     encoded = admission.encode(request.prompt)
-    language = admission.language(request, encoded)
-    matcher = None if language is None else admission.compile(language, count=1)[0]
+    constraint = admission.constraint(request, encoded)
+    matcher = None if constraint is None else admission.compile(constraint, count=1)[0]
     output_format = encoded.output_format
-    if isinstance(language, AnswerGrammar):
-        output_format = language.output_format
+    if isinstance(constraint, AnswerGrammar):
+        output_format = constraint.output_format
     sequence = Sequence(
         generation=Generation(
             generation_id=f"gen_{next(_numbers)}",

@@ -617,13 +617,13 @@ async def test_a_grace_ends_with_its_generation():
         generation = await engine.submit(ask())
         with engine.subscribe(generation, grace_s=3600.0):
             await entered(gate)
-        assert len(engine._followers.in_grace) == 1
+        assert len(engine._subscribers.in_grace) == 1
         gate.open()
         assert await wait_ended(generation) == "stop"
-        assert not engine._followers.in_grace
+        assert not engine._subscribers.in_grace
         with engine.subscribe(generation, grace_s=3600.0):
             pass  # who looks at an ended log starts no grace
-        assert not engine._followers.in_grace
+        assert not engine._subscribers.in_grace
 
 
 async def test_a_lost_cursor_is_no_follower():

@@ -220,7 +220,7 @@ def test_the_byte_count_is_that_of_the_logs_that_are_there(steps: list[tuple[int
 
 def test_a_log_that_is_followed_does_not_grow_old():
     store, clock = make_store(retention_s=10.0)
-    with store.following("b"):
+    with store.pin("b"):
         add_ended(store, *"abc")
         for _ in range(3):
             clock.advance(9.0)
@@ -230,9 +230,9 @@ def test_a_log_that_is_followed_does_not_grow_old():
 
 def test_the_age_of_a_log_begins_when_its_last_follower_leaves():
     store, clock = make_store(retention_s=10.0)
-    with store.following("a"), store.following("b"):
+    with store.pin("a"), store.pin("b"):
         add_ended(store, *"ab")
-        with store.following("a"):
+        with store.pin("a"):
             clock.advance(100.0)
     clock.advance(10.0)
     assert found(store, "ab") == "ab"
@@ -244,7 +244,7 @@ def test_who_comes_back_to_an_ended_log_begins_its_age_anew():
     store, clock = make_store(retention_s=10.0)
     add_ended(store, *"ab")
     clock.advance(9.0)
-    with store.following("a"):
+    with store.pin("a"):
         pass
     clock.advance(2.0)
     assert found(store, "ab") == "a"
@@ -252,7 +252,7 @@ def test_who_comes_back_to_an_ended_log_begins_its_age_anew():
 
 def test_a_log_that_is_followed_counts_towards_the_limits():
     store, _ = make_store(retention_bytes=250)
-    with store.following("a"), store.following("b"):
+    with store.pin("a"), store.pin("b"):
         add_ended(store, *"abc")
         assert found(store, "abc") == "bc"
         assert store.num_ended_bytes == 200
@@ -262,7 +262,7 @@ def test_a_log_that_is_followed_counts_towards_the_limits():
 def test_the_one_that_was_followed_last_stays_longest():
     store, _ = make_store(retention_bytes=250)
     add_ended(store, *"ab")
-    with store.following("a"):
+    with store.pin("a"):
         pass
     add_ended(store, "c")
     assert found(store, "abc") == "ac"
@@ -270,9 +270,9 @@ def test_the_one_that_was_followed_last_stays_longest():
 
 def test_who_follows_a_log_that_is_gone_or_removed_brings_nothing_back():
     store, _ = make_store()
-    with store.following("a"):
+    with store.pin("a"):
         add_ended(store, "a")
         assert not store.remove("a")
     assert found(store, "a") == ""
     assert (store.num_ended, store.num_ended_bytes) == (0, 0)
-    assert not store._num_followers
+    assert not store._num_pins

@@ -11,12 +11,12 @@ from streaming.backends.chat_templates.chat_template import ChatTemplate, has_ch
 from streaming.backends.tokenization.tokenizer import FastTokenizer
 from streaming.chat.format import (
     DEEPSEEK_R1,
+    DEFAULT_TOOL_SYNTAX,
     HERMES,
     LLAMA,
     MISTRAL_ARGS,
     MISTRAL_LIST,
     THINK,
-    TOLD,
     ChatFormat,
 )
 from streaming.chat.messages import ChatMessage, Tool, ToolCall, ToolChoice, ToolMode
@@ -309,7 +309,7 @@ def test_the_final_message_may_be_continued():
         ("QWEN_3", {"template_kwargs": '{"enable_thinking": false}'}, PLAIN),
         ("DEEPSEEK", {}, OutputFormat(reasoning=THINK, starts_in_reasoning=True)),
         ("PLAIN", {}, PLAIN),
-        ("PLAIN", {"tools": (WEATHER,)}, OutputFormat(TOLD)),
+        ("PLAIN", {"tools": (WEATHER,)}, OutputFormat(DEFAULT_TOOL_SYNTAX)),
     ],
 )
 def test_the_answers_format_depends_on_the_rendered_text(

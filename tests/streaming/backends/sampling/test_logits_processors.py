@@ -82,7 +82,7 @@ def test_min_tokens_bars_all_end_tokens_until_then() -> None:
     sequence = sequence_with(min_tokens=1, stop_token_ids=frozenset({2}))
     processor = MinTokens(sequence, CPU)
     scores = torch.zeros(1, 257)
-    barred = processor(torch.tensor([[0]]), scores)[0]
-    assert (barred == -inf).nonzero().flatten().tolist() == [2, 256]
+    banned = processor(torch.tensor([[0]]), scores)[0]
+    assert (banned == -inf).nonzero().flatten().tolist() == [2, 256]
     sequence.output_ids.append(5)
     assert processor(torch.tensor([[0, 5]]), scores) is scores

@@ -248,11 +248,11 @@ def test_logits_are_changed_by_the_formulas(
     assert expected[row.token_id] == pytest.approx(expected.max(), abs=1e-3)
 
 
-def test_a_barred_end_is_never_drawn_and_is_drawn_later() -> None:
+def test_a_banned_end_token_is_never_drawn_and_is_drawn_later() -> None:
     logits = torch.zeros(VOCAB_SIZE)
     logits[256] = 20.0
-    barred = [draw(logits, sequence_with(seed=seed, min_tokens=1)) for seed in range(50)]
-    assert 256 not in barred
+    banned = [draw(logits, sequence_with(seed=seed, min_tokens=1)) for seed in range(50)]
+    assert 256 not in banned
     assert draw(logits, sequence_with([5], min_tokens=1)) == 256
 
 
@@ -341,10 +341,10 @@ def test_a_broken_row_fails_alone(bad: list[float], temperature: float) -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_whose_rules_leave_no_token_fails_alone(temperature: float) -> None:
-    barred = sequence_with(
+    banned = sequence_with(
         temperature=temperature, min_tokens=1, stop_token_ids=frozenset(range(VOCAB_SIZE))
     )
-    failed, fine = sample(random_logits(2), [barred, sequence_with(temperature=temperature)])
+    failed, fine = sample(random_logits(2), [banned, sequence_with(temperature=temperature)])
     assert blamed(failed) == "min_tokens"
     assert isinstance(fine, SampledToken)
 

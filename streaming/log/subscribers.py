@@ -13,7 +13,7 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
-class Followers:
+class Subscribers:
     """Counts the followers of each log; the last one that leaves starts the log's grace.
 
     Args:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from streaming.log.followers import Followers
 from streaming.log.generation import Finished, FinishReason, Generation
+from streaming.log.subscribers import Subscribers
 from tests.support import make_generation
 
 
@@ -22,12 +22,12 @@ class ManualTimer:
 
 
 class Rig:
-    """Followers, and what they did, in order."""
+    """Subscribers, and what they did, in order."""
 
     def __init__(self) -> None:
         self.timers: list[ManualTimer] = []
         self.done: list[object] = []
-        self.followers = Followers(
+        self.subscribers = Subscribers(
             cancel=lambda generation: self.done.append(f"cancel {generation.generation_id}"),
             set_detached=lambda generation_id, is_detached: self.done.append(
                 f"{'detach' if is_detached else 'attach'} {generation_id}"
@@ -41,34 +41,34 @@ class Rig:
 
     def leave_in_grace(self, generation: Generation) -> ManualTimer:
         """Follow and leave, and return the timer of the grace."""
-        self.followers.add(generation)
-        self.followers.remove(generation, grace_s=5.0)
+        self.subscribers.add(generation)
+        self.subscribers.remove(generation, grace_s=5.0)
         return self.timers[-1]
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 5.0])
 def test_one_that_leaves_does_nothing_while_another_stays(grace_s: float):
     rig, log = Rig(), make_generation("a")
-    rig.followers.add(log)
-    rig.followers.add(log)
-    rig.followers.remove(log, grace_s=grace_s)
-    assert (rig.done, rig.timers, rig.followers.in_grace) == ([], [], set())
+    rig.subscribers.add(log)
+    rig.subscribers.add(log)
+    rig.subscribers.remove(log, grace_s=grace_s)
+    assert (rig.done, rig.timers, rig.subscribers.in_grace) == ([], [], set())
 
 
 def test_without_grace_the_last_one_cancels():
     rig, log, other = Rig(), make_generation("a"), make_generation("b")
-    rig.followers.add(log)
-    rig.followers.add(other)
-    rig.followers.remove(log, grace_s=0.0)
+    rig.subscribers.add(log)
+    rig.subscribers.add(other)
+    rig.subscribers.remove(log, grace_s=0.0)
     assert (rig.done, rig.timers) == (["cancel a"], [])
 
 
 def test_with_a_grace_it_is_detached_and_cancelled_when_that_is_over():
     rig, log = Rig(), make_generation("a")
     timer = rig.leave_in_grace(log)
-    assert (rig.done, timer.delay_s, rig.followers.in_grace) == (["detach a"], 5.0, {"a"})
+    assert (rig.done, timer.delay_s, rig.subscribers.in_grace) == (["detach a"], 5.0, {"a"})
     timer.fire()
-    assert (rig.done, rig.followers.in_grace) == (["detach a", "cancel a"], set())
+    assert (rig.done, rig.subscribers.in_grace) == (["detach a", "cancel a"], set())
 
 
 def test_one_that_comes_back_ends_the_grace_and_may_start_another():
@@ -77,31 +77,31 @@ def test_one_that_comes_back_ends_the_grace_and_may_start_another():
     second = rig.leave_in_grace(log)
     assert rig.done == ["detach a", "attach a", "detach a"]
     assert (first.is_cancelled, second.is_cancelled) == (True, False)
-    assert rig.followers.in_grace == {"a"}
+    assert rig.subscribers.in_grace == {"a"}
 
 
 def test_an_ended_log_has_no_grace():
     rig, log = Rig(), make_generation("a")
-    rig.followers.add(log)
+    rig.subscribers.add(log)
     log.end(Finished(FinishReason.STOP, at=1.0))
-    rig.followers.remove(log, grace_s=5.0)
-    rig.followers.add(log)
-    rig.followers.remove(log, grace_s=0.0)
-    assert (rig.done, rig.timers, rig.followers.in_grace) == ([], [], set())
+    rig.subscribers.remove(log, grace_s=5.0)
+    rig.subscribers.add(log)
+    rig.subscribers.remove(log, grace_s=0.0)
+    assert (rig.done, rig.timers, rig.subscribers.in_grace) == ([], [], set())
 
 
 def test_a_grace_is_ended_once():
     rig, log = Rig(), make_generation("a")
     timer = rig.leave_in_grace(log)
-    assert rig.followers.end_grace("a")
+    assert rig.subscribers.end_grace("a")
     assert timer.is_cancelled
-    assert not rig.followers.end_grace("a")
+    assert not rig.subscribers.end_grace("a")
     assert rig.done == ["detach a"]
 
 
 def test_all_graces_are_ended_together():
     rig = Rig()
     timers = [rig.leave_in_grace(make_generation(name)) for name in "abc"]
-    rig.followers.end_all_graces()
-    assert rig.followers.in_grace == set()
+    rig.subscribers.end_all_graces()
+    assert rig.subscribers.in_grace == set()
     assert [timer.is_cancelled for timer in timers] == [True] * 3
