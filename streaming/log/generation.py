@@ -1,17 +1,17 @@
 """The log of one generation.
 
-Every generation is an append-only log; every client is a reader with a cursor. The engine appends
-and never knows who reads.
+Every generation is an append-only log, and every client is a `Reader` with a cursor into it. The
+engine appends without knowing its readers.
 
 Rules of the log:
 
-* A record's sequence number is its index. It never changes and is never used twice.
-* The log ends exactly once, with `Finished` or `Failed`. Nothing follows it.
-* The engine's thread appends; the event loop's thread reads. A record counts once it is whole, and
-  `wake` is called on the readers' thread, so no lock is needed.
-* Nothing is kept for each record that the garbage collector would visit: see `records.py`.
-* Either thread may end the log: the loop does where the engine is stuck. The first one wins. What
-  the engine appends after that is ignored: it learns of the end when it looks next.
+* A record's sequence number is its index. It never changes and is never reused.
+* The log ends exactly once, with `Finished` or `Failed`, which is its last record.
+* The engine's thread appends, the event loop's thread reads. A record becomes visible once it is
+  complete, and `wake` is called on the readers' thread, so no lock is needed.
+* Records are stored in arrays, which the garbage collector does not traverse: see `records.py`.
+* Either thread may end the log: the event loop does so when the engine is stuck. The first one
+  wins. Records that the engine appends later are ignored, until it checks for the end.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ __all__ = [
 ]
 
 _LOG_BYTES = 1000
-"""Memory that a log takes without its columns and labels: itself, its id, its marks, its end."""
+"""Memory of a log without its columns and metadata: the object, its id, start and end records."""
 _LABEL_BYTES = 200
-"""Memory that a label takes beyond its UTF-8: two strings and a place in a dictionary."""
+"""Memory of a metadata entry beyond its UTF-8 text: two string objects and a dictionary entry."""
 
 
 class FinishReason(StrEnum):
+    """Why a generation ended: a stop condition, the token limit, tool calls, or a cancel."""
+
     STOP = "stop"
     LENGTH = "length"
     TOOL_CALLS = "tool_calls"
@@ -59,12 +61,16 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
+    """Terminal record of a generation that ended without an error; `at` in monotonic seconds."""
+
     finish_reason: FinishReason
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """Terminal record of a generation that ended with an error; `at` in monotonic seconds."""
+
     error: StreamingError
     at: float
 
@@ -74,7 +80,7 @@ Record = Token | Tail | Finished | Failed
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A place in the queue: 0 is next. The wait is None until a throughput has been measured."""
+    """A position in the queue; 0 is next. The wait is None until throughput has been measured."""
 
     position: int
     estimated_wait_s: float | None
@@ -82,7 +88,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The prompt's size, and how much of it came from the prefix cache."""
+    """The start of a generation: its prompt tokens, and how many the prefix cache had."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -91,25 +97,28 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """Token counts of a generation so far."""
+
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
 
     @property
     def total_tokens(self) -> int:
+        """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a generation went, in seconds; None where it never got that far.
+    """Durations of the phases of a generation, in seconds; None for a phase that did not complete.
 
     Attributes:
-        queue_s: submitted to started.
-        prefill_s: started to first token.
-        ttft_s: submitted to first token.
-        total_s: submitted to end.
-        tokens_per_s: tokens after the first, by the time they took.
+        queue_s: from submission to start.
+        prefill_s: from start to first token.
+        ttft_s: from submission to first token.
+        total_s: from submission to end.
+        tokens_per_s: decode rate, over the tokens after the first.
     """
 
     queue_s: float | None
@@ -121,10 +130,10 @@ class Timings:
 
 @dataclass(slots=True, eq=False)
 class _Ending:
-    """A terminal record; its sequence number is how many records are before it.
+    """A terminal record; its sequence number is the number of records before it.
 
-    These are counted once the ending is in the log, since the engine may append until then, and on
-    whichever thread asks first: to append is atomic, so all threads see the same first count.
+    They are counted after the ending is in the log, since the engine may append until then. The
+    thread that asks first counts. `list.append` is atomic, so all threads see the same first count.
     """
 
     record: Finished | Failed
@@ -134,7 +143,7 @@ class _Ending:
         """Return the sequence number.
 
         Args:
-            num_records: how many there are now, counted after the ending has been seen.
+            num_records: current number of records, read after the ending was seen.
         """
         if not self._counts:
             self._counts.append(num_records)
@@ -146,16 +155,18 @@ class Generation:
     """The append-only log of one generation.
 
     Attributes:
-        generation_id: unguessable; whoever has it and the caller's key may resume.
-        caller: the caller that may read, resume and cancel it.
-        model: id of the model that writes it.
-        created_at: unix seconds, for people.
+        generation_id: unguessable id; with the caller's API key it is enough to resume.
+        caller: the caller that may read, resume and cancel the generation.
+        model: id of the model that generates it.
+        created_at: Unix seconds, for display.
         submitted_at: monotonic seconds, for timings.
-        metadata: the client's own labels, given back as they came.
-        prompt_tokens: size of the prompt, known at admission.
-        output_format: what an `OutputParser` is to look for in the text.
-        scored_prompt: the prompt's tokens, where their log probabilities are wanted; the first has
-            none. It is there before the first token is.
+        prompt_tokens: number of prompt tokens, known at admission.
+        output_format: delimiters of tool calls and reasoning, for an `OutputParser`.
+        metadata: the client's labels, returned unchanged.
+        queued: position in the queue; None once the generation has started or ended.
+        started: set when the generation leaves the queue; None before.
+        scored_prompt: the prompt's tokens with log probabilities, if the request asks for them; set
+            before the first token is appended. The first prompt token has no log probability.
     """
 
     generation_id: str
@@ -173,30 +184,30 @@ class Generation:
     _endings: list[_Ending] = field(default_factory=list)
     _subscribers: dict[Callable[[], None], None] = field(default_factory=dict)  # in order
 
-    # The engine's side.
+    # Called by the engine.
 
     def start(self, *, cached_tokens: int, at: float) -> None:
-        """Mark the end of waiting; a preempted sequence that starts again keeps its first mark."""
+        """Record the start; a sequence that restarts after preemption keeps its first start."""
         if self.started is None:
             self.started = Started(self.prompt_tokens, cached_tokens, at)
         self.queued = None
 
     def append(self, record: Token | Tail) -> None:
-        """Add text to the log, unless it has been ended meanwhile. The engine's thread only."""
+        """Append a record, unless the log has ended. Call on the engine's thread only."""
         if self._endings:
             return
         self._records.append(record)
 
     def score_prompt(self, tokens: Iterable[Token]) -> None:
-        """Take the prompt's tokens with their log probabilities, before the first record."""
-        assert not len(self._records), "readers that have seen a token have seen the prompt"
+        """Set the prompt's tokens with their log probabilities, before the first record."""
+        assert not len(self._records), "the prompt is scored before the first token"
         self.scored_prompt = Tokens.of(tokens)
 
     def end(self, record: Finished | Failed) -> bool:
-        """Close the log; return False where it had been closed already. On any thread."""
+        """End the log; return False if it has already ended. Safe on any thread."""
         if self._endings:
             return False
-        # Both threads may have come here: to append is atomic, and the first in the list counts.
+        # Both threads may get here. `list.append` is atomic, and the first ending in the list wins.
         ending = _Ending(record)
         self._endings.append(ending)
         if self._endings[0] is not ending:
@@ -205,11 +216,11 @@ class Generation:
         self.queued = None
         return True
 
-    # The readers' side.
+    # Called by readers.
 
     @property
     def num_bytes(self) -> int:
-        """About what the log takes in memory, rather too much than too little."""
+        """Approximate memory of the log in bytes; an upper bound."""
         num_bytes = _LOG_BYTES + self._records.num_bytes
         if self.scored_prompt is not None:
             num_bytes += self.scored_prompt.num_bytes
@@ -221,12 +232,9 @@ class Generation:
 
     @property
     def extent(self) -> tuple[int, Finished | Failed | None]:
-        """How many tokens and tails there are, and the terminal record, if it follows them.
-
-        Both are of one moment.
-        """
-        # Counted before the ending is looked for: a record that the engine appends while another
-        # thread ends the log may come too late, and whoever had counted it would wait for ever.
+        """Number of tokens and tails, and the terminal record or None: a consistent snapshot."""
+        # Count before checking for the ending. A record that the engine appends while another
+        # thread ends the log may be too late, and a reader that counted it would wait forever.
         num_records = len(self._records)
         if not self._endings:
             return num_records, None
@@ -235,17 +243,18 @@ class Generation:
 
     @property
     def last_seq(self) -> int:
-        """Sequence number of the newest record; -1 when there is none."""
+        """Sequence number of the newest record; -1 if the log is empty."""
         num_records, outcome = self.extent
         return num_records - (outcome is None)
 
     @property
     def outcome(self) -> Finished | Failed | None:
-        """The terminal record, once there is one."""
+        """The terminal record; None while the log is open."""
         return self._endings[0].record if self._endings else None
 
     @property
     def is_ended(self) -> bool:
+        """Whether the log has its terminal record."""
         return bool(self._endings)
 
     @property
@@ -260,11 +269,13 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
+        """Token counts so far."""
         cached = 0 if self.started is None else self.started.cached_tokens
         return Usage(self.prompt_tokens, cached, len(self.tokens))
 
     @property
     def timings(self) -> Timings:
+        """Durations so far, in seconds."""
         tokens, outcome = self.tokens, self.outcome
         started_at = self.started.at if self.started else None
         first_at = tokens.time_of(0) if tokens else None
@@ -278,50 +289,53 @@ class Generation:
         )
 
     def read_after(self, cursor: int) -> list[Record]:
-        """Return all records after `cursor`; an empty list when there is nothing new."""
+        """Return all records after `cursor`; an empty list if there are none."""
         return list(self.records_after(cursor))
 
     def records_after(self, cursor: int) -> Iterator[Record]:
-        """Yield all records after `cursor` that are there now, each made when it is asked for."""
+        """Return an iterator over the current records after `cursor`, each created on demand."""
         num_records, outcome = self.extent
         start = min(cursor + 1, num_records)
         ending = () if outcome is None or cursor >= num_records else (outcome,)
         return chain(self.records_between(start, num_records), ending)
 
     def tokens_at(self, numbers: Sequence[int]) -> Tokens:
-        """Return the tokens that are these records, in rising order: a view."""
+        """Return a view of the tokens at these record numbers, which are in ascending order."""
         return Tokens(self._records, numbers)
 
-    # Ranges of tokens and tails are half-open and end at `extent` or before.
+    # Ranges of tokens and tails are half-open, and `stop` is at most `extent`.
 
     def has_text_between(self, start: int, stop: int) -> bool:
-        """Return whether the records set any text free."""
+        """Return whether any of the records has text."""
         return self._records.has_text(start, stop)
 
     def text_between(self, start: int, stop: int) -> str:
-        """Return the text of the records, in one piece."""
+        """Return the joined text of the records."""
         return self._records.text(start, stop)
 
     def tokens_between(self, start: int, stop: int) -> Tokens:
-        """Return the tokens among the records: a view."""
+        """Return a view of the tokens among the records."""
         return Tokens(self._records, self._records.token_numbers(start, stop))
 
     def records_between(self, start: int, stop: int) -> Iterator[Token | Tail]:
-        """Yield the records, each made when it is asked for."""
+        """Return an iterator over the records, each created on demand."""
         return self._records.records(start, stop)
 
     def subscribe(self, on_wake: Callable[[], None]) -> None:
+        """Call `on_wake` at each `wake`."""
         self._subscribers[on_wake] = None
 
     def unsubscribe(self, on_wake: Callable[[], None]) -> None:
+        """Stop calling `on_wake`."""
         self._subscribers.pop(on_wake, None)
 
     @property
     def num_subscribers(self) -> int:
+        """Number of subscribed readers."""
         return len(self._subscribers)
 
     def wake(self) -> None:
-        """Tell all readers to look again, in their order. Called on the readers' thread only."""
+        """Call all subscribers, in the order of subscription. Call on the readers' thread only."""
         for on_wake in tuple(self._subscribers):
             on_wake()
 

@@ -1,7 +1,7 @@
-"""A client of a log: a cursor, and the events between it and the log's end.
+"""Reads a log from a cursor to its end, as a stream of events. Each client has its own reader.
 
-A reader asks for everything after sequence number N and waits when there is nothing yet. What piled
-up while it was away merges into one `Delta`, so a slow client takes no memory beyond the log's own.
+A reader returns everything after its cursor, and waits if there is nothing new. Records that piled
+up since its last read are merged into one `Delta`, so a slow client needs no buffer of its own.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from streaming.log.generation import (
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Everything between a reader's old cursor and `seq`, its new one."""
+    """Text and tokens between a reader's previous cursor and `seq`, its new one."""
 
     seq: int
     text: str
     tokens: Tokens
 
     def cut(self, *, max_tokens: int) -> Iterator[Delta]:
-        """Yield the same as deltas of so many tokens each."""
+        """Yield the same content as deltas of at most `max_tokens` tokens each."""
         tokens = self.tokens
         if len(tokens) <= max_tokens:
             yield self
             return
-        # A record is a token, except that text let go at the end may be one more behind them.
+        # Each record is a token, except for a possible tail after the last one.
         has_tail = len(self.text) > len(tokens.text)
         last_token_seq = self.seq - has_tail
         before = last_token_seq - len(tokens)
@@ -53,7 +53,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The log's terminal record."""
+    """The end of the log: its terminal record, and that record's sequence number."""
 
     seq: int
     record: Finished | Failed
@@ -63,16 +63,16 @@ Event = Queued | Started | Delta | Ended
 
 
 class Reader:
-    """Follows one generation from a cursor to its end.
+    """Reads one generation from a cursor to its end.
 
     Iterate (`async for event in reader`), or pass `on_wake` and call `read` after each wake, as a
-    connection does that follows many. Use as a context manager, or call `close`.
+    connection with many readers does. Use it as a context manager, or call `close`.
 
     Args:
-        generation: the log to follow.
+        generation: the log to read.
         after: sequence number of the last record that the client has; -1 is the start.
-        include_empty_deltas: also report tokens that show no text yet.
-        on_wake: called on the event loop's thread when there may be something new.
+        include_empty_deltas: also return deltas of tokens that have no text yet.
+        on_wake: called on the event loop's thread when there may be new records.
 
     Raises:
         CursorLost: `after` is not in the log.
@@ -89,7 +89,7 @@ class Reader:
         if not -1 <= after <= generation.last_seq:
             raise CursorLost(after=after, last=generation.last_seq)
         self.generation = generation
-        # Who already has the terminal record gets it once more, so that each reader has an ending.
+        # A client that has the terminal record gets it again, so that each reader has one ending.
         starts_at_end = generation.is_ended and after == generation.last_seq
         self.cursor = after - 1 if starts_at_end else after
         self.is_done = False
@@ -98,18 +98,18 @@ class Reader:
         self._has_seen_start = False
         self._woken = asyncio.Event()
         self._on_wake = on_wake
-        generation.subscribe(self._wake)  # its own method: two readers may share one `on_wake`
+        generation.subscribe(self._wake)  # unique per reader; two may share one `on_wake`
 
     def read(self) -> list[Event]:
-        """Return what is new, merged, and move the cursor past it; never waits.
+        """Return the new events, merged, and advance the cursor. Does not block.
 
-        After the log's end it returns `Ended` once and then nothing.
+        Returns `Ended` once at the end of the log, and an empty list after that.
         """
         if self.is_done:
             return []
         generation = self.generation
-        # The records are counted before the start mark is read: it is set before the first record,
-        # so this order can show a start without a token, but never a token without its start.
+        # Count the records before reading `started`, which is set before the first record. In this
+        # order a read can see a start without a token, but never a token without its start.
         num_records, outcome = generation.extent
         events: list[Event] = []
         started, queued = generation.started, generation.queued
@@ -121,7 +121,7 @@ class Reader:
             self._last_queued = queued
             events.append(queued)
 
-        # The cursor waits before tokens without text until text follows.
+        # The cursor stays before tokens without text until there is text after them.
         start = self.cursor + 1
         if start < num_records and (
             self._include_empty_deltas or generation.has_text_between(start, num_records)
@@ -146,13 +146,14 @@ class Reader:
                 self._woken.clear()
 
     async def wait_ended(self) -> Finished | Failed:
-        """Wait for the end, without looking at what is on the way."""
+        """Wait for the end of the log and return its terminal record, without reading events."""
         while (outcome := self.generation.outcome) is None:
             await self._woken.wait()
             self._woken.clear()
         return outcome
 
     def close(self) -> None:
+        """Unsubscribe from the log."""
         self.generation.unsubscribe(self._wake)
 
     def _wake(self) -> None:

@@ -1,17 +1,18 @@
-"""The tokens of a log, kept in columns.
+"""Stores the tokens of a log in columns.
 
 A log may hold many thousand tokens, each with several log probabilities. As objects they would take
-more than a kilobyte each, and Python's garbage collector would visit all of them in each full
-collection, while every thread waits. So `RecordColumns` keeps them in arrays, which the collector
-does not look into, and makes a `Token` when somebody reads it.
+more than a kilobyte each, and Python's garbage collector would traverse all of them in each full
+collection, while all threads wait. `RecordColumns` therefore stores them in arrays, which the
+collector does not traverse, and creates `Token` objects on reading.
 
-The columns of `n` records, which are tokens and tails:
+Columns of `n` records, which are tokens and tails:
 
-* ids (n): the token's id; -1 for a tail.
-* times (n): monotonic seconds.
-* text: the UTF-8 of all records, one after the other. text_ends (n): where each one's ends.
-* scores: pairs of token id and log probability, for each record the chosen token's first, then the
-  alternatives. score_ends (n): where each one's end. Made with the first token that has any.
+* ids (n,) int32: token id; -1 for a tail.
+* times (n,) float64: monotonic seconds.
+* text: UTF-8 bytes of all records, concatenated. text_ends (n,) uint32: end offset of each record.
+* scores: pairs of token id and log probability; for each record the chosen token's, then those of
+  the alternatives. score_ends (n,) uint32: end offset of each record. Created with the first token
+  that has log probabilities.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from itertools import islice, repeat, starmap
 _TAIL_ID = -1
 
 Scores = tuple[tuple[int, float], ...]
-"""Token ids with their log probabilities: the chosen token, then the likeliest, best first."""
+"""Pairs of token id and log probability: the chosen token, then the most likely, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """A token and its natural-log probability under the model's own distribution."""
+    """A token id and its natural-log probability under the model's unmodified distribution."""
 
     token_id: int
     logprob: float
@@ -39,7 +40,7 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log probability of the chosen token, and the likeliest alternatives, best first."""
+    """Log probability of the chosen token, and of the most likely tokens, best first."""
 
     chosen: Logprob
     top: tuple[Logprob, ...] = ()
@@ -47,9 +48,9 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token and the text that it set free, which may be none.
+    """One generated token and the text that it completes, which may be empty.
 
-    `at` is in monotonic seconds, here and in all records.
+    `at` is in monotonic seconds, as in all records.
     """
 
     token_id: int
@@ -60,18 +61,18 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Text that was held back as a possible stop string and is let go without a further token."""
+    """Text held back as a possible stop string, and released at the end without a token."""
 
     text: str
     at: float
 
 
 class RecordColumns:
-    """Tokens and tails in the order in which they came. Ranges of records are half-open.
+    """Tokens and tails in the order of arrival. Ranges of records are half-open.
 
-    One thread appends; any thread reads, without a lock. `len` grows last, once a record is whole,
-    and a read takes a copy of a column's slice, which is one operation under the interpreter's
-    lock. It takes no `memoryview`: an array cannot grow while there is one.
+    One thread appends; any thread reads, without a lock. `len` grows last, when a record is
+    complete. A read copies a slice of a column, which is one operation under the interpreter's
+    lock. It does not use a `memoryview`, since an array cannot grow while one exists.
     """
 
     __slots__ = ("_ids", "_num_records", "_scores", "_tails", "_text", "_text_ends", "_times")
@@ -82,7 +83,7 @@ class RecordColumns:
         self._text = bytearray()
         self._text_ends = array("I")
         self._scores: _ScoreColumns | None = None
-        self._tails: list[int] = []  # record numbers; a log of the engine has one at most
+        self._tails: list[int] = []  # record numbers; the engine writes one at most
         self._num_records = 0
 
     def __len__(self) -> int:
@@ -90,13 +91,13 @@ class RecordColumns:
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the columns take, the room that they have to grow included."""
+        """Memory of the columns in bytes, including spare capacity."""
         columns = (self, self._ids, self._times, self._text, self._text_ends, self._tails)
         scores = self._scores
         return sum(map(sys.getsizeof, columns)) + (0 if scores is None else scores.num_bytes)
 
     def append(self, record: Token | Tail) -> None:
-        """Add a record, whole or, where this raises, not at all."""
+        """Append a record; if this raises, the columns are unchanged."""
         try:
             self._append(record)
         except BaseException:
@@ -132,17 +133,19 @@ class RecordColumns:
     # Reading. `stop` is at most `len`.
 
     def has_text(self, start: int, stop: int) -> bool:
+        """Return whether any record in the range has text."""
         return self._text_start(start) < self._text_start(stop)
 
     def text(self, start: int, stop: int) -> str:
+        """Return the joined text of the records in the range."""
         return _decode(self._text[self._text_start(start) : self._text_start(stop)])
 
     def texts(self, start: int, stop: int) -> Iterator[str]:
-        """Yield the text of each record."""
+        """Yield the text of each record in the range."""
         first = begin = self._text_start(start)
         utf8 = self._text[first : self._text_start(stop)]
         text = _decode(utf8)
-        is_ascii = len(text) == len(utf8)  # then a place in one is the same in the other
+        is_ascii = len(text) == len(utf8)  # then offsets in bytes are offsets in characters
         for end in self._text_ends[start:stop]:
             if is_ascii:
                 yield text[begin - first : end - first]
@@ -151,11 +154,11 @@ class RecordColumns:
             begin = end
 
     def token_ids(self, start: int, stop: int) -> list[int]:
-        """Return the ids of the tokens in the range."""
+        """Return the token ids in the range, without tails."""
         return [token_id for token_id in self._ids[start:stop] if token_id != _TAIL_ID]
 
     def token_numbers(self, start: int, stop: int) -> Sequence[int]:
-        """Return the record numbers of the tokens in the range."""
+        """Return the record numbers of the tokens in the range, without tails."""
         tails = self._tails[self._num_tails(start) : self._num_tails(stop)]
         if tails and tails[-1] == stop - 1:
             del tails[-1]
@@ -165,10 +168,11 @@ class RecordColumns:
         return range(start, stop)
 
     def time(self, number: int) -> float:
+        """Return the time of a record, in monotonic seconds."""
         return self._times[number]
 
     def records(self, start: int, stop: int) -> Iterator[Token | Tail]:
-        """Yield the records, each made when it is asked for."""
+        """Yield the records in the range, each created on demand."""
         for token_id, text, at, scores in zip(
             self._ids[start:stop],
             self.texts(start, stop),
@@ -182,7 +186,7 @@ class RecordColumns:
                 yield Token(token_id, text, at, _to_logprobs(scores) if scores else None)
 
     def scores(self, start: int, stop: int) -> Iterator[Scores]:
-        """Yield the scores of each record, none where it has none."""
+        """Return an iterator over the scores of each record; empty for a record without any."""
         if self._scores is None:
             return repeat((), stop - start)
         return self._scores.rows(start, stop)
@@ -191,12 +195,12 @@ class RecordColumns:
         return self._text_ends[number - 1] if number else 0
 
     def _num_tails(self, stop: int) -> int:
-        """Return how many of the first `stop` records are tails."""
+        """Return the number of tails among the first `stop` records."""
         return bisect_left(self._tails, stop)
 
 
 class _ScoreColumns:
-    """The log probabilities of records; the first `num_records` of them have none."""
+    """Log probabilities of records; the first `num_records` records have none."""
 
     __slots__ = ("_ends", "_ids", "_logprobs")
 
@@ -223,7 +227,7 @@ class _ScoreColumns:
         del self._logprobs[num_scores:]
 
     def rows(self, start: int, stop: int) -> Iterator[Scores]:
-        """Yield what each record has."""
+        """Yield the scores of each record in the range."""
         ends = self._ends[start:stop]
         begin = self._ends[start - 1] if start else 0
         last = ends[-1] if ends else begin

@@ -1,4 +1,7 @@
-"""Which logs can still be read: all that are open, and the ended ones for a while."""
+"""Keeps the logs that can be read: all open ones, and ended ones for a limited time.
+
+The async engine keeps its generations in one, the Responses service its responses in another.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,19 @@ from typing import Generic, Protocol, TypeVar
 
 
 class OwnedLog(Protocol):
-    """What the store has to know of a log."""
+    """What the store reads from a log."""
 
     @property
-    def caller(self) -> str: ...
+    def caller(self) -> str:
+        """The caller that may find it."""
 
     @property
-    def is_ended(self) -> bool: ...
+    def is_ended(self) -> bool:
+        """Whether it is complete."""
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Memory that it takes, in bytes."""
 
 
 LogT = TypeVar("LogT", bound=OwnedLog)
@@ -30,19 +36,19 @@ LogT = TypeVar("LogT", bound=OwnedLog)
 class _Ended(Generic[LogT]):
     log: LogT
     num_bytes: int
-    used_at: float
+    last_used_at: float
 
 
 class LogStore(Generic[LogT]):
-    """Open logs, and ended ones up to an age, a number and a size; the oldest ended goes first.
+    """Keeps open logs, and ended ones up to a maximum age, number and size; evicts the oldest first.
 
-    The age of an ended log is the time since it was last followed: a client that is still taking a
-    log may lose its line at any moment, and comes back to it then.
+    The age of an ended log is the time since it was last pinned. A client that is still reading a
+    log may lose its connection at any moment, and then needs the full retention time to come back.
 
     Args:
-        retention_s: how long an ended log stays readable that nobody follows.
-        retention_bytes: how much memory the ended logs may take together.
-        max_ended: how many of them stay; None leaves that to their size.
+        retention_s: seconds for which an ended log stays readable after its last pin.
+        retention_bytes: most memory that the ended logs take together.
+        max_ended: most ended logs; None sets no limit on their number.
         clock: monotonic seconds.
     """
 
@@ -59,28 +65,32 @@ class LogStore(Generic[LogT]):
         self._max_ended = max_ended
         self._clock = clock
         self._open: dict[str, LogT] = {}
-        self._ended: OrderedDict[str, _Ended[LogT]] = OrderedDict()  # by `used_at`
+        self._ended: OrderedDict[str, _Ended[LogT]] = OrderedDict()  # by `last_used_at`
         self._num_pins: Counter[str] = Counter()
         self.num_ended_bytes = 0
 
     @property
     def num_open(self) -> int:
+        """Number of open logs."""
         return len(self._open)
 
     @property
     def num_ended(self) -> int:
+        """Number of ended logs that are kept."""
         return len(self._ended)
 
     @property
     def open_logs(self) -> tuple[LogT, ...]:
+        """All open logs, in the order in which they were added."""
         return tuple(self._open.values())
 
     def add(self, log_id: str, log: LogT) -> None:
+        """Add an open log under a new id."""
         assert log_id not in self._open
         self._open[log_id] = log
 
     def finish(self, log_id: str) -> None:
-        """Move a log that has ended to the ended ones, and drop what is too old or too much."""
+        """Move a log that has ended from the open to the ended ones, then evict."""
         log = self._open.get(log_id)
         if log is not None:
             assert log.is_ended
@@ -91,7 +101,7 @@ class LogStore(Generic[LogT]):
         self.evict()
 
     def find(self, log_id: str, *, caller: str) -> LogT | None:
-        """Return the log, if it can still be read and is the caller's."""
+        """Return the log, or None if it is gone or belongs to another caller."""
         self.evict()
         log = self._open.get(log_id)
         if log is None and (ended := self._ended.get(log_id)) is not None:
@@ -100,7 +110,7 @@ class LogStore(Generic[LogT]):
 
     @contextmanager
     def pin(self, log_id: str) -> Iterator[None]:
-        """Keep a log from growing old while the block runs; its age begins anew at the end."""
+        """Keep a log from expiring while the block runs; its age restarts at 0 afterwards."""
         self._num_pins[log_id] += 1
         try:
             yield
@@ -111,18 +121,24 @@ class LogStore(Generic[LogT]):
             self._renew(log_id)
 
     def remove(self, log_id: str) -> bool:
-        """Forget a log, and return whether it was open: ended, but not yet settled, is."""
+        """Remove a log and return whether it was among the open ones.
+
+        A log that has ended stays among them until `finish` is called.
+        """
         self._drop(log_id)
         return self._open.pop(log_id, None) is not None
 
     def evict(self) -> None:
-        """Drop ended logs over a limit or past their time."""
+        """Drop ended logs, oldest first, until all limits hold.
+
+        A pin protects a log from expiring, but not from the limits on number and size.
+        """
         oldest_kept_at = self._clock() - self._retention_s
         while self._ended:
             log_id, oldest = next(iter(self._ended.items()))
-            if self._is_over_a_limit:
+            if self._is_over_limit:
                 self._drop(log_id)
-            elif oldest.used_at >= oldest_kept_at:
+            elif oldest.last_used_at >= oldest_kept_at:
                 break
             elif log_id in self._num_pins:
                 self._renew(log_id)
@@ -130,13 +146,13 @@ class LogStore(Generic[LogT]):
                 self._drop(log_id)
 
     @property
-    def _is_over_a_limit(self) -> bool:
-        is_too_many = self._max_ended is not None and self.num_ended > self._max_ended
-        return is_too_many or self.num_ended_bytes > self._retention_bytes
+    def _is_over_limit(self) -> bool:
+        has_too_many = self._max_ended is not None and self.num_ended > self._max_ended
+        return has_too_many or self.num_ended_bytes > self._retention_bytes
 
     def _renew(self, log_id: str) -> None:
         if (ended := self._ended.pop(log_id, None)) is not None:
-            self._ended[log_id] = replace(ended, used_at=self._clock())
+            self._ended[log_id] = replace(ended, last_used_at=self._clock())
 
     def _drop(self, log_id: str) -> None:
         ended = self._ended.pop(log_id, None)

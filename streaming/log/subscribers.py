@@ -1,4 +1,8 @@
-"""Who follows which open log, and how long one goes on that nobody follows any more."""
+"""Counts the subscribers of each open log, and cancels a log that stays without any.
+
+Owned by the async engine, which adds a subscriber for each `subscribe` block. A log without
+subscribers goes on for a grace period, in which a disconnected client can resume it.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,20 @@ from streaming.log.generation import Generation
 
 
 class Timer(Protocol):
-    def cancel(self) -> None: ...
+    """A scheduled call, such as an `asyncio.TimerHandle`."""
+
+    def cancel(self) -> None:
+        """Drop the call."""
 
 
 class Subscribers:
-    """Counts the followers of each log; the last one that leaves starts the log's grace.
+    """Counts the subscribers of each log; the grace period starts when the last one leaves.
 
     Args:
-        cancel: ends a generation; called when its grace is over.
-        set_detached: called with a generation's id when its grace begins, and when somebody follows
-            it again.
-        call_later: calls back after so many seconds, on the thread that calls this object.
+        cancel: ends a generation; called when its grace period is over.
+        set_detached: called with a generation's id and True when its grace period starts, and with
+            False when a client subscribes again.
+        call_later: schedules a call after a delay in seconds, on the thread that uses this object.
     """
 
     def __init__(
@@ -38,18 +45,21 @@ class Subscribers:
 
     @property
     def in_grace(self) -> set[str]:
-        """Ids of the open generations that go on for someone who may come back."""
+        """Ids of the open generations that have no subscriber and are in their grace period."""
         return set(self._grace_timers)
 
     def add(self, generation: Generation) -> None:
-        """Count one more follower."""
+        """Count one more subscriber, and end the grace period if there is one."""
         generation_id = generation.generation_id
         if self.end_grace(generation_id):
             self._set_detached(generation_id, False)
         self._counts[generation_id] += 1
 
     def remove(self, generation: Generation, *, grace_s: float) -> None:
-        """Count one less; an open log without any is cancelled after `grace_s` seconds."""
+        """Count one subscriber less; after the last one, cancel an open log in `grace_s` seconds.
+
+        With `grace_s` of 0 the log is cancelled at once.
+        """
         generation_id = generation.generation_id
         self._counts[generation_id] -= 1
         if self._counts[generation_id]:
@@ -61,15 +71,15 @@ class Subscribers:
             self._cancel(generation)
             return
 
-        def grace_is_over() -> None:
+        def cancel_after_grace() -> None:
             del self._grace_timers[generation_id]
             self._cancel(generation)
 
         self._set_detached(generation_id, True)
-        self._grace_timers[generation_id] = self._call_later(grace_s, grace_is_over)
+        self._grace_timers[generation_id] = self._call_later(grace_s, cancel_after_grace)
 
     def end_grace(self, generation_id: str) -> bool:
-        """Stop the time of a grace, and return whether there was one."""
+        """Stop the timer of a grace period; return whether one was running."""
         timer = self._grace_timers.pop(generation_id, None)
         if timer is None:
             return False
@@ -77,5 +87,6 @@ class Subscribers:
         return True
 
     def end_all_graces(self) -> None:
+        """Stop the timers of all grace periods."""
         for generation_id in self.in_grace:
             self.end_grace(generation_id)

@@ -1,4 +1,4 @@
-"""Tokens of a log as a sequence: what readers are given, and what nobody has to make in advance."""
+"""Tokens of a log as a lazy sequence, which readers receive instead of a list."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from streaming.log.records import RecordColumns, Scores, Token
 
 
 class Tokens(Sequence[Token]):
-    """The tokens of a part of a log: a view, whose size does not depend on their number.
+    """A view of some tokens of a log, of constant size.
 
-    It shows those that were there when it was made, and makes each when it is asked for. Slices are
-    views, too.
+    It contains the tokens that existed when it was created, and creates each `Token` on access.
+    Slices are views, too.
 
     Args:
-        columns: holds the tokens.
-        numbers: their record numbers.
+        columns: stores the tokens.
+        numbers: record numbers of the tokens, in ascending order.
     """
 
     __slots__ = ("_columns", "_numbers")
-    __hash__ = None  # type: ignore[assignment]  # equals a tuple of the same tokens
+    __hash__ = None  # type: ignore[assignment]  # equal to a tuple of the same tokens
 
     def __init__(self, columns: RecordColumns, numbers: Sequence[int]) -> None:
         self._columns = columns
@@ -29,7 +29,7 @@ class Tokens(Sequence[Token]):
 
     @classmethod
     def of(cls, tokens: Iterable[Token]) -> Tokens:
-        """Return these tokens, in columns of their own."""
+        """Return a view of these tokens in new columns."""
         columns = RecordColumns()
         for token in tokens:
             columns.append(token)
@@ -37,28 +37,29 @@ class Tokens(Sequence[Token]):
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the columns take, which others may share."""
+        """Memory of the columns in bytes, which other views may share."""
         return self._columns.num_bytes
 
     @property
     def ids(self) -> list[int]:
+        """Ids of the tokens."""
         return list(chain.from_iterable(starmap(self._columns.token_ids, self._blocks)))
 
     @property
     def text(self) -> str:
-        """The text of these tokens, joined."""
+        """Joined text of the tokens."""
         return "".join(starmap(self._columns.text, self._blocks))
 
     def texts(self) -> Iterator[str]:
-        """Yield the text of each token."""
+        """Return an iterator over the text of each token."""
         return chain.from_iterable(starmap(self._columns.texts, self._blocks))
 
     def scores(self) -> Iterator[Scores]:
-        """Yield the scores of each token, none where it has none."""
+        """Return an iterator over the scores of each token; empty for a token without any."""
         return chain.from_iterable(starmap(self._columns.scores, self._blocks))
 
     def time_of(self, index: int) -> float:
-        """Return when a token came, in monotonic seconds."""
+        """Return the time at which the token at `index` was generated, in monotonic seconds."""
         return self._columns.time(self._numbers[index])
 
     def __len__(self) -> int:
@@ -92,7 +93,7 @@ class Tokens(Sequence[Token]):
 
     @property
     def _blocks(self) -> list[tuple[int, int]]:
-        """The fewest ranges of records, half-open, that make up this view."""
+        """The fewest half-open ranges of records that cover this view."""
         numbers = self._numbers
         if isinstance(numbers, range) and numbers.step == 1:
             return [(numbers.start, numbers.stop)]
