@@ -40,7 +40,7 @@ class _Ended(Generic[LogT]):
 
 
 class LogStore(Generic[LogT]):
-    """Keeps open logs, and ended ones up to a maximum age, number and size; evicts the oldest first.
+    """Keeps open logs, and ended ones up to an age, a number and a size; evicts the oldest first.
 
     The age of an ended log is the time since it was last pinned. A client that is still reading a
     log may lose its connection at any moment, and then needs the full retention time to come back.

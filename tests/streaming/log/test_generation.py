@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import tracemalloc
 
@@ -197,6 +198,7 @@ def test_bytes_cover_what_a_log_takes_in_memory(num_logs: int, num_tokens: int, 
                 generation.append(Token(i + 1000, f"{i:4}", at=float(i), logprobs=logprobs))
             generation.end(Finished(FinishReason.STOP, at=float(n)))
             generations.append(generation)
+        gc.collect()  # the interpreter keeps freed tuples until then
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
