@@ -1,4 +1,7 @@
-"""How a model writes what is more than text: calls of tools, and reasoning."""
+"""Formats of tool calls and reasoning that models are trained on, one constant for each family.
+
+The template module of each backend picks the constants that its chat template uses.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ HERMES = ToolSyntax(
 )
 """Hermes 2 Pro, Qwen 2.5, Qwen 3, QwQ."""
 DEFAULT_TOOL_SYNTAX = replace(HERMES, prefers_single=True)
-"""What models without a syntax of their own are told to write. Where nothing has taught a small one
-when to end, it repeats its call for as long as it may."""
+"""Syntax that the system prompt describes to models whose template has none. It prefers a single
+call, since small models that are not trained on it repeat their call until the limit."""
 LLAMA = ToolSyntax(
     trigger='{"name": "',
     call_begin='{"name": "',
@@ -27,7 +30,7 @@ LLAMA = ToolSyntax(
     is_only_at_start=True,
     allows_several=False,
 )
-"""Llama 3.1 to 3.3, functions of the caller's own."""
+"""Llama 3.1 to 3.3, user-defined functions."""
 MISTRAL_LIST = ToolSyntax(
     trigger="[TOOL_CALLS]",
     section_begin="[TOOL_CALLS] [",
@@ -56,7 +59,7 @@ DEEPSEEK_R1 = ToolSyntax(
     separator="\n",
     section_end="<｜tool▁calls▁end｜>",
 )
-"""DeepSeek V3 and R1, and the models that were distilled from it."""
+"""DeepSeek V3, R1, and models distilled from R1."""
 DEEPSEEK_V3_1 = ToolSyntax(
     trigger="<｜tool▁calls▁begin｜>",
     section_begin="<｜tool▁calls▁begin｜>",
@@ -75,33 +78,34 @@ TOOL_SYNTAXES = (
     DEEPSEEK_V3_1,
 )
 THINK = ReasoningSyntax("<think>", "</think>")
-"""Qwen 3, QwQ, DeepSeek R1 and most others that reason."""
+"""Qwen 3, QwQ, DeepSeek R1 and most other reasoning models."""
 MAGISTRAL_THINK = ReasoningSyntax("[THINK]", "[/THINK]")
 REASONING_SYNTAXES = (THINK, MAGISTRAL_THINK)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What a model's chat template teaches it to write.
+    """Tool-call and reasoning syntax of a model's chat template.
 
     Attributes:
-        tools: the template's own syntax, or the one that a model without any is told to use.
-        reasoning: None where the model does not reason aloud.
+        tools: the template's syntax, or `DEFAULT_TOOL_SYNTAX` if it has none.
+        reasoning: delimiters of the reasoning; None if the model does not write any.
     """
 
     tools: ToolSyntax = DEFAULT_TOOL_SYNTAX
     reasoning: ReasoningSyntax | None = None
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        """All texts that set calls and reasoning off from the answer."""
-        return OutputFormat(self.tools, self.reasoning).marks
+    def delimiters(self) -> tuple[str, ...]:
+        """All delimiters of tool calls and reasoning."""
+        return OutputFormat(self.tools, self.reasoning).delimiters
 
     def of_answer(self, prompt: ChatPrompt, *, text: str) -> OutputFormat:
-        """Return what to look for in the answer to a prompt.
+        """Return the format of the answer to a prompt.
 
         Args:
-            text: the prompt as the template has written it, or its end.
+            prompt: the conversation and its tools.
+            text: the prompt as the template renders it, or its end.
         """
         tools = self.tools if may_call_tools(prompt) else None
         if self.reasoning is None:
@@ -119,4 +123,5 @@ class ChatFormat:
 
 
 def may_call_tools(prompt: ChatPrompt) -> bool:
+    """Return whether the answer may call tools: there are some, and `tool_choice` allows it."""
     return bool(prompt.tools) and prompt.tool_choice.mode is not ToolMode.NONE

@@ -1,4 +1,4 @@
-"""A conversation, and the tools that its answer may call."""
+"""Chat messages, and the tools that the answer may call."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from streaming.errors import InvalidRequest
 
 MAX_TOOLS = 128
 MAX_TOOLS_CHARS = 262_144
-"""Of all names, descriptions and schemas together."""
+"""Most characters in all names, descriptions and schemas together."""
 MAX_PARALLEL_CALLS = 16
-"""In one answer; a small model may never have enough."""
+"""Most calls in one answer; a small model may otherwise repeat its call until the token limit."""
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the assistant has made.
+    """A tool call in an assistant message.
 
     Attributes:
-        call_id: ties the tool's result to it.
+        call_id: id that the tool's result refers to.
+        name: name of the tool.
         arguments: a JSON object, as text.
     """
 
@@ -33,14 +34,15 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn.
+    """One message of a conversation.
 
     Attributes:
         role: system, user, assistant or tool.
-        tool_calls: what the assistant called in this turn.
-        tool_call_id: of a turn of the role tool, the call that it answers.
-        name: of a turn of the role tool, the tool that it comes from.
-        reasoning: what the assistant thought before it spoke; few templates write it.
+        content: its text.
+        tool_calls: calls in an assistant message.
+        tool_call_id: in a tool message, id of the call that it answers.
+        name: in a tool message, name of the tool.
+        reasoning: in an assistant message, reasoning before the content; few templates render it.
     """
 
     role: str
@@ -52,7 +54,7 @@ class ChatMessage:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All that a template may write of it."""
+        """All texts of the message that a template may render."""
         calls = (text for call in self.tool_calls for text in (call.name, call.arguments))
         own = (self.role, self.content, self.name, self.reasoning)
         return (*(text for text in own if text is not None), *calls)
@@ -63,7 +65,9 @@ class Tool:
     """A function that the model may call.
 
     Attributes:
-        parameters: a JSON schema of the arguments, as text; a call's arguments are valid by it.
+        name: 1 to 64 of a-z, A-Z, 0-9, _ and -.
+        description: text for the model.
+        parameters: JSON schema of the arguments, as text; the arguments of a call conform to it.
     """
 
     name: str
@@ -72,6 +76,8 @@ class Tool:
 
 
 class ToolMode(StrEnum):
+    """Whether the answer may (`auto`), must (`required`) or must not (`none`) call tools."""
+
     NONE = "none"
     AUTO = "auto"
     REQUIRED = "required"
@@ -79,10 +85,11 @@ class ToolMode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether the answer calls a tool, and which.
+    """Which tools the answer may or must call.
 
     Attributes:
-        names: the tools that may be called; None is all of them.
+        mode: whether it may, must or must not call tools.
+        names: the tools that it may call; None allows all.
     """
 
     mode: ToolMode = ToolMode.AUTO
@@ -90,41 +97,45 @@ class ToolChoice:
 
 
 ANY_TOOL = ToolChoice()
-"""The model may call any tool, or none."""
+"""The model may call any tool or none."""
 
 
 def check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
-    """Refuse tools that cannot be offered, and a choice that does not fit them.
+    """Check the number, size and names of tools, and that the choice refers to them.
 
     Raises:
-        InvalidRequest: there are too many or too large ones, a name is no name or used twice, or
-            the choice asks for what is not there.
+        InvalidRequest: there are too many tools, they are too large, a name is invalid or used
+            twice, or the choice names a tool that does not exist.
     """
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(
-            param="tools", reason=f"there are {len(tools)}; at most {MAX_TOOLS} are taken"
+            param="tools", reason=f"must have at most {MAX_TOOLS} tools (got {len(tools)})"
         )
     num_chars = sum(len(tool.name + tool.description + tool.parameters) for tool in tools)
     if num_chars > MAX_TOOLS_CHARS:
         raise InvalidRequest(
             param="tools",
-            reason=f"they have {num_chars} characters; at most {MAX_TOOLS_CHARS} are taken",
+            reason=f"names, descriptions and schemas must have at most {MAX_TOOLS_CHARS} "
+            f"characters together (got {num_chars})",
         )
     names: set[str] = set()
     for tool in tools:
         if not _NAME.fullmatch(tool.name):
             raise InvalidRequest(
                 param="tools",
-                reason=f"{tool.name[:80]!r} is no name: 1 to 64 of a-z, A-Z, 0-9, _ and -",
+                reason=f"{tool.name[:80]!r} is not a valid tool name; use 1 to 64 characters of "
+                "a-z, A-Z, 0-9, _ and -",
             )
         if tool.name in names:
-            raise InvalidRequest(param="tools", reason=f"two are named {tool.name!r}")
+            raise InvalidRequest(param="tools", reason=f"more than one tool is named {tool.name!r}")
         names.add(tool.name)
     if choice.mode is ToolMode.REQUIRED and not tools:
-        raise InvalidRequest(param="tool_choice", reason="there are no tools to call")
+        raise InvalidRequest(param="tool_choice", reason="requires a tool call, but tools is empty")
     if choice.names is None:
         return
     if not choice.names:
-        raise InvalidRequest(param="tool_choice", reason="allows no tool")
+        raise InvalidRequest(param="tool_choice", reason="must allow at least one tool")
     if missing := sorted(choice.names - names):
-        raise InvalidRequest(param="tool_choice", reason=f"there is no tool {missing[0][:80]!r}")
+        raise InvalidRequest(
+            param="tool_choice", reason=f"names the tool {missing[0][:80]!r}, which is not in tools"
+        )

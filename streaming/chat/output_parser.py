@@ -1,8 +1,8 @@
-"""What the text of a chat answer is made of: reasoning, the answer itself, and calls of tools.
+"""Splits the text of a chat answer into reasoning, answer text and tool calls.
 
-A model writes all three into one text, each in the syntax that its chat template teaches it. The
-log keeps that text as it is; who shows it takes it apart with an `OutputParser`. The pieces depend
-on the text alone, not on how it was cut when it was fed.
+A model writes all three into one text, in the syntax of its chat template. The log stores the raw
+text; the web layer parses it with an `OutputParser` when it writes events. The result depends only
+on the text, not on how it is split into chunks.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ _QUOTE, _ESCAPE = '"', "\\"
 
 @dataclass(frozen=True, slots=True)
 class ToolSyntax:
-    """How a call of a tool is written; calls are held to it, so it has no variants.
+    """The exact syntax of tool calls, which a grammar enforces during generation.
 
     The text of n calls is: `section_begin`, n times `call_begin` NAME `call_middle` ARGUMENTS
-    `call_end` with `separator` between, `section_end`. ARGUMENTS is a JSON object.
+    `call_end` joined by `separator`, `section_end`. ARGUMENTS is a JSON object.
 
     Attributes:
-        trigger: what `section_begin + call_begin` begins with and no other text has; from here on
-            it is a call.
-        is_only_at_start: a trigger behind other text is text.
-        allows_several: an answer may have more than one call.
-        prefers_single: it has one, unless more are asked for.
+        call_begin: text before the tool's name.
+        call_middle: text between the name and the arguments.
+        call_end: text after the arguments.
+        trigger: prefix of `section_begin + call_begin` that marks the start of a call.
+        section_begin: text before the first call.
+        separator: text between two calls.
+        section_end: text after the last call.
+        is_only_at_start: a trigger counts only at the start of the answer; later it is plain text.
+        allows_several: an answer may contain more than one call.
+        prefers_single: an answer contains one call unless the request asks for parallel calls.
     """
 
     call_begin: str
@@ -43,10 +48,11 @@ class ToolSyntax:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningSyntax:
-    """How reasoning is set off from the answer; it comes first.
+    """Delimiters of the reasoning, which comes before the answer.
 
     Attributes:
-        begin: may be left out where the template has written it already.
+        begin: opening delimiter; missing from the output if the template has written it already.
+        end: closing delimiter.
     """
 
     begin: str
@@ -55,12 +61,12 @@ class ReasoningSyntax:
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What a parser is to look for.
+    """Syntax that a parser looks for in one answer.
 
     Attributes:
-        tools: None where no tool may be called.
-        reasoning: None where the model does not reason aloud.
-        starts_in_reasoning: the prompt ends inside of reasoning.
+        tools: syntax of tool calls; None if the answer may not call tools.
+        reasoning: delimiters of the reasoning; None if the model does not write any.
+        starts_in_reasoning: the prompt ends inside the reasoning.
     """
 
     tools: ToolSyntax | None = None
@@ -68,35 +74,39 @@ class OutputFormat:
     starts_in_reasoning: bool = False
 
     @property
-    def marks(self) -> tuple[str, ...]:
-        """All texts that set calls and reasoning off from the answer."""
+    def delimiters(self) -> tuple[str, ...]:
+        """All delimiters of tool calls and reasoning."""
         tools, reasoning = self.tools, self.reasoning
-        marks: tuple[str, ...] = ()
+        delimiters: tuple[str, ...] = ()
         if tools is not None:
-            marks += (tools.section_begin, tools.call_begin, tools.call_middle)
-            marks += (tools.call_end, tools.separator, tools.section_end)
+            delimiters += (tools.section_begin, tools.call_begin, tools.call_middle)
+            delimiters += (tools.call_end, tools.separator, tools.section_end)
         if reasoning is not None:
-            marks += (reasoning.begin, reasoning.end)
-        return marks
+            delimiters += (reasoning.begin, reasoning.end)
+        return delimiters
 
 
 PLAIN = OutputFormat()
-"""All text is answer."""
+"""The format of plain text: all of it is the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningText:
+    """A chunk of the reasoning."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerText:
+    """A chunk of the answer text."""
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallStarted:
-    """A call begins; calls are counted from 0."""
+    """The start of a tool call; `index` counts the calls of the answer from 0."""
 
     index: int
     name: str
@@ -104,7 +114,7 @@ class ToolCallStarted:
 
 @dataclass(frozen=True, slots=True)
 class ToolArguments:
-    """A piece of the arguments of the call that began last."""
+    """A chunk of the JSON arguments of the current call."""
 
     index: int
     text: str
@@ -112,7 +122,7 @@ class ToolArguments:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallEnded:
-    """The call is complete; one that the answer's end cuts off never ends."""
+    """The end of a complete call. A call that is cut off by the end of the answer has none."""
 
     index: int
 
@@ -121,180 +131,188 @@ Piece = ReasoningText | AnswerText | ToolCallStarted | ToolArguments | ToolCallE
 
 
 class _State(Enum):
-    BEFORE = auto()  # nothing but blanks yet, where reasoning may begin
+    """Position in the answer: START, REASONING, ANSWER, then three states for each call.
+
+    Reasoning and calls are optional. Nothing but another call follows a call.
+    """
+
+    START = auto()  # only whitespace so far; reasoning may follow
     REASONING = auto()
     ANSWER = auto()
-    NAME = auto()  # from the trigger up to the end of `call_middle`
+    TOOL_NAME = auto()  # from the trigger to the end of `call_middle`
     ARGUMENTS = auto()
-    BETWEEN = auto()  # after the arguments of a call
+    AFTER_CALL = auto()  # after the arguments of a call
 
 
 class OutputParser:
-    """Takes one text apart as it comes.
+    """Parses one answer incrementally.
 
-    `feed` everything, then `flush`; the pieces, texts of one kind joined, are the same for every
-    way of cutting the text. Blanks around reasoning and before calls belong to neither.
+    Call `feed` with each chunk, then `flush`. After merging adjacent texts of one kind, the pieces
+    are the same for every way of splitting the text. Whitespace around the reasoning and before
+    tool calls is dropped.
     """
 
     def __init__(self, output_format: OutputFormat) -> None:
         self._format = output_format
-        self._held = ""
+        self._pending = ""
         self._num_calls = 0
         self._has_answer = False
-        self._json = _ObjectScanner()
+        self._arguments = _JsonObjectScanner()
         if output_format.starts_in_reasoning:
             self._state = _State.REASONING
         elif output_format.reasoning is not None:
-            self._state = _State.BEFORE
+            self._state = _State.START
         else:
             self._state = _State.ANSWER
-        self._skips_blanks = self._state is not _State.ANSWER
+        self._skips_whitespace = self._state is not _State.ANSWER
 
     @property
     def is_in_reasoning(self) -> bool:
-        """Whether the text so far ends inside of reasoning."""
+        """Whether the text so far ends inside the reasoning."""
         return self._state is _State.REASONING
 
     @property
     def ends_with_calls(self) -> bool:
-        """Whether calls have been shown, all of them whole."""
+        """Whether at least one call has started, and all calls that have started are complete."""
         return bool(self._num_calls) and self._state is not _State.ARGUMENTS
 
     def feed(self, text: str) -> list[Piece]:
-        """Return what `text` makes certain."""
-        self._held += text
+        """Add a chunk and return the pieces that are now certain."""
+        self._pending += text
         pieces: list[Piece] = []
-        while self._advance(pieces):
+        while self._step(pieces):
             pass
         return pieces
 
     def flush(self) -> list[Piece]:
-        """Return what was held as the possible beginning of something else: it was not."""
-        held, self._held = self._held, ""
+        """Return the rest at the end of the text, in which a partial delimiter is plain text."""
+        pending, self._pending = self._pending, ""
         match self._state:
             case _State.REASONING:
-                return [ReasoningText(held)] if held.strip() else []
-            case _State.BEFORE | _State.ANSWER:
-                return [AnswerText(held)] if held else []
-            case _State.NAME | _State.ARGUMENTS | _State.BETWEEN:
+                return [ReasoningText(pending)] if pending.strip() else []
+            case _State.START | _State.ANSWER:
+                return [AnswerText(pending)] if pending else []
+            case _State.TOOL_NAME | _State.ARGUMENTS | _State.AFTER_CALL:
                 return []
             case _:
                 assert_never(self._state)
 
-    def _advance(self, pieces: list[Piece]) -> bool:
-        """Take a step through what is held; return False when more text is needed."""
+    def _step(self, pieces: list[Piece]) -> bool:
+        """Parse the next part of the pending text; return False if more text is needed."""
         match self._state:
-            case _State.BEFORE:
-                return self._find_reasoning()
+            case _State.START:
+                return self._parse_start()
             case _State.REASONING:
-                return self._read_reasoning(pieces)
+                return self._parse_reasoning(pieces)
             case _State.ANSWER:
-                return self._read_answer(pieces)
-            case _State.NAME:
-                return self._read_name(pieces)
+                return self._parse_answer(pieces)
+            case _State.TOOL_NAME:
+                return self._parse_name(pieces)
             case _State.ARGUMENTS:
-                return self._read_arguments(pieces)
-            case _State.BETWEEN:
-                return self._read_between()
+                return self._parse_arguments(pieces)
+            case _State.AFTER_CALL:
+                return self._parse_after_call()
             case _:
                 assert_never(self._state)
 
-    def _find_reasoning(self) -> bool:
+    def _parse_start(self) -> bool:
         assert self._format.reasoning is not None
         begin = self._format.reasoning.begin
-        text = self._held.lstrip()
+        text = self._pending.lstrip()
         if text.startswith(begin):
-            self._held = text[len(begin) :]
+            self._pending = text[len(begin) :]
             self._state = _State.REASONING
             return True
         if begin.startswith(text):
             return False
         self._state = _State.ANSWER
-        self._skips_blanks = False
+        self._skips_whitespace = False
         return True
 
-    def _read_reasoning(self, pieces: list[Piece]) -> bool:
+    def _parse_reasoning(self, pieces: list[Piece]) -> bool:
         assert self._format.reasoning is not None
-        if self._skips_blanks:
-            self._held = self._held.lstrip()
-            self._skips_blanks = not self._held
-        text, end, rest = self._held.partition(self._format.reasoning.end)
+        if self._skips_whitespace:
+            self._pending = self._pending.lstrip()
+            self._skips_whitespace = not self._pending
+        text, end, rest = self._pending.partition(self._format.reasoning.end)
         if end:
-            _add(pieces, ReasoningText(text.rstrip()))
-            self._held, self._state, self._skips_blanks = rest, _State.ANSWER, True
+            _append(pieces, ReasoningText(text.rstrip()))
+            self._pending, self._state, self._skips_whitespace = rest, _State.ANSWER, True
             return True
-        num_held = _num_held(self._held, self._format.reasoning.end)
-        _add(pieces, ReasoningText(self._take(len(self._held) - num_held)))
+        num_pending = _num_pending(self._pending, self._format.reasoning.end)
+        _append(pieces, ReasoningText(self._consume(len(self._pending) - num_pending)))
         return False
 
-    def _read_answer(self, pieces: list[Piece]) -> bool:
-        if self._skips_blanks:
-            self._held = self._held.lstrip()
-            self._skips_blanks = not self._held
+    def _parse_answer(self, pieces: list[Piece]) -> bool:
+        if self._skips_whitespace:
+            self._pending = self._pending.lstrip()
+            self._skips_whitespace = not self._pending
         syntax = self._format.tools
-        is_possible = syntax is not None and not (syntax.is_only_at_start and self._has_answer)
-        if syntax is None or not is_possible:
-            self._show_answer(pieces, self._take(len(self._held)))
+        may_call = syntax is not None and not (syntax.is_only_at_start and self._has_answer)
+        if syntax is None or not may_call:
+            self._append_answer(pieces, self._consume(len(self._pending)))
             return False
         if syntax.is_only_at_start:
-            start = self._held.lstrip()
+            # Wait while the text is a prefix of the trigger; otherwise all of it is the answer.
+            start = self._pending.lstrip()
             if not start.startswith(syntax.trigger):
                 if not syntax.trigger.startswith(start):
-                    self._show_answer(pieces, self._take(len(self._held)))
+                    self._append_answer(pieces, self._consume(len(self._pending)))
                 return False
-        text, trigger, rest = self._held.partition(syntax.trigger)
+        text, trigger, rest = self._pending.partition(syntax.trigger)
         if trigger:
-            self._show_answer(pieces, text.rstrip())
-            self._held, self._state = trigger + rest, _State.NAME
+            self._append_answer(pieces, text.rstrip())
+            self._pending, self._state = trigger + rest, _State.TOOL_NAME
             return True
-        num_held = _num_held(self._held, syntax.trigger)
-        self._show_answer(pieces, self._take(len(self._held) - num_held))
+        # Keep a possible start of the trigger, and whitespace that is dropped if a call follows.
+        num_pending = _num_pending(self._pending, syntax.trigger)
+        self._append_answer(pieces, self._consume(len(self._pending) - num_pending))
         return False
 
-    def _read_name(self, pieces: list[Piece]) -> bool:
+    def _parse_name(self, pieces: list[Piece]) -> bool:
         syntax = self._format.tools
         assert syntax is not None
         begin = syntax.call_begin if self._num_calls else syntax.section_begin + syntax.call_begin
-        name, middle, rest = self._held[len(begin) :].partition(syntax.call_middle)
+        name, middle, rest = self._pending[len(begin) :].partition(syntax.call_middle)
         if not middle:
             return False
-        _add(pieces, ToolCallStarted(self._num_calls, name))
+        _append(pieces, ToolCallStarted(self._num_calls, name))
         self._num_calls += 1
-        self._held, self._state, self._json = rest, _State.ARGUMENTS, _ObjectScanner()
+        self._pending, self._state, self._arguments = rest, _State.ARGUMENTS, _JsonObjectScanner()
         return True
 
-    def _read_arguments(self, pieces: list[Piece]) -> bool:
-        text = self._take(self._json.feed(self._held))
+    def _parse_arguments(self, pieces: list[Piece]) -> bool:
+        text = self._consume(self._arguments.feed(self._pending))
         index = self._num_calls - 1
         if text:
-            _add(pieces, ToolArguments(index, text))
-        if not self._json.is_done:
+            _append(pieces, ToolArguments(index, text))
+        if not self._arguments.is_done:
             return False
-        _add(pieces, ToolCallEnded(index))
-        self._state = _State.BETWEEN
+        _append(pieces, ToolCallEnded(index))
+        self._state = _State.AFTER_CALL
         return True
 
-    def _read_between(self) -> bool:
+    def _parse_after_call(self) -> bool:
         syntax = self._format.tools
         assert syntax is not None
         before = syntax.call_end + syntax.separator
-        if not self._held.startswith(before + syntax.call_begin):
+        if not self._pending.startswith(before + syntax.call_begin):
             return False
-        self._held, self._state = self._held[len(before) :], _State.NAME
+        self._pending, self._state = self._pending[len(before) :], _State.TOOL_NAME
         return True
 
-    def _show_answer(self, pieces: list[Piece], text: str) -> None:
+    def _append_answer(self, pieces: list[Piece], text: str) -> None:
         if text:
             self._has_answer = True
-            _add(pieces, AnswerText(text))
+            _append(pieces, AnswerText(text))
 
-    def _take(self, num_chars: int) -> str:
-        taken, self._held = self._held[:num_chars], self._held[num_chars:]
-        return taken
+    def _consume(self, num_chars: int) -> str:
+        consumed, self._pending = self._pending[:num_chars], self._pending[num_chars:]
+        return consumed
 
 
-class _ObjectScanner:
-    """Finds where a JSON object ends (RFC 8259); it is known to be one."""
+class _JsonObjectScanner:
+    """Finds the end of a JSON object (RFC 8259) that is known to be valid."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -303,7 +321,7 @@ class _ObjectScanner:
         self.is_done = False
 
     def feed(self, text: str) -> int:
-        """Return how many characters of `text` belong to the object."""
+        """Return the number of characters of `text` that belong to the object."""
         if self.is_done:
             return 0
         for position, char in enumerate(text):
@@ -326,8 +344,8 @@ class _ObjectScanner:
         return len(text)
 
 
-def _num_held(text: str, mark: str) -> int:
-    """Return how many characters at the end may be the beginning of `mark`, with blanks before."""
+def _num_pending(text: str, mark: str) -> int:
+    """Return the length of a suffix that may start `mark`, with the whitespace before it."""
     overlap = next(
         (
             size
@@ -340,8 +358,8 @@ def _num_held(text: str, mark: str) -> int:
     return overlap + len(before) - len(before.rstrip())
 
 
-def _add(pieces: list[Piece], piece: Piece) -> None:
-    """Append a piece, joined to the one before where both are text of one kind."""
+def _append(pieces: list[Piece], piece: Piece) -> None:
+    """Append a piece; merge it with the previous one if both are text of the same kind."""
     if isinstance(piece, ReasoningText | AnswerText) and not piece.text:
         return
     last = pieces[-1] if pieces else None

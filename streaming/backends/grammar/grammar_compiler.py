@@ -164,7 +164,7 @@ class LlguidanceCompiler:
 
     def _marks(self, answer: AnswerGrammar) -> dict[str, int]:
         """Return the ids of an answer's marks that are single tokens."""
-        texts = "\n".join(answer.output_format.marks)
+        texts = "\n".join(answer.output_format.delimiters)
         return {text: token_id for text, token_id in self._special_ids.items() if text in texts}
 
     def _pack(self, token_ids: Iterable[int]) -> NDArray[np.uint8]:

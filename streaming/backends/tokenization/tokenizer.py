@@ -77,7 +77,7 @@ class FastTokenizer:
         )
         self._special_pattern = re.compile("|".join(map(re.escape, special))) if special else None
         self._template = ChatTemplate(tokenizer)
-        marks = "\n".join(self._template.format.marks)
+        marks = "\n".join(self._template.format.delimiters)
         shown = [text for text in special if text in marks]
         self._hidden_ids = {
             token_id

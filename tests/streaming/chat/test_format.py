@@ -1,4 +1,4 @@
-"""What an answer is searched for depends on the model, the request and the prompt's end."""
+"""The format of an answer depends on the model, the request and the end of the prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEVER = ToolChoice(ToolMode.NONE)
         (ChatPrompt(ASK, tools=(TOOL,), tool_choice=ToolChoice(ToolMode.REQUIRED)), True),
     ],
 )
-def test_calls_are_looked_for_where_tools_may_be_called(prompt: ChatPrompt, expected: bool):
+def test_calls_are_parsed_only_if_tools_may_be_called(prompt: ChatPrompt, expected: bool):
     assert may_call_tools(prompt) == expected
     answer = ChatFormat(HERMES).of_answer(prompt, text="assistant: ")
     assert answer == (OutputFormat(HERMES) if expected else PLAIN)
@@ -40,7 +40,9 @@ def test_calls_are_looked_for_where_tools_may_be_called(prompt: ChatPrompt, expe
         ("assistant: <think>\n\n</think>\n\n", PLAIN),
     ],
 )
-def test_the_prompts_end_says_where_reasoning_stands(text: str, expected: OutputFormat):
+def test_the_end_of_the_prompt_decides_whether_reasoning_has_begun(
+    text: str, expected: OutputFormat
+):
     assert ChatFormat(reasoning=THINK).of_answer(ChatPrompt(ASK), text=text) == expected
 
 
@@ -53,7 +55,7 @@ def test_the_prompts_end_says_where_reasoning_stands(text: str, expected: Output
         ("b", False),
     ],
 )
-def test_a_message_that_is_continued_may_stop_inside_of_reasoning(begun: str, is_inside: bool):
+def test_a_continued_message_may_end_inside_the_reasoning(begun: str, is_inside: bool):
     prompt = ChatPrompt(
         (*ASK, ChatMessage("assistant", begun)),
         add_generation_prompt=False,

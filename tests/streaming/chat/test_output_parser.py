@@ -1,4 +1,4 @@
-"""Reasoning, answer and calls are told apart, however the text is cut."""
+"""Reasoning, answer and tool calls are parsed the same, however the text is split."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from streaming.chat.output_parser import (
     ToolCallEnded,
     ToolCallStarted,
     ToolSyntax,
-    _add,
+    _append,
 )
 from tests.support import property_test
 
@@ -64,7 +64,7 @@ CASES: list[tuple[str, OutputFormat, str, list[Piece]]] = [
         [ReasoningText("hm <b> </thin"), AnswerText("Yes.")],
     ),
     (
-        "reasoning that the prompt began",
+        "reasoning that begins in the prompt",
         OutputFormat(reasoning=THINK, starts_in_reasoning=True),
         "\nhm</think>Yes.\n",
         [ReasoningText("hm"), AnswerText("Yes.\n")],
@@ -78,7 +78,7 @@ CASES: list[tuple[str, OutputFormat, str, list[Piece]]] = [
     ("no reasoning", OutputFormat(reasoning=THINK), " <thing>", [AnswerText(" <thing>")]),
     ("empty reasoning", OutputFormat(reasoning=THINK), "<think>\n\n</think>\n", []),
     (
-        "a call behind text",
+        "a call after text",
         OutputFormat(HERMES),
         'I look.\n<tool_call>\n{"name": "f", "arguments": {"a": "}\\"{"}}\n</tool_call>',
         [
@@ -89,7 +89,7 @@ CASES: list[tuple[str, OutputFormat, str, list[Piece]]] = [
         ],
     ),
     (
-        "two calls behind reasoning",
+        "two calls after reasoning",
         OutputFormat(HERMES, THINK),
         '<think>f, g</think>\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n'
         '<tool_call>\n{"name": "g", "arguments": {"b": {}}}\n</tool_call>',
@@ -130,7 +130,7 @@ CASES: list[tuple[str, OutputFormat, str, list[Piece]]] = [
         ],
     ),
     (
-        "what looks like a call behind text",
+        "call syntax after text",
         OutputFormat(BARE),
         'So: {"name": "f", "parameters": {}}',
         [AnswerText('So: {"name": "f", "parameters": {}}')],
@@ -142,14 +142,14 @@ CASES: list[tuple[str, OutputFormat, str, list[Piece]]] = [
         [AnswerText(' {"name": 1}')],
     ),
     (
-        "a call that is cut",
+        "an incomplete call",
         OutputFormat(HERMES),
         '<tool_call>\n{"name": "f", "arguments": {"a": ',
         [ToolCallStarted(0, "f"), ToolArguments(0, '{"a": ')],
     ),
-    ("a name that is cut", OutputFormat(HERMES), '<tool_call>\n{"name": "f', []),
-    ("half a mark", OutputFormat(HERMES), "a <tool_ca", [AnswerText("a <tool_ca")]),
-    ("blanks at the end", OutputFormat(HERMES), "a \n", [AnswerText("a \n")]),
+    ("an incomplete name", OutputFormat(HERMES), '<tool_call>\n{"name": "f', []),
+    ("a partial delimiter", OutputFormat(HERMES), "a <tool_ca", [AnswerText("a <tool_ca")]),
+    ("whitespace at the end", OutputFormat(HERMES), "a \n", [AnswerText("a \n")]),
 ]
 
 
@@ -157,14 +157,14 @@ def parse(output_format: OutputFormat, parts: list[str]) -> tuple[list[Piece], b
     parser = OutputParser(output_format)
     pieces: list[Piece] = []
     for piece in itertools.chain(*map(parser.feed, parts), parser.flush()):
-        _add(pieces, piece)
+        _append(pieces, piece)
     return pieces, parser.ends_with_calls
 
 
 @pytest.mark.parametrize(
     ("output_format", "text", "expected"), [case[1:] for case in CASES], ids=[c[0] for c in CASES]
 )
-def test_pieces_do_not_depend_on_the_cuts(
+def test_pieces_do_not_depend_on_how_the_text_is_split(
     output_format: OutputFormat, text: str, expected: list[Piece]
 ):
     ends_with_calls = bool(expected) and isinstance(expected[-1], ToolCallEnded)
@@ -179,7 +179,7 @@ def test_pieces_do_not_depend_on_the_cuts(
     st.lists(st.sampled_from(["<think>", "</think>", "<tool_call>", "<", " ", "\n", "a"])),
     st.data(),
 )
-def test_any_text_is_taken_apart_the_same(parts: list[str], data: st.DataObject):
+def test_random_text_parses_the_same_however_it_is_split(parts: list[str], data: st.DataObject):
     text = "".join(parts)
     output_format = OutputFormat(HERMES, THINK)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
@@ -202,11 +202,11 @@ def test_any_text_is_taken_apart_the_same(parts: list[str], data: st.DataObject)
         ('{"name": "f"', False),
     ],
 )
-def test_a_text_ends_with_calls_if_those_that_it_shows_are_whole(text: str, ends_with_calls: bool):
+def test_a_text_ends_with_calls_if_all_that_started_are_complete(text: str, ends_with_calls: bool):
     assert parse(OutputFormat(HERMES), ["<tool_call>\n", text])[1] == ends_with_calls
 
 
-def test_what_is_certain_is_not_held():
+def test_certain_text_is_returned_at_once():
     parser = OutputParser(OutputFormat(HERMES))
     assert parser.feed("Hello <") == [AnswerText("Hello")]
     assert parser.feed("b>") == [AnswerText(" <b>")]
@@ -225,7 +225,7 @@ def test_what_is_certain_is_not_held():
         (PLAIN, ["<think>"], "-"),
     ],
 )
-def test_it_tells_where_the_text_is(output_format: OutputFormat, texts: list[str], expected: str):
+def test_is_in_reasoning(output_format: OutputFormat, texts: list[str], expected: str):
     parser = OutputParser(output_format)
     seen = ""
     for text in texts:
