@@ -1,29 +1,35 @@
-"""Everything that can go wrong with a generation, by blast radius.
+"""Errors of the engine, grouped by what they affect. Clients see each as a code and a message.
 
-StreamingError              never raised itself; each leaf has a stable `code`
-├── RequestError            this request only; the caller can mend it
+StreamingError              abstract base; each leaf has a stable `code`
+├── RequestError            affects this request only; the client has to change it
 │   ├── InvalidRequest      a field is missing, unknown or out of range
-│   ├── PromptTooLong       prompt and answer do not fit the context
-│   ├── ModelNotFound       another model was asked for
-│   ├── GenerationNotFound  never was, expired, or someone else's: one answer for all three
-│   ├── CursorLost          the cursor points behind the end of the log
-│   ├── NoTokenAllowed      its own rules leave no token to go on with
-│   └── DeadlineExceeded    the generation ran longer than it may
-├── CapacityError           nothing is wrong with the request; try later
+│   ├── PromptTooLong       the prompt and one token of the answer do not fit the context
+│   ├── ModelNotFound       the request names a model that is not served
+│   ├── GenerationNotFound  the id is unknown, expired, or another caller's
+│   ├── CursorLost          the cursor is not in the log
+│   ├── NoTokenAllowed      grammar and sampling parameters together exclude every token
+│   └── DeadlineExceeded    the request exceeded its time limit
+├── CapacityError           the request is valid and may succeed later
 │   ├── Overloaded          the queue is full
-│   ├── CallerLimitReached  this caller has as much as one caller may
-│   └── ShuttingDown        the server is going away
+│   ├── CallerLimitReached  this caller has reached a limit
+│   └── ShuttingDown        the server is shutting down
 ├── EngineFailure           the step that ran this request failed
-└── ModelLoadError          at start: the model cannot be served
+└── ModelLoadError          the model cannot be loaded at start
 
-The web layer maps each class to its wire form in `app/errors.py`; nothing here knows HTTP.
+`app/errors.py` maps each `code` to an HTTP status and a WebSocket close code.
 """
 
 from __future__ import annotations
 
 
 class StreamingError(Exception):
-    """Base of all errors of the engine; `str()` is safe to show to the peer."""
+    """Base of all errors of the engine. `str()` is the message for the client.
+
+    Attributes:
+        code: identifies the error for programs; never changes its meaning.
+        param: the field at fault, if there is one.
+        retry_after_s: seconds to wait before trying again, if that may help.
+    """
 
     code: str = "internal_error"
     param: str | None = None
@@ -31,15 +37,20 @@ class StreamingError(Exception):
 
 
 class RequestError(StreamingError):
-    """This request is at fault; no other is touched."""
+    """The request cannot be served as it is; other requests are not affected."""
 
 
 class CapacityError(StreamingError):
-    """The request is fine and may be tried again after `retry_after_s` seconds."""
+    """The request is valid, and may be tried again after `retry_after_s` seconds."""
 
 
 class InvalidRequest(RequestError):
-    """A field is missing, unknown, of the wrong type or out of range."""
+    """A field is missing, unknown, of the wrong type or out of range.
+
+    Args:
+        param: name of the field.
+        reason: what is wrong with it, such as "must be at least 1 (got 0)".
+    """
 
     code = "invalid_request"
 
@@ -53,7 +64,14 @@ class InvalidRequest(RequestError):
 
 
 class PromptTooLong(RequestError):
-    """The prompt leaves no room for an answer; `unit` tells whether it was tokenised to see."""
+    """The prompt leaves no room for one token of an answer.
+
+    Args:
+        size: size of the prompt.
+        limit: largest size that this model accepts.
+        unit: of both: "tokens", or "characters" for a prompt too long to be tokenised.
+        param: the field with the prompt.
+    """
 
     code = "prompt_too_long"
 
@@ -68,13 +86,13 @@ class PromptTooLong(RequestError):
 
     def __str__(self) -> str:
         return (
-            f"{self.param}: the prompt has {self.size} {self.unit}; this model takes at most "
-            f"{self.limit}, one place of its context being kept for the answer."
+            f"{self.param}: must have at most {self.limit} {self.unit} to leave room for an answer "
+            f"in this model's context (got {self.size}); shorten the prompt."
         )
 
 
 class ModelNotFound(RequestError):
-    """The request names a model that this server does not serve."""
+    """The request names a model that this server does not serve, instead of `served`."""
 
     code = "model_not_found"
     param = "model"
@@ -85,11 +103,11 @@ class ModelNotFound(RequestError):
         super().__init__(model, served)
 
     def __str__(self) -> str:
-        return f"model: {self.model!r} is not served here; this server serves {self.served!r}."
+        return f"model: this server has no model {self.model!r}; use {self.served!r}."
 
 
 class GenerationNotFound(RequestError):
-    """No such generation for this caller; never tells whether it exists for another."""
+    """This caller has no such generation. One of another caller gets the same answer."""
 
     code = "generation_not_found"
     param = "generation_id"
@@ -99,11 +117,14 @@ class GenerationNotFound(RequestError):
         super().__init__(generation_id)
 
     def __str__(self) -> str:
-        return f"generation_id: no generation {self.generation_id!r}; it may have expired."
+        return (
+            f"generation_id: generation {self.generation_id!r} was not found; it may have expired. "
+            "Start a new one."
+        )
 
 
 class CursorLost(RequestError):
-    """The reader claims records that the log does not have."""
+    """The cursor `after` is not in the log, whose last sequence number is `last`."""
 
     code = "cursor_lost"
     param = "after"
@@ -114,11 +135,19 @@ class CursorLost(RequestError):
         super().__init__(after, last)
 
     def __str__(self) -> str:
-        return f"after: cursor {self.after} is outside the log, whose last record is {self.last}."
+        return (
+            f"after: must be at least -1 and at most {self.last}, the sequence number of the last "
+            f"record (got {self.after}); resume after the last record that you received."
+        )
 
 
 class NoTokenAllowed(RequestError):
-    """The request's own rules leave no token for the text to go on with; `param` names the rule."""
+    """The request's grammar and sampling parameters exclude every token.
+
+    Args:
+        param: the field to change.
+        reason: how it excludes the last tokens.
+    """
 
     code = "no_token_allowed"
 
@@ -132,7 +161,7 @@ class NoTokenAllowed(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The generation was ended because it ran longer than `timeout_s` seconds."""
+    """The request was stopped because it took longer than `timeout_s` seconds."""
 
     code = "timeout"
 
@@ -141,15 +170,21 @@ class DeadlineExceeded(RequestError):
         super().__init__(timeout_s)
 
     def __str__(self) -> str:
-        return f"The generation ran longer than {self.timeout_s:g} s and was ended."
+        return (
+            f"The request exceeded its time limit of {self.timeout_s:g} s and was stopped; ask for "
+            "fewer tokens, or set a longer timeout_s if the server allows it."
+        )
 
 
 class Overloaded(CapacityError):
-    """The queue is full; `retry_after_s` estimates when it has room.
+    """The queue is full, or too many generations are open.
 
     Args:
-        unit: of `num_waiting` and `max_waiting`; "generations" are open, all else is waiting.
-        was_displaced: the request was waiting, and a caller that holds less has its place now.
+        num_waiting: current number of `unit`.
+        max_waiting: limit on that number.
+        retry_after_s: estimate of when there is room.
+        unit: what is counted: "requests" or "prompt tokens" that wait, or open "generations".
+        was_displaced: the request was waiting, and its place went to a caller with fewer requests.
     """
 
     code = "overloaded"
@@ -172,17 +207,20 @@ class Overloaded(CapacityError):
 
     def __str__(self) -> str:
         state = "open" if self.unit == "generations" else "waiting"
-        reason = f"{self.num_waiting} {self.unit} are {state}, of at most {self.max_waiting}"
+        reason = f"{self.num_waiting} {self.unit} are {state} (limit: {self.max_waiting})"
         if self.was_displaced:
-            reason += ", and this one gave its place to a caller that has fewer"
-        return f"{reason}; try again later."
+            reason += ", and this one was displaced by a caller with fewer"
+        return f"The server is busy: {reason}; try again later."
 
 
 class CallerLimitReached(CapacityError):
-    """The caller has as much as one caller may; `retry_after_s` estimates when it has less.
+    """The caller has reached the limit for one caller.
 
     Args:
+        num_held: current number of `unit` of this caller.
+        max_held: limit on that number for one caller.
         unit: what is counted, such as "waiting requests".
+        retry_after_s: estimate of when the caller has fewer.
     """
 
     code = "rate_limited"
@@ -196,13 +234,13 @@ class CallerLimitReached(CapacityError):
 
     def __str__(self) -> str:
         return (
-            f"You have {self.num_held} {self.unit}, of at most {self.max_held} for one caller; "
+            f"You have {self.num_held} {self.unit} (limit for one caller: {self.max_held}); "
             "try again later."
         )
 
 
 class ShuttingDown(CapacityError):
-    """The server takes no new work and ends what runs."""
+    """The server is shutting down: it refuses new requests and ends the open ones."""
 
     code = "shutting_down"
 
@@ -215,16 +253,16 @@ class ShuttingDown(CapacityError):
 
 
 class EngineFailure(StreamingError):
-    """The model failed on the step that ran this request; details are in the server's log only."""
+    """The step that ran this request failed. The cause is in the server's log only."""
 
     code = "engine_error"
 
     def __str__(self) -> str:
-        return "The model failed on this request; the server's log says why."
+        return "The model failed on this request. Try again, or see the server's log."
 
 
 class ModelLoadError(StreamingError):
-    """The model cannot be served; the message is one line for the operator."""
+    """The model cannot be loaded; `reason` is one line for the operator."""
 
     code = "model_load_error"
 

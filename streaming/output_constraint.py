@@ -1,4 +1,7 @@
-"""What a request wants its text to be: a language, and where one text stands in it."""
+"""Constraints on the output of a request (structured output), and the state of one text in them.
+
+The admission builds a constraint from a request; a backend compiles it to `GrammarMatcher`s.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ MAX_GRAMMAR_CHARS = 65_536
 
 
 class GrammarKind(StrEnum):
+    """Notation of a grammar's source."""
+
     JSON_SCHEMA = "json_schema"
     JSON_OBJECT = "json_object"
     REGEX = "regex"
@@ -22,14 +27,15 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A language that the whole text belongs to.
+    """A grammar that the whole text must match.
 
     Attributes:
-        source: a JSON schema as JSON, a regular expression that matches from end to end, or a Lark
-            grammar; empty where the kind says all.
+        kind: notation of the source.
+        source: a JSON schema as JSON, a regular expression for the whole text, or a Lark grammar;
+            empty for `JSON_OBJECT`, which allows any JSON object.
 
     Raises:
-        InvalidRequest: the source is too long.
+        InvalidRequest: the source has more than `MAX_GRAMMAR_CHARS` characters.
     """
 
     kind: GrammarKind
@@ -39,20 +45,20 @@ class Grammar:
         if len(self.source) > MAX_GRAMMAR_CHARS:
             raise InvalidRequest(
                 param="response_format",
-                reason=f"has {len(self.source)} characters; at most {MAX_GRAMMAR_CHARS} are taken",
+                reason=f"must have at most {MAX_GRAMMAR_CHARS} characters (got {len(self.source)})",
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerGrammar:
-    """What a chat answer is: reasoning, where its format has it, and then calls or text.
+    """A constraint on a chat answer: reasoning, if its format has any, then tool calls or text.
 
     Attributes:
-        output_format: how they are written.
-        tools: what may be called.
-        must_call: the answer is calls; otherwise, calls may follow a text or take its place.
+        output_format: syntax of tool calls and reasoning.
+        tools: tools that may be called.
+        must_call: the answer consists of calls; otherwise calls may follow or replace the text.
         max_calls: most calls in the answer.
-        text: what an answer without calls is; None is any text.
+        text: grammar of an answer without calls; None allows any text.
     """
 
     output_format: OutputFormat
@@ -66,18 +72,18 @@ OutputConstraint = Grammar | AnswerGrammar
 
 
 class GrammarMatcher(Protocol):
-    """Follows one text through its grammar, token by token. Used by one thread at a time."""
+    """State of one text in its grammar, advanced token by token. Used by one thread at a time."""
 
     @property
     def is_done(self) -> bool:
-        """Whether the text is complete: its end token came, or nothing else could follow."""
+        """Whether the text is complete: it has its end token, or no token could follow."""
 
     def mask(self) -> bytes:
-        """Return the tokens that may come next, one bit each, the lowest bit of a byte first.
+        """Return the allowed next tokens: one bit per token id, lowest bit of each byte first.
 
-        End tokens are among them exactly where the text may end. Tokens beyond the last bit may not
-        come. No bit is set once the grammar has failed.
+        End tokens are allowed exactly where the text may end. Token ids beyond the last bit are not
+        allowed. After the grammar has failed, no bit is set.
         """
 
     def accept(self, token_id: int) -> None:
-        """Take the token that came."""
+        """Advance the state by the token that was sampled."""

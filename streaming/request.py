@@ -1,4 +1,4 @@
-"""One caller's wish, before it is tokenised and admitted."""
+"""A generation request and its prompt, before tokenisation and admission."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from streaming.chat.messages import ANY_TOOL, ChatMessage, Tool, ToolChoice
 from streaming.sampling_params import SamplingParams, check_range
 
 ANYONE = "anyone"
-"""The caller when no API keys are set."""
+"""The caller of every request when the server has no API keys."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextPrompt:
-    """Text to continue."""
+    """Text to continue, without a chat template."""
 
     text: str
     param: ClassVar = "prompt"
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """The text to be tokenised."""
         return (self.text,)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrompt:
-    """Token ids to continue, as they are."""
+    """Token ids to continue, used unchanged."""
 
     token_ids: tuple[int, ...]
     param: ClassVar = "prompt"
@@ -37,14 +38,17 @@ class TokenPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation, to be written with the model's own template.
+    """A conversation, to be rendered with the model's chat template.
 
     Attributes:
-        tools: what the answer may call.
-        parallel_tool_calls: the answer may call several; None leaves it to the model's syntax.
-        template_kwargs: more variables for the template, a JSON object as text; "" is none.
-        add_generation_prompt: the text ends where the assistant's turn begins.
-        continue_final_message: the text ends inside the last message, which the answer continues.
+        messages: the conversation, oldest message first.
+        tools: tools that the answer may call.
+        tool_choice: which of them it may or must call.
+        parallel_tool_calls: whether the answer may contain several calls; None uses the default of
+            the model's tool syntax.
+        template_kwargs: extra variables for the template, a JSON object as text; "" for none.
+        add_generation_prompt: end the prompt with the start of an assistant message.
+        continue_final_message: leave the last message open, so that the answer continues it.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -58,6 +62,7 @@ class ChatPrompt:
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """All texts that the template may render."""
         tools = (
             text for tool in self.tools for text in (tool.name, tool.description, tool.parameters)
         )
@@ -67,7 +72,7 @@ class ChatPrompt:
 
 
 Prompt = TextPrompt | TokenPrompt | ChatPrompt
-"""`param` is the field that it came in; `texts` is all that has to be tokenised."""
+"""`param` names the field of the request; `texts` are the texts to be tokenised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +80,15 @@ class GenerationRequest:
     """What to generate, and for whom.
 
     Attributes:
-        caller: the caller; only it may read, resume and cancel the generation.
-        model: the model that the caller wants; None takes what is served.
-        priority: higher ones go before all lower ones; of the same caller or not.
-        timeout_s: ends the generation with an error; None, or more than the server's own limit,
-            leaves that limit.
-        metadata: the caller's own labels, given back as they came.
+        prompt: text, token ids or a conversation.
+        params: sampling parameters and stop conditions.
+        caller: owner of the generation; only it may read, resume and cancel it.
+        model: id of the requested model; None uses the served one.
+        priority: requests of a higher priority run before all of lower priority, of any caller.
+        timeout_s: seconds after which the generation ends with an error. None, or a value above
+            the server's limit, uses that limit.
+        metadata: the caller's labels, returned unchanged.
+        max_priority: the highest priority; its negative is the lowest.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names the field.
@@ -94,7 +102,6 @@ class GenerationRequest:
     timeout_s: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     max_priority: ClassVar = 100
-    """And its negative is the lowest."""
 
     def __post_init__(self) -> None:
         check_range("priority", self.priority, -self.max_priority, self.max_priority)

@@ -1,4 +1,4 @@
-"""How one request wants its tokens chosen and when it wants them to end."""
+"""Sampling parameters and stop conditions of one request, and their validation."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """Sampling and ending rules of one request, checked on creation.
+    """Sampling parameters and stop conditions of one request, validated on creation.
 
     Attributes:
-        max_tokens: most tokens to generate; None means what the context leaves.
-        min_tokens: end-of-sequence and stop tokens are banned before this many tokens, and a stop
-            string that is complete by then is text.
-        temperature: 0 is greedy (argmax).
-        top_p: nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751.
-        top_k: 0 keeps all tokens.
-        min_p: least probability relative to the likeliest token, arXiv:2407.01082.
-        stop: strings that end the text and are not part of it.
-        include_stop_str_in_output: they are part of it.
-        stop_token_ids: token ids that end the text; the model's own end tokens are added to them.
-        seed: None draws a fresh one for each request.
-        presence_penalty: subtracted from logits of tokens already generated.
-        frequency_penalty: subtracted once for each time a token was generated.
-        repetition_penalty: divides positive logits, multiplies negative ones, of tokens in prompt
-            or output (Keskar et al. 2019, arXiv:1909.05858).
+        max_tokens: most tokens to generate; None generates up to the context size.
+        min_tokens: least tokens to generate. End-of-sequence and stop tokens are banned until then,
+            and a stop string that is completed by then is ordinary text.
+        temperature: divides the logits; 0 is greedy decoding (argmax).
+        top_p: probability mass of nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
+        top_k: number of most likely tokens to sample from; 0 samples from all.
+        min_p: least probability relative to the most likely token (arXiv:2407.01082).
+        stop: strings that end the text.
+        include_stop_str_in_output: keep the stop string at the end of the text.
+        stop_token_ids: token ids that end the text, in addition to the model's end tokens.
+        seed: seed of the random numbers; None draws a new one for each request.
+        presence_penalty: subtracted from the logits of tokens that the output contains.
+        frequency_penalty: subtracted from the logit of a token, times its count in the output.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in prompt or
+            output (Keskar et al. 2019, arXiv:1909.05858).
         logit_bias: added to the logits, by token id.
-        logprobs: number of alternatives to report for each token; 0 reports the chosen one only,
-            None reports nothing. Taken from the model's own distribution, before any of the above.
-        prompt_logprobs: the same for each token of the prompt but the first.
-        ignore_eos: the model's end tokens do not end the text.
-        grammar: the language of the whole text; None is any text. It goes before all of the above:
-            a text that is complete ends, whatever `min_tokens` and `ignore_eos` say, and one that
-            is not gets no end token. Stop strings, stop tokens and `max_tokens` still cut it.
+        logprobs: number of most likely tokens to report at each position; 0 reports the chosen
+            token only, None nothing. Computed from the model's distribution before all of the
+            above.
+        prompt_logprobs: the same for each prompt token except the first.
+        ignore_eos: continue after the model's end tokens.
+        grammar: grammar of the whole text; None allows any text. It takes precedence over
+            `min_tokens` and `ignore_eos`: a complete text ends, and an incomplete one gets no end
+            token. Stop strings, stop tokens and `max_tokens` still cut it.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names the field.
@@ -89,26 +90,38 @@ class SamplingParams:
         if self.prompt_logprobs is not None:
             check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidRequest(param="stop", reason=f"at most {MAX_STOP_STRINGS} stop strings")
-        if any(not 0 < len(stop) <= MAX_STOP_CHARS for stop in self.stop):
             raise InvalidRequest(
-                param="stop", reason=f"a stop string has 1 to {MAX_STOP_CHARS} characters"
+                param="stop",
+                reason=f"must have at most {MAX_STOP_STRINGS} strings (got {len(self.stop)})",
             )
+        for stop in self.stop:
+            if not 0 < len(stop) <= MAX_STOP_CHARS:
+                raise InvalidRequest(
+                    param="stop",
+                    reason=f"each string must have 1 to {MAX_STOP_CHARS} characters "
+                    f"(got {len(stop)})",
+                )
         if len(self.stop_token_ids) > MAX_STOP_TOKENS:
             raise InvalidRequest(
-                param="stop_token_ids", reason=f"at most {MAX_STOP_TOKENS} different ids"
+                param="stop_token_ids",
+                reason=f"must have at most {MAX_STOP_TOKENS} different ids "
+                f"(got {len(self.stop_token_ids)})",
             )
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
-            raise InvalidRequest(param="logit_bias", reason=f"at most {MAX_LOGIT_BIASES} entries")
+            raise InvalidRequest(
+                param="logit_bias",
+                reason=f"must have at most {MAX_LOGIT_BIASES} entries (got {len(self.logit_bias)})",
+            )
         for bias in self.logit_bias.values():
-            check_range("logit_bias", bias, -100.0, 100.0)
+            check_range("logit_bias", bias, -100.0, 100.0, subject="each bias ")
 
     @property
     def is_greedy(self) -> bool:
+        """Whether the most likely token is always chosen."""
         return self.temperature == 0.0
 
     def with_seed_offset(self, offset: int) -> Self:
-        """Return the same with its seed, if any, counted on; the least follows the greatest."""
+        """Return a copy with `offset` added to the seed, if any; 64-bit sums wrap around."""
         if self.seed is None:
             return self
         least, num_seeds = -MAX_SEED - 1, 2 * (MAX_SEED + 1)
@@ -116,24 +129,38 @@ class SamplingParams:
 
 
 def check_range(
-    param: str, value: float, low: float, high: float, *, above_low: bool = False
+    param: str,
+    value: float,
+    low: float,
+    high: float,
+    *,
+    above_low: bool = False,
+    subject: str = "",
 ) -> None:
-    """Refuse a value outside of `low` to `high`, both included unless told otherwise.
+    """Check that a value is in `low` to `high`.
+
+    Args:
+        param: name of the field, for the error.
+        value: the value.
+        low: lower bound, included unless `above_low`.
+        high: upper bound, included; infinity sets none.
+        above_low: exclude the lower bound.
+        subject: start of the message, if the field has several values.
 
     Raises:
-        InvalidRequest: it is outside, or not a number.
+        InvalidRequest: the value is out of range or NaN.
     """
     too_low = value <= low if above_low else value < low
-    if value != value or too_low or value > high:  # only NaN is not itself
+    if value != value or too_low or value > high:  # NaN is unequal to itself
         more = "more than" if above_low else "at least"
         bounds = f"{more} {_write(low)}"
         if high != math.inf:
             bounds += f" and at most {_write(high)}"
-        raise InvalidRequest(param=param, reason=f"must be {bounds}, not {_write(value)}")
+        raise InvalidRequest(param=param, reason=f"{subject}must be {bounds} (got {_write(value)})")
 
 
 def _write(value: float) -> str:
-    """Write an integer exactly; one that no float holds cannot be formatted as one."""
+    """Format a number; a large integer is given as its size, which keeps messages short."""
     if isinstance(value, float):
         return f"{value:g}"
-    return str(value) if value.bit_length() <= 64 else "a number of more than 64 bits"
+    return str(value) if value.bit_length() <= 64 else "an integer of more than 64 bits"

@@ -90,7 +90,7 @@ async def test_a_socket_of_a_caller_without_places_is_served_at_once():
         assert refused["error"]["code"] == "overloaded"
         assert refused["error"]["retryable"] is True
         assert refused["error"]["retry_after_s"] > 0
-        assert "a caller that has fewer" in refused["error"]["message"]
+        assert "a caller with fewer" in refused["error"]["message"]
 
 
 async def post(calling: httpx.AsyncClient, key: dict[str, str], **body: Any) -> httpx.Response:
@@ -153,7 +153,7 @@ async def test_a_caller_is_told_of_its_own_limit_on_both_transports():
         assert frame["error"]["code"] == answer.json()["error"]["code"] == "rate_limited"
         assert frame["error"]["retry_after_s"] > 0
         assert (answer.status_code, int(answer.headers["retry-after"]) >= 1) == (429, True)
-        assert "of at most 2 for one caller" in answer.json()["error"]["message"]
+        assert "(limit for one caller: 2)" in answer.json()["error"]["message"]
 
 
 async def test_without_preemption_a_caller_is_next_when_one_ends():

@@ -1,4 +1,4 @@
-"""What a prompt says of itself, and how urgent a request may be."""
+"""Texts and fields of prompts, and the ranges of priority and timeout."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ from streaming.sampling_params import SamplingParams
         ),
     ],
 )
-def test_a_prompt_knows_its_field_and_all_its_texts(
+def test_a_prompt_names_its_field_and_all_its_texts(
     prompt: Prompt, param: str, texts: tuple[str, ...]
 ):
     assert (prompt.param, prompt.texts) == (param, texts)
 
 
-def test_equal_prompts_are_one_key():
-    """A batch has a prompt that it repeats tokenised once."""
+def test_equal_prompts_have_the_same_hash():
+    """Admission tokenises a repeated prompt once."""
     prompts = [
         *(TextPrompt("hi") for _ in range(2)),
         *(TokenPrompt((1,)) for _ in range(2)),
@@ -60,7 +60,7 @@ def test_equal_prompts_are_one_key():
     assert len(set(prompts)) == 3
 
 
-def test_a_request_asks_for_the_served_model_as_anyone():
+def test_defaults_of_a_request():
     request = GenerationRequest(prompt=TextPrompt("hi"))
     assert (request.caller, request.model, request.params) == (ANYONE, None, SamplingParams())
     assert dict(request.metadata) == {}
@@ -78,7 +78,7 @@ MAX_PRIORITY = GenerationRequest.max_priority
         {"timeout_s": inf},
     ],
 )
-def test_urgency_within_its_bounds(fields: dict[str, Any]):
+def test_priority_and_timeout_in_range_are_accepted(fields: dict[str, Any]):
     request = GenerationRequest(prompt=TextPrompt("hi"), **fields)
     assert {name: getattr(request, name) for name in fields} == fields
 
@@ -93,7 +93,7 @@ def test_urgency_within_its_bounds(fields: dict[str, Any]):
         ("timeout_s", nan),
     ],
 )
-def test_urgency_out_of_bounds_is_refused_by_name(param: str, value: float):
+def test_priority_and_timeout_out_of_range_are_rejected_with_their_field(param: str, value: float):
     fields: dict[str, Any] = {param: value}
     with pytest.raises(InvalidRequest) as caught:
         GenerationRequest(prompt=TextPrompt("hi"), **fields)

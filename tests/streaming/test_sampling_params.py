@@ -1,4 +1,4 @@
-"""Each range at its bounds, and what the refusal says."""
+"""Each parameter at the bounds of its range, and the message of its error."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_table_has_every_field():
     assert list(RANGES) == [field.name for field in dataclasses.fields(SamplingParams)]
 
 
-def test_the_defaults_sample_from_the_model_as_it_is():
+def test_the_defaults_sample_from_the_unmodified_distribution():
     assert SamplingParams() == SamplingParams(
         max_tokens=None,
         min_tokens=0,
@@ -87,13 +87,13 @@ def test_the_defaults_sample_from_the_model_as_it_is():
 
 
 @pytest.mark.parametrize(("param", "value"), ACCEPTED, ids=shorten)
-def test_a_value_in_range_is_taken(param: str, value: object):
+def test_a_value_in_range_is_accepted(param: str, value: object):
     params = SamplingParams(**{param: value})  # type: ignore[arg-type]
     assert getattr(params, param) == value
 
 
 @pytest.mark.parametrize(("param", "value"), REFUSED, ids=shorten)
-def test_a_value_out_of_range_is_refused_by_name(param: str, value: object):
+def test_a_value_out_of_range_is_rejected_with_its_field(param: str, value: object):
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**{param: value})  # type: ignore[arg-type]
     assert caught.value.param == param
@@ -101,26 +101,35 @@ def test_a_value_out_of_range_is_refused_by_name(param: str, value: object):
     assert len(str(caught.value)) < 200
 
 
-def test_min_tokens_may_reach_max_tokens_and_no_further():
+def test_min_tokens_is_at_most_max_tokens():
     assert SamplingParams(max_tokens=3, min_tokens=3).min_tokens == 3
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(max_tokens=3, min_tokens=4)
-    assert str(caught.value) == "min_tokens: must be at least 0 and at most 3, not 4"
+    assert str(caught.value) == "min_tokens: must be at least 0 and at most 3 (got 4)"
 
 
 @pytest.mark.parametrize(
     ("param", "value", "reason"),
     [
-        ("max_tokens", 0, "must be at least 1, not 0"),
-        ("max_tokens", -12345678, "must be at least 1, not -12345678"),
-        ("temperature", 2.5, "must be at least 0 and at most 2, not 2.5"),
-        ("top_p", 0.0, "must be more than 0 and at most 1, not 0"),
-        ("top_p", NAN, "must be more than 0 and at most 1, not nan"),
-        ("seed", 2**63, f"must be at least {-(2**63)} and at most {2**63 - 1}, not {2**63}"),
-        ("stop", ("",), "a stop string has 1 to 256 characters"),
+        ("max_tokens", 0, "must be at least 1 (got 0)"),
+        ("max_tokens", -12345678, "must be at least 1 (got -12345678)"),
+        ("temperature", 2.5, "must be at least 0 and at most 2 (got 2.5)"),
+        ("top_p", 0.0, "must be more than 0 and at most 1 (got 0)"),
+        ("top_p", NAN, "must be more than 0 and at most 1 (got nan)"),
+        ("seed", 2**63, f"must be at least {-(2**63)} and at most {2**63 - 1} (got {2**63})"),
+        ("max_tokens", -HUGE, "must be at least 1 (got an integer of more than 64 bits)"),
+        ("stop", ("a", ""), "each string must have 1 to 256 characters (got 0)"),
+        ("stop", ("a",) * 17, "must have at most 16 strings (got 17)"),
+        (
+            "stop_token_ids",
+            frozenset(range(1025)),
+            "must have at most 1024 different ids (got 1025)",
+        ),
+        ("logit_bias", dict.fromkeys(range(1025), 0), "must have at most 1024 entries (got 1025)"),
+        ("logit_bias", {5: 100.5}, "each bias must be at least -100 and at most 100 (got 100.5)"),
     ],
 )
-def test_the_refusal_says_what_is_allowed(param: str, value: object, reason: str):
+def test_the_error_says_what_is_allowed_and_what_it_got(param: str, value: object, reason: str):
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**{param: value})  # type: ignore[arg-type]
     assert caught.value.reason == reason
@@ -144,8 +153,6 @@ def test_greedy_is_temperature_zero(temperature: float, is_greedy: bool):
         (-MAX_SEED - 1, 0, -MAX_SEED - 1),
     ],
 )
-def test_seeds_are_counted_on_and_after_the_greatest_comes_the_least(
-    seed: int | None, offset: int, expected: int | None
-):
+def test_a_seed_offset_wraps_around(seed: int | None, offset: int, expected: int | None):
     params = SamplingParams(seed=seed, top_k=3)
     assert params.with_seed_offset(offset) == SamplingParams(seed=expected, top_k=3)

@@ -445,7 +445,7 @@ async def test_a_failure_ends_the_stream_with_an_error():
     *_, error, done = sse(response.text)
     assert done == "[DONE]"
     assert json.loads(error)["error"] == {
-        "message": "The model failed on this request; the server's log says why.",
+        "message": "The model failed on this request. Try again, or see the server's log.",
         "type": "server_error",
         "param": None,
         "code": "engine_error",

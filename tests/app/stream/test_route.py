@@ -431,7 +431,8 @@ async def test_generations_of_other_callers_are_not_found() -> None:
         error = await receive(other)
         assert error["error"]["code"] == "generation_not_found"
         assert error["error"]["message"] == (
-            f"generation_id: no generation {accepted['generation_id']!r}; it may have expired."
+            f"generation_id: generation {accepted['generation_id']!r} was not found; "
+            "it may have expired. Start a new one."
         )
         await send(other, type="cancel", id="a")
         assert (await receive(other))["error"]["code"] == "unknown_id"

@@ -85,7 +85,10 @@ def test_one_caller_may_have_everything_where_no_limit_is_its_own():
     desk.submit("a", 3)
     with pytest.raises(Overloaded) as caught:
         desk.submit("a")
-    assert str(caught.value) == "3 requests are waiting, of at most 3; try again later."
+    assert (
+        str(caught.value)
+        == "The server is busy: 3 requests are waiting (limit: 3); try again later."
+    )
     assert caught.value.retry_after_s == 1.0, "nothing has been measured"
 
 
@@ -108,11 +111,13 @@ def test_a_caller_is_told_of_its_own_limits():
         if len(refusals) == 1:
             desk.submit("a", 2)
     assert refusals == [
-        "You have 3 waiting requests, of at most 3 for one caller; try again later.",
-        "You have 5 open generations, of at most 5 for one caller; try again later.",
+        "You have 3 waiting requests (limit for one caller: 3); try again later.",
+        "You have 5 open generations (limit for one caller: 5); try again later.",
     ]
     desk.submit("b", num_tokens=60)  # alone, it may be longer
-    with pytest.raises(CallerLimitReached, match="60 waiting prompt tokens, of at most 50"):
+    with pytest.raises(
+        CallerLimitReached, match=r"60 waiting prompt tokens \(limit for one caller: 50\)"
+    ):
         desk.submit("b", num_tokens=1)
     desk.submit("c", num_tokens=1)
     assert desk.displaced == []
@@ -126,7 +131,10 @@ def test_what_runs_and_what_waits_is_limited_together():
     desk.submit("a", 2)
     with pytest.raises(Overloaded) as caught:
         desk.submit("a")
-    assert str(caught.value) == "5 generations are open, of at most 5; try again later."
+    assert (
+        str(caught.value)
+        == "The server is busy: 5 generations are open (limit: 5); try again later."
+    )
 
 
 def test_a_newcomer_takes_the_newest_place_of_the_caller_that_has_most():
@@ -138,7 +146,7 @@ def test_a_newcomer_takes_the_newest_place_of_the_caller_that_has_most():
     assert (gone.caller, gone.generation_id) == ("most", "4")
     assert isinstance(gone.outcome, Failed)
     assert isinstance(gone.outcome.error, Overloaded)
-    assert "gave its place to a caller that has fewer" in str(gone.outcome.error)
+    assert "displaced by a caller with fewer" in str(gone.outcome.error)
     assert gone.outcome.error.retry_after_s == 1.0
     assert len(desk.waiting()) == 5
     desk.submit("newer")
@@ -166,7 +174,10 @@ def test_nobody_gives_way_for_a_request_that_is_refused_all_the_same():
     desk.submit("one", num_tokens=75)
     with pytest.raises(Overloaded) as caught:
         desk.submit("new", num_tokens=60)
-    assert str(caught.value) == "95 prompt tokens are waiting, of at most 100; try again later."
+    assert (
+        str(caught.value)
+        == "The server is busy: 95 prompt tokens are waiting (limit: 100); try again later."
+    )
     assert desk.displaced == []
 
 

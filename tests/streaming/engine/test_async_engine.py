@@ -387,7 +387,7 @@ async def test_what_waits_for_a_tokenizer_gives_way_to_a_caller_that_has_nothing
         await entered(tokenizer)
         request = GenerationRequest(prompt=TextPrompt("one"), caller="modest")
         modest = asyncio.create_task(engine.submit(request))
-        with pytest.raises(Overloaded, match="gave its place to a caller that has fewer"):
+        with pytest.raises(Overloaded, match="displaced by a caller with fewer"):
             await many[-1]
         tokenizer.open()
         for submitting in (*many[:-1], modest):
