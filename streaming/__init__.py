@@ -1,4 +1,8 @@
-"""The generation engine: logs, sequences, and the models that write them. Knows no web."""
+"""The generation engine: model backends, scheduling, and the logs that clients read.
+
+This module is the public interface of the package. `app` imports from here and from
+`streaming.errors` only; nothing in the package imports the web layer.
+"""
 
 from streaming.backend import Backend, ModelInfo
 from streaming.backends import list_cached_models, load_backend

@@ -1,4 +1,4 @@
-"""What the engine is told at start. The web layer's settings build it; every default lives here."""
+"""Configuration of the engine and its model. `app.settings` builds it; all defaults are here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import StrEnum
 
 
 class BackendName(StrEnum):
+    """Name of a backend: continuous batching, transformers' `generate`, or scripted answers."""
+
     BATCHED = "batched"
     GENERATE = "generate"
     SCRIPTED = "scripted"
@@ -14,27 +16,27 @@ class BackendName(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Which model, and how to load it.
+    """The model, and how to load and run it.
 
     Attributes:
         model: a hub id, a local folder or a `.gguf` file; None is the embedded default model.
-        backend: what turns prompts into tokens.
+        backend: the backend that runs the model.
         dtype: "auto", or the name of a torch dtype: float32, bfloat16, float16.
         device: "auto", or a torch device: cpu, cuda, cuda:1.
         revision: branch, tag or commit of a hub model.
         trust_remote_code: run Python code that comes with the model.
-        allow_pickle: load weights that are not safetensors; such a file can run any code.
-        cache_dir: where converted models are kept; None is the user's cache directory.
-        max_model_len: context size in tokens; None is the model's own.
-        num_threads: CPU threads of the model; None leaves torch's choice.
+        allow_pickle: load weights in pickle format, which can execute any code.
+        cache_dir: directory for converted models; None uses the user's cache directory.
+        max_model_len: context size in tokens; None uses the model's own.
+        num_threads: CPU threads of the model; None uses torch's default.
         max_num_seqs: most sequences in one batch.
-        max_batch_tokens: most tokens in one batch, prompts and answers together.
-        kv_cache_bytes: memory for keys and values; None takes a share of what is free.
-        batch_invariant: a request is answered the same, to the bit, whatever else is in the batch;
-            a model that cannot be is refused. Not the default: it costs 2 to 8 % of the speed, and
-            seconds at start for the proof, the more the larger the model.
-        native_kernels: on a CPU, attend, normalise and draw by kernels of our own, compiled once,
-            where there is a C++ compiler.
+        max_batch_tokens: most tokens in one batch, prefill and decode together.
+        kv_cache_bytes: size of the KV cache; None uses a share of the free memory.
+        batch_invariant: compute the same answer, bit for bit, whatever else is in the batch. A
+            model that does not support it fails to load. Off by default: it costs 2 to 8 % of the
+            throughput, and seconds at start for the check, more for larger models.
+        native_kernels: on a CPU with a C++ compiler, compile native kernels once and use them for
+            attention, normalisation and sampling.
     """
 
     model: str | None = None
@@ -59,22 +61,22 @@ class EngineConfig:
     """Limits of the engine.
 
     Attributes:
-        max_waiting_requests: requests that may wait for their first step.
-        max_waiting_requests_per_caller: what one caller may have of them; None is all.
-        max_waiting_tokens: prompt tokens that may wait with them; a longer prompt waits alone.
-        max_waiting_tokens_per_caller: what one caller may have of them; None is all.
-        max_generations: generations that may be open, running, preempted and waiting; None is as
-            many as may run and wait.
-        max_generations_per_caller: what one caller may have of them; None is all.
-        max_priority: the highest priority that a request may ask for. It goes before all lower ones
-            of other callers, so by default nobody may ask for more than the ordinary 0.
-        request_timeout_s: a generation that runs longer is ended with an error.
-        step_timeout_s: a step that takes longer hangs, and the engine with it: it fails for good.
-            A prompt whose tokenisation takes longer is given up.
-        retention_s: how long an ended log can be read that nobody follows any more.
-        retention_bytes: how much memory ended logs may take; the oldest go first.
-        num_tokenizer_threads: prompts that are tokenised at once.
-        close_timeout_s: time for threads to end when the engine is closed.
+        max_waiting_requests: most requests that wait for their first step.
+        max_waiting_requests_per_caller: limit for one caller; None sets none.
+        max_waiting_tokens: most prompt tokens of waiting requests. A longer prompt may wait alone.
+        max_waiting_tokens_per_caller: limit for one caller; None sets none.
+        max_generations: most open generations: running, preempted and waiting; None is the sum of
+            the limits on running and waiting ones.
+        max_generations_per_caller: limit for one caller; None sets none.
+        max_priority: highest priority that a request may have. Higher priorities run before the
+            requests of all other callers, so the default allows the ordinary 0 and lower.
+        request_timeout_s: seconds after which a generation ends with an error.
+        step_timeout_s: seconds after which a step counts as hung, and the engine fails for good.
+            A tokenisation that takes longer fails its request.
+        retention_s: seconds for which an ended log can be read after its last subscriber left.
+        retention_bytes: most memory of ended logs; the oldest are dropped first.
+        num_tokenizer_threads: threads that tokenise prompts.
+        close_timeout_s: seconds to wait for threads to end when the engine is closed.
     """
 
     max_waiting_requests: int = 256

@@ -1,4 +1,7 @@
-"""One generation on its way through the engine: its tokens, its state, and when it ends."""
+"""A generation inside the engine: its tokens, its state, and the conditions that end it.
+
+The scheduler moves sequences between states; the engine appends the sampled tokens.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class SequenceState(StrEnum):
+    """State of a sequence; a preempted one waits again."""
+
     WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
 
 
 class InvalidTransition(AssertionError):
-    """A sequence was moved along an edge that the table does not have."""
+    """A sequence was moved between states that `_NEXT_STATES` does not connect."""
 
 
 _NEXT_STATES = {
@@ -50,15 +55,15 @@ class Sequence:
 
     Args:
         generation: the log.
-        prompt_ids: at least one token.
-        params: `max_tokens` is set: admission has filled it in.
-        eos_token_ids: the model's own end tokens.
-        decode: token ids to text, special tokens left out.
-        deadline_at: monotonic seconds.
-        priority: higher ones are served first.
-        matcher: follows the text through its grammar, where it has one.
-        prompt_texts: `texts_of` the prompt, where its log probabilities are wanted. It takes too
-            long to be made in a step.
+        prompt_ids: token ids of the prompt, at least one.
+        params: sampling parameters, with `max_tokens` filled in by the admission.
+        eos_token_ids: the model's end tokens.
+        decode: converts token ids to text, without special tokens.
+        deadline_at: time limit, in monotonic seconds.
+        priority: sequences of higher priority run first.
+        matcher: state of the text in its grammar, if it has one.
+        prompt_texts: `texts_of` the prompt, if its log probabilities are requested. Computed at
+            admission, since it takes too long for a step.
     """
 
     def __init__(
@@ -82,21 +87,21 @@ class Sequence:
         self.params = params
         self.max_tokens = params.max_tokens
         self.deadline_at = deadline_at
-        # Arrays, which the garbage collector does not look into as it does into lists.
+        # Arrays rather than lists: the garbage collector does not traverse them.
         self.output_ids: MutableSequence[int] = array("i")
         self.token_ids = array("i", prompt_ids)
-        """Prompt and output."""
+        """Prompt and output tokens."""
         self.num_computed_tokens = 0
         self.block_table = BlockTable()
         self.priority = priority
         self.matcher = matcher
         self.is_detached = False
-        """Nobody follows the log; its client may still come back."""
+        """The log has no subscriber and is in its grace period."""
         self.state = SequenceState.WAITING
         self.banned_token_ids = params.stop_token_ids | eos_token_ids
-        """Tokens that may not be chosen before `min_tokens`."""
+        """Tokens that are not sampled before `min_tokens`."""
         self._end_token_ids = params.stop_token_ids | (
-            # A grammar lets them come where the text is complete, and then it is.
+            # A grammar allows end tokens only where the text is complete, so they always end it.
             frozenset() if params.ignore_eos and matcher is None else eos_token_ids
         )
         self._prompt_texts = prompt_texts
@@ -105,59 +110,73 @@ class Sequence:
 
     @property
     def generation_id(self) -> str:
+        """Id of the generation."""
         return self.generation.generation_id
 
     @property
     def caller(self) -> str:
+        """The caller that owns the generation."""
         return self.generation.caller
 
     @property
     def deadline_error(self) -> DeadlineExceeded:
-        """What it ends with if it has not ended by its deadline."""
+        """The error to fail with at the deadline."""
         allowed_s = self.deadline_at - self.generation.submitted_at
         return DeadlineExceeded(timeout_s=round(allowed_s, 3))
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
         return len(self.prompt_ids)
 
     @property
     def num_tokens(self) -> int:
+        """Number of prompt and output tokens."""
         return len(self.token_ids)
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens that the model has not seen."""
+        """Number of tokens whose keys and values are not in the KV cache."""
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
     def num_tokens_left(self) -> int:
-        """Most tokens that are still to be generated."""
+        """Most tokens that it may still generate."""
         return self.max_tokens - len(self.output_ids)
 
     @property
     def is_ended(self) -> bool:
+        """Whether it has ended."""
         return self.state is SequenceState.ENDED
 
     @property
     def must_not_end(self) -> bool:
-        """Whether the next token may not be one of `banned_token_ids`."""
+        """Whether `banned_token_ids` are banned for the next token."""
         return len(self.output_ids) < self.params.min_tokens
 
     def move_to(self, state: SequenceState) -> None:
+        """Change the state.
+
+        Raises:
+            InvalidTransition: the current state does not lead to it.
+        """
         if state not in _NEXT_STATES[self.state]:
             raise InvalidTransition(f"{self.state} -> {state}")
         self.state = state
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether the log probabilities of the prompt are still to be reported."""
+        """Whether the log probabilities of the prompt are requested and not reported yet."""
         return self.params.prompt_logprobs is not None and not self.output_ids
 
     def score_prompt(self, logprobs: SequenceOf[TokenLogprobs], *, at: float) -> None:
-        """Take the log probabilities of all tokens of the prompt but the first, before any token.
+        """Report the prompt's log probabilities, before the first output token.
 
-        A token's text is what it sets free, as in the answer.
+        The text of each prompt token is the text that it completes, as in the answer.
+
+        Args:
+            logprobs: of all prompt tokens except the first, in order.
+            at: monotonic seconds.
         """
         assert self.wants_prompt_logprobs
         texts, self._prompt_texts = self._prompt_texts, ()
@@ -169,16 +188,21 @@ class Sequence:
         )
 
     def append(self, token_id: int, *, at: float, logprobs: TokenLogprobs | None = None) -> None:
-        """Take the next token into the log, and end the log where this token ends it.
+        """Append the next token to the log, and end the log if this token ends it.
 
-        A text that is complete by its grammar ends, also without an end token. An ending that falls
-        on the last place allowed by `max_tokens` is a stop, not a length.
+        A text that is complete in its grammar ends, even without an end token. If a stop condition
+        and the `max_tokens` limit coincide, the finish reason is `stop`, not `length`.
+
+        Args:
+            token_id: the sampled token.
+            at: monotonic seconds.
+            logprobs: its log probabilities, if requested.
 
         Raises:
-            BaseException: the matcher, the tokenizer or the parser raised it. The sequence can then
-                only be failed.
+            BaseException: raised by the matcher, the tokenizer or the parser. After that, the
+                sequence can only be failed.
         """
-        assert not self.is_ended, "an ended sequence takes no more"
+        assert not self.is_ended, "the sequence has ended"
         is_complete = False
         if self.matcher is not None:
             self.matcher.accept(token_id)
@@ -204,23 +228,23 @@ class Sequence:
             self._end(Finished(reason, at))
 
     def cancel(self, *, at: float) -> None:
-        """End the log where it stands; text that was held as a possible stop string is let go."""
+        """End the log at its current text; held text of a possible stop string is appended."""
         self._let_go(at)
         self._end(Finished(FinishReason.CANCELLED, at))
 
     def fail(self, error: StreamingError, *, at: float) -> None:
-        """End the log with an error; held text is let go as by `cancel`."""
+        """End the log with an error; held text is appended as in `cancel`."""
         self._let_go(at)
         self._end(Failed(error, at))
 
     def drop(self) -> None:
-        """End a sequence whose log the event loop has ended."""
+        """End the sequence, whose log the event loop has already ended."""
         assert self.generation.is_ended
         self.move_to(SequenceState.ENDED)
 
     @property
     def _may_stop(self) -> bool:
-        """Whether what the last token completes may end the text."""
+        """Whether a stop condition that the last token completes may end the text."""
         return len(self.output_ids) > self.params.min_tokens
 
     def _check_stop(self, text: str) -> str:
@@ -232,17 +256,17 @@ class Sequence:
     def _let_go(self, at: float) -> None:
         try:
             text = self._flush()
-        except BaseException:  # or a panic; the log ends all the same
-            logger.exception("%s: the text that was held is lost", self.generation_id)
+        except BaseException:  # also a panic in Rust code; the log must end in any case
+            logger.exception("%s: held text could not be decoded and is lost", self.generation_id)
             return
         if text:
             self.generation.append(Tail(text, at))
 
     def _reason_to_stop(self, text: str) -> FinishReason:
-        """Return `stop`, or `tool_calls` for an answer that ends with calls, all of them complete.
+        """Return `tool_calls` for an answer that ends with complete calls, and `stop` otherwise.
 
         Args:
-            text: what the last token sets free; it is not in the log yet.
+            text: text that the last token completes, which is not in the log yet.
         """
         output_format = self.generation.output_format
         if output_format.tools is None:

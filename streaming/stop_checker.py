@@ -1,4 +1,4 @@
-"""Find stop strings in text that arrives in pieces, without letting any part of one through."""
+"""Finds stop strings in text that arrives in chunks, without returning a part of one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from collections.abc import Sequence
 
 
 class StopChecker:
-    """Passes text on up to the stop string that is complete first.
+    """Returns text up to the first complete stop string.
 
-    What could be the beginning of a stop string is held until it is decided; the result does not
-    depend on where the pieces are cut.
+    A possible start of a stop string is held back until it is decided. The result does not depend
+    on how the text is split into chunks.
 
     Args:
-        stop: the strings.
-        keeps_stop: the stop string itself is passed on, too.
+        stop: the stop strings.
+        keeps_stop: return the stop string as well.
+
+    Attributes:
+        is_stopped: whether a stop string was found.
     """
 
     def __init__(self, stop: Sequence[str], *, keeps_stop: bool = False) -> None:
@@ -23,18 +26,19 @@ class StopChecker:
         self.is_stopped = False
 
     def feed(self, text: str, *, may_stop: bool = True) -> str:
-        """Return the text that is safe to show; set `is_stopped` once a stop string is complete.
+        """Add a chunk and return the text that is safe to show; set `is_stopped` at a stop string.
 
         Args:
-            text: the next piece.
-            may_stop: whether a stop string that this piece completes is one; else it is text.
+            text: the next chunk.
+            may_stop: whether a stop string that this chunk completes counts; if not, it is text.
         """
-        assert not self.is_stopped, "nothing is read after the stop string"
+        assert not self.is_stopped, "text was fed after the stop string"
         if not self._stop:
             return text
         num_held_before = len(self._held)
         text = self._held + text
-        # A match within what was held was complete before it might stop.
+        # Find matches that end in the new text. One that ends within the held text was complete
+        # when `may_stop` was False.
         matches = [
             (start + len(stop), start)
             for stop in self._stop
@@ -50,13 +54,13 @@ class StopChecker:
         return text[: len(text) - num_held]
 
     def flush(self) -> str:
-        """Return what is held: the text has ended, so it was no stop string."""
+        """Return the held text at the end of the text: it is not a stop string."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that `stop` begins with."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size
