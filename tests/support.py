@@ -1,4 +1,4 @@
-"""Test doubles and checks that all tests share."""
+"""Test doubles, factories and assertions shared by all tests."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from streaming.output_constraint import Grammar, GrammarMatcher, OutputConstrain
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 45.0
-"""An async test that takes longer hangs."""
+"""Timeout of an async test."""
 
 
 def property_test_of(num_examples: int) -> settings:
-    """Return a decorator that tries so many random examples, and a share of them in `make check`.
+    """Return a decorator that runs `num_examples` random examples, or fewer in `make check`.
 
-    No deadline: how long one example takes depends on what else the machine does.
+    It sets no deadline, since the duration of an example depends on the load of the machine.
     """
-    # The hypothesis profile, which `make check` chooses, says how many of a hundred.
+    # The hypothesis profile, which `make check` selects, gives the number out of 100.
     num_examples = max(1, num_examples * settings().max_examples // 100)
     return settings(max_examples=num_examples, deadline=None)
 
@@ -51,7 +51,7 @@ property_test = property_test_of(100)
 
 
 class ManualClock:
-    """Monotonic seconds that pass only when told to."""
+    """A monotonic clock in seconds that only `advance` moves."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -64,7 +64,7 @@ class ManualClock:
 
 
 class ManualHost(Host):
-    """The operating system, with a clock that is set by hand."""
+    """A host with real threads and a manual clock."""
 
     def __init__(self, clock: ManualClock | None = None) -> None:
         self.clock = clock or ManualClock()
@@ -74,30 +74,30 @@ class ManualHost(Host):
 
 
 async def yield_to_loop() -> None:
-    """Let everything that is ready run once."""
-    await asyncio.sleep(0)  # noqa: TID251 - the one place
+    """Run each callback that is ready once."""
+    await asyncio.sleep(0)  # noqa: TID251 - the only allowed use
 
 
 class Panic(BaseException):
-    """What a Rust library raises where it fails; it is no `Exception`."""
+    """Like a panic in a Rust library, which is not an `Exception`."""
 
 
 class Barrier(Protocol):
-    """What a test holds a thread back with."""
+    """A double at which a thread blocks until the test opens it."""
 
     entered: threading.Semaphore
 
     def open(self) -> None:
-        """Let everything pass from now on."""
+        """Stop blocking."""
 
 
 async def entered(barrier: Barrier) -> None:
-    """Wait until someone has come to the barrier, or fail: a waiting thread outlives its test."""
+    """Wait until a thread has reached the barrier, or fail after half of the test timeout."""
     has_entered = await asyncio.to_thread(barrier.entered.acquire, timeout=TIMEOUT_S / 2)
-    assert has_entered, "nobody came to the barrier"
+    assert has_entered, "no thread reached the barrier"
 
 
-# Making what a test needs, with the defaults that it does not care about.
+# Factories with defaults.
 
 
 def make_generation(
@@ -126,7 +126,7 @@ def make_sequence(
     matcher: GrammarMatcher | None = None,
     decode: Callable[[Sequence[int]], str] | None = None,
 ) -> EngineSequence:
-    """Return a sequence over the byte tokenizer; `params`, where given, has its own max_tokens."""
+    """Return a sequence of the byte tokenizer; `params`, if given, overrides `max_tokens`."""
     prompt_ids = ByteTokenizer().encode(prompt)
     generation = make_generation(generation_id, caller=caller, prompt_tokens=len(prompt_ids))
     generation.submitted_at = submitted_at
@@ -147,12 +147,12 @@ def make_sequence(
 def prompt_texts_of(
     prompt_ids: Sequence[int], *, params: SamplingParams, decode: Callable[[Sequence[int]], str]
 ) -> tuple[str, ...]:
-    """Return what admission makes of a prompt for a sequence with these parameters."""
+    """Return the texts of the prompt as the admission computes them for these parameters."""
     return () if params.prompt_logprobs is None else texts_of(prompt_ids, decode=decode)
 
 
 class WordMatcher:
-    """Takes one word of the byte tokenizer; `is_open` lets an end token end it, and no byte."""
+    """Allows a single word of the byte tokenizer; with `is_open`, an end token must follow it."""
 
     def __init__(self, word: str, *, is_open: bool = False) -> None:
         self._left = list(word.encode())
@@ -178,7 +178,7 @@ class WordMatcher:
 
 
 class WordCompiler:
-    """Takes every source for the single word that it allows, except "(", and counts its work."""
+    """Compiles a source to a matcher of that word; records its calls, and rejects "("."""
 
     def __init__(self) -> None:
         self.compiled: list[tuple[str, int]] = []
@@ -211,19 +211,19 @@ def started_generation(*texts: str) -> Generation:
     return generation
 
 
-# What holds of every stream.
+# Assertions on streams.
 
 
 def assert_well_formed(
     events: Sequence[Event], generation: Generation, *, after: int = -1, is_open: bool = False
 ) -> None:
-    """Assert what one reader may see of a log: queued*, started?, delta*, then exactly one ended.
+    """Assert that a reader's events are queued*, started?, delta*, ended, with the log's text.
 
     Args:
-        events: all that the reader got, in order.
+        events: all events of the reader, in order.
         generation: the log that it read.
-        after: the cursor that it began at.
-        is_open: it stopped reading before the end.
+        after: its first cursor.
+        is_open: whether it stopped reading before the end.
     """
     ranks = {Queued: 0, Started: 1, Delta: 2, Ended: 3}
     order = [ranks[type(event)] for event in events]
@@ -231,7 +231,7 @@ def assert_well_formed(
     assert order.count(1) <= 1, events
     assert order.count(3) == (0 if is_open else 1), events
     if 2 in order:
-        assert 1 in order, "text without a start"
+        assert 1 in order, "a delta without a start"
 
     seqs = [event.seq for event in events if isinstance(event, Delta | Ended)]
     assert seqs == sorted(set(seqs)), "a sequence number repeats or falls"
@@ -249,18 +249,19 @@ def assert_well_formed(
 
 
 def text_up_to(generation: Generation, seq: int) -> str:
-    """Return the text that a client with this cursor has."""
+    """Return the text up to and including the record `seq`."""
     records = generation.read_after(-1)[: seq + 1]
     return "".join(getattr(record, "text", "") for record in records)
 
 
 def finish_reason(generation: Generation) -> str | None:
-    """Return how a log ended, or None when it is open or failed."""
+    """Return the finish reason of a log, or None if it is open or failed."""
     outcome = generation.outcome
     return str(outcome.finish_reason) if isinstance(outcome, Finished) else None
 
 
 def joined(events: Iterable[Event]) -> str:
+    """Return the joined text of the deltas."""
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
@@ -268,12 +269,12 @@ def joined(events: Iterable[Event]) -> str:
 
 
 def tokenwire_threads() -> list[str]:
-    """Return the names of our threads that are alive."""
+    """Return the names of the engine's threads that are alive."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("tokenwire")]
 
 
 def ended_logs(engine: AsyncEngine) -> list[Generation]:
-    """Return the logs that have ended and are kept, oldest first."""
+    """Return the ended logs that the engine keeps, oldest first."""
     return [ended.log for ended in engine._store._ended.values()]
 
 
@@ -285,13 +286,13 @@ async def running_engine(
     gate: Barrier | None = None,
     host: Host = OPERATING_SYSTEM,
 ) -> AsyncIterator[AsyncEngine]:
-    """Start an engine; at exit, close it and assert that it leaves nothing behind.
+    """Start an engine; at exit, close it and assert that no thread, task or sequence is left.
 
     Args:
-        backend: a scripted one, mostly.
+        backend: usually a scripted one.
         config: limits.
-        gate: what holds the backend back; opened at exit, so that the engine can end.
-        host: gives time, threads and queues.
+        gate: barrier of the backend; opened at exit, so that the engine can end.
+        host: provides time, threads and queues.
     """
     assert tokenwire_threads() == [], "an earlier test left a thread"
     tasks_before = asyncio.all_tasks()
@@ -320,7 +321,7 @@ async def running_engine(
 
 
 async def collect(engine: AsyncEngine, generation: Generation, *, after: int = -1) -> list[Event]:
-    """Follow a log to its end and check what came."""
+    """Read a log to its end, check its events and return them."""
     with engine.subscribe(generation, after=after) as reader:
         events = [event async for event in reader]
     assert_well_formed(events, generation, after=after)

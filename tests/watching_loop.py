@@ -1,4 +1,4 @@
-"""Waiting for what no event tells: conditions that the event loop looks at before it waits."""
+"""An event loop whose tasks can wait for conditions, which it checks before each wait for I/O."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 
 
 async def until(is_true: Callable[[], bool]) -> None:
-    """Wait until a condition holds, which is looked at in each turn of the loop.
+    """Wait until a condition holds. It is checked in each iteration of the loop.
 
-    Costs nothing while nothing happens on the loop. A thread that makes the condition true
-    therefore has to wake the loop afterwards, as the engine's does when it tells of a step.
+    It is not checked while the loop is idle. A thread that makes the condition true must therefore
+    wake the loop, as the engine's thread does after each step.
     """
     loop = asyncio.get_running_loop()
-    assert isinstance(loop, WatchingLoop), "only tests' own loops look at conditions"
+    assert isinstance(loop, WatchingLoop), "only a WatchingLoop checks conditions"
     await loop.until(is_true)
 
 
 class WakingSemaphore(threading.Semaphore):
-    """A semaphore whose release wakes the loop that it was made on, for those that wait `until`."""
+    """A semaphore whose release wakes the loop that created it, for tasks in `until`."""
 
     def __init__(self, value: int = 0) -> None:
         super().__init__(value)
@@ -32,26 +32,27 @@ class WakingSemaphore(threading.Semaphore):
 
 
 class WatchingLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop with `until`; every async test runs on one."""
+    """asyncio's selector loop with `until`; the loop of every async test."""
 
     def __init__(self) -> None:
         self._watcher = _WatchingSelector()
         super().__init__(self._watcher)
 
     async def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait until a condition holds; see the function `until`."""
         if not is_true():
             await self._watcher.watch(is_true, self.create_future())
 
 
 class _WatchingSelector(selectors.DefaultSelector):
-    """Looks at conditions before each wait, which comes after all that was ready has run."""
+    """Checks conditions before each wait, after all ready callbacks have run."""
 
     def __init__(self) -> None:
         super().__init__()
         self._watched: dict[asyncio.Future[None], Callable[[], bool]] = {}
 
     async def watch(self, is_true: Callable[[], bool], holds: asyncio.Future[None]) -> None:
-        """Return when the condition holds, which resolves `holds`; raise what it raises."""
+        """Wait for `holds`, which `select` resolves when the condition holds or raises."""
         self._watched[holds] = is_true
         try:
             await holds
@@ -59,14 +60,14 @@ class _WatchingSelector(selectors.DefaultSelector):
             del self._watched[holds]
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready in time; at once where a condition holds, so that it is acted on."""
+        """Return the ready files; do not wait if a condition holds, so that its task runs."""
         for holds, is_true in self._watched.items():
-            if holds.done():  # its waiter has not run yet
+            if holds.done():  # its task has not run yet
                 continue
             try:
                 if is_true():
                     holds.set_result(None)
-            except Exception as failure:  # noqa: BLE001 - raised again where it is waited for
+            except Exception as failure:  # noqa: BLE001 - raised in the waiting task
                 holds.set_exception(failure)
             if holds.done():
                 timeout = 0

@@ -1,4 +1,4 @@
-"""asyncio's own event loop in a simulated world: its callbacks, its order, no operating system."""
+"""asyncio's event loop in a simulated world: real callbacks and order, without I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.simulation.world import SimulatedThread, World
 
 
 async def pause(seconds: float) -> None:
-    """Let so much simulated time pass."""
+    """Sleep for `seconds` of simulated time."""
     loop = asyncio.get_running_loop()
     is_over = loop.create_future()
     timer = loop.call_later(seconds, is_over.set_result, None)
@@ -23,7 +23,7 @@ async def pause(seconds: float) -> None:
 
 
 class _Selector:
-    """Waits as a selector does that has nothing but timers and the loop's own wake-up."""
+    """A selector without files: it waits for the timeout or the loop's wake-up."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -39,7 +39,7 @@ class _Selector:
 
 
 class _Task(asyncio.Task[Any]):
-    """A task whose place in a set does not depend on its address."""
+    """A task whose hash is its number, so that the order of a set of tasks is reproducible."""
 
     _num_made = 0
 
@@ -56,7 +56,7 @@ class _Task(asyncio.Task[Any]):
 
 
 class SimulatedLoop(base_events.BaseEventLoop):
-    """Runs on the world's first thread; what it gives to executors runs on threads of the world."""
+    """Runs on the world's first thread; executor calls run on other threads of the world."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
     def run_in_executor(  # type: ignore[override]
         self, _: Executor | None, func: Callable[..., Any], *args: Any
     ) -> asyncio.Future[Any]:
-        """Run it on a thread of its own, at a time of the seed's choice."""
+        """Run `func` on a new simulated thread, after a random delay."""
         future = self.create_future()
 
         def finish(result: Any, error: BaseException | None) -> None:
@@ -94,7 +94,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
             result, error = None, None
             try:
                 result = func(*args)
-            except Exception as raised:  # noqa: BLE001 - the future's
+            except Exception as raised:  # noqa: BLE001 - set on the future
                 error = raised
             self.call_soon_threadsafe(finish, result, error)
 
@@ -102,7 +102,7 @@ class SimulatedLoop(base_events.BaseEventLoop):
         return future
 
     def _process_events(self, _: list[Any]) -> None:
-        """Nothing comes from outside."""
+        """Do nothing: there are no files."""
 
     def _write_to_self(self) -> None:
         self._selector.is_woken = True

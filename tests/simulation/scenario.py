@@ -1,13 +1,12 @@
-"""Clients that drop, come back, stall and cancel, in a world drawn from a seed, and what must hold.
+"""Random scenarios of clients that disconnect, resume, stall and cancel, and their invariants.
 
-What holds of each run:
+Each run checks:
 
-* What a client has joined, over all its sockets, is the log up to its cursor.
-* Each socket's frames come in order, and each stream has exactly one ending.
-* A log that a client can come back to is found: while a socket follows it, or has not taken all of
-  it, and for `retention_s` from then on.
-* A generation that no client cancelled goes on as long as somebody follows it, and for the grace.
-* At the end nothing is left: streams, followers, timers, tasks, threads.
+* The text that a client joins, over all its sockets, is the log up to its cursor.
+* The frames of each socket are in order, and each stream has exactly one ending.
+* A log is found while a socket reads it or has not sent all of it, and `retention_s` longer.
+* A generation that no client cancels runs while it has a subscriber, and for the grace period.
+* At the end there are no streams, subscribers, timers, tasks or threads left.
 """
 
 from __future__ import annotations
@@ -46,23 +45,23 @@ WATCHED = frozenset(
         "app/stream/socket.py",
     )
 )
-"""Where a turn may change between two lines: all that two threads, or two tasks, share."""
+"""Files in which threads may switch between two lines: all state that threads or tasks share."""
 KINDS = (StreamTalk, StreamTalk, ResponseTalk)
 _DRAIN_SHARE = 0.3
 _CANCEL_SHARE = 0.005
-"""Of the frames that a client hears."""
+"""Probability that a client cancels, per frame that it receives."""
 _MIRROR_SHARE = 0.3
-"""Of the generations: another device joins."""
+"""Probability that another device resumes a new generation."""
 _AGAIN_SHARE = 0.1
-"""Of the generations: their client comes back, though it has all of them."""
+"""Probability that a client resumes a generation that it has completely."""
 
 
 class Scenario:
     """One run.
 
     Args:
-        seed: decides everything.
-        kinds: what clients talk, one for each client.
+        seed: determines the whole run.
+        kinds: protocols that a client may speak.
     """
 
     def __init__(self, seed: int, *, kinds: Sequence[type[Talk]] = KINDS) -> None:
@@ -94,7 +93,7 @@ class Scenario:
         client.add_done_callback(self._clients.discard)
 
     async def _client(self, talks: Sequence[Talk]) -> None:
-        """Follow all talks to their ends, over as many sockets as it takes."""
+        """Run all talks to their ends, over several sockets."""
         with suppress(Gone):
             for num_drops_left in range(self._rng.randint(0, 5), -1, -1):
                 await self._socket(talks, stays=not num_drops_left)
@@ -104,14 +103,14 @@ class Scenario:
                 await pause(away_s * 1.2 * self._rng.random())
 
     async def _socket(self, talks: Sequence[Talk], *, stays: bool) -> None:
-        """Take all talks on over one socket, until it drops or they have ended."""
+        """Run the open talks over one socket, until it disconnects or they have ended."""
         rng = self._rng
         is_stream = talks[0].path == "/v1/stream"
         name = "id" if is_stream else "stream_id"
         wire = self._server.connect(talks[0].path)
         open_talks = {f"talk_{i}": talk for i, talk in enumerate(talks) if not talk.is_over}
         for talk_id, talk in open_talks.items():
-            wire.say(**talk.open(), **{name: talk_id})
+            wire.send(**talk.open(), **{name: talk_id})
         begun: set[str] = set()
         pace_s = rng.choice((0.0, 0.0, 0.01, 1.0))
         num_frames_left = 10**9 if stays else int(rng.expovariate(1 / 20))
@@ -122,7 +121,7 @@ class Scenario:
         try:
             while open_talks and num_frames_left:
                 num_frames_left -= 1
-                frame = await wire.hear()
+                frame = await wire.receive()
                 talk = open_talks[frame[name]]
                 is_new = talk.log is None
                 talk.take(frame)
@@ -134,7 +133,7 @@ class Scenario:
                 elif is_new and rng.random() < _MIRROR_SHARE:
                     self._spawn([talk.copy()])
                 elif rng.random() < _CANCEL_SHARE:
-                    wire.say(**talk.cancel(), **({name: frame[name]} if is_stream else {}))
+                    wire.send(**talk.cancel(), **({name: frame[name]} if is_stream else {}))
                 if pace_s:
                     await pause(pace_s * rng.random())
             code = None
@@ -144,13 +143,13 @@ class Scenario:
             drop.cancel()
         if code is not None:
             self.counts[f"closed {code}"] += 1
-        # What a client said last may have crossed the close of a server that goes away.
+        # Streams opened just before a shutdown may be closed without an ending.
         assert code != 1001 or not begun & set(open_talks), "open streams were closed"
         wire.cut(noticed_after_s=0.0)
         for talk_id in begun & set(open_talks):
             open_talks[talk_id].left_at = self.world.time
         if is_stream:
-            assert_order(wire.heard, open_ids=begun & set(open_talks))
+            assert_order(wire.received, open_ids=begun & set(open_talks))
 
 
 def run(seed: int, *, kinds: Sequence[type[Talk]] = KINDS) -> Scenario:
@@ -177,7 +176,7 @@ def run(seed: int, *, kinds: Sequence[type[Talk]] = KINDS) -> Scenario:
 
 @contextmanager
 def _errors_logged() -> Iterator[list[str]]:
-    """Collect what is logged as an error; nothing else is formatted, so nobody waits for a lock."""
+    """Collect log records of errors; disable others, so that no thread waits for a logging lock."""
     errors: list[str] = []
 
     class Collector(logging.Handler):

@@ -1,4 +1,4 @@
-"""The server of a simulated world: engine, responses and sockets, without HTTP or a network."""
+"""A simulated server: engine, responses and sockets, without HTTP or a network."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ RETENTION_S = 5.0
 _GOODBYE_S = 2.0
 """As in `app.server`."""
 _HANG_S = 6.0
-"""A step that hangs takes up to so long; what it holds up, the event loop ends meanwhile."""
+"""Longest duration of a hanging step; the event loop ends logs that it holds up."""
 _LAG_S = 1e-6
-"""Two sums of the same times may differ by less."""
+"""Tolerance for rounding errors in sums of times."""
 
 
 class SimulatedRunner(ScriptedRunner):
-    """Says what it is asked, at the pace of its world."""
+    """Repeats the prompt, with steps of random duration in simulated time."""
 
     def __init__(self, world: World, step_s: float) -> None:
         super().__init__(repeat_prompt, max_num_seqs=world.rng.choice((1, 2, 8)))
@@ -60,41 +60,41 @@ class SimulatedRunner(ScriptedRunner):
 
 
 @dataclass(slots=True)
-class Stay:
-    """A time in which somebody followed a log; it may have been longer, but was no shorter."""
+class Subscription:
+    """A period in which a log had a subscriber; it may have been longer than recorded."""
 
     start: float
     end: float | None = None
 
 
 class RecordingEngine(AsyncEngine):
-    """Remembers every log, and when it was followed."""
+    """Records every log and its subscriptions."""
 
     def __init__(self, backend: Backend, config: EngineConfig, *, world: World) -> None:
         super().__init__(backend, config, host=world)
         self._world = world
         self.logs: dict[str, Generation] = {}
-        self.stays: dict[str, list[Stay]] = {}
+        self.subscriptions: dict[str, list[Subscription]] = {}
 
     async def submit(self, request: GenerationRequest) -> Generation:
         generation = await super().submit(request)
         self.logs[generation.generation_id] = generation
-        self.stays[generation.generation_id] = []
+        self.subscriptions[generation.generation_id] = []
         return generation
 
     @contextmanager
     def subscribe(self, generation: Generation, **options: Any) -> Iterator[Reader]:
         with super().subscribe(generation, **options) as reader:
-            stay = Stay(self._world.time)
-            self.stays[generation.generation_id].append(stay)
+            subscription = Subscription(self._world.time)
+            self.subscriptions[generation.generation_id].append(subscription)
             try:
                 yield reader
             finally:
-                stay.end = self._world.time
+                subscription.end = self._world.time
 
 
 class RecordingService(ResponseService):
-    """Remembers every response."""
+    """Records every response."""
 
     def __init__(self, engine: AsyncEngine, *, world: World) -> None:
         super().__init__(
@@ -109,10 +109,10 @@ class RecordingService(ResponseService):
 
 
 class SimulatedServer:
-    """What clients connect to, and what must hold of it.
+    """The server that clients connect to, and the checks of its state.
 
     Args:
-        world: it lives there.
+        world: provides time and random numbers.
     """
 
     def __init__(self, world: World) -> None:
@@ -154,7 +154,7 @@ class SimulatedServer:
         """Return a new socket.
 
         Raises:
-            Gone: the server is going away.
+            Gone: the server is shutting down.
         """
         if self._connections.is_draining:
             raise Gone(None)
@@ -165,7 +165,7 @@ class SimulatedServer:
         return wire
 
     async def drain(self) -> None:
-        """Shut down as `app.server` does."""
+        """Drain the server like `app.server`."""
         self._connections.drain()
         await self._engine.drain(deadline_s=self._world.rng.choice((0.0, 1.0, 5.0)))
         with suppress(TimeoutError):
@@ -175,9 +175,9 @@ class SimulatedServer:
             wire.shut()
 
     async def aclose(self) -> None:
-        """End, once all clients have left, and assert that nothing is left behind."""
+        """Close the server after all clients have left, and assert that nothing is left."""
         engine = self._engine
-        await engine._idle.wait()  # what clients have left behind ends after its grace
+        await engine._idle.wait()  # open generations end after their grace period
         for wire in tuple(self._wires):
             wire.shut()
         await asyncio.gather(*self._serving)
@@ -194,16 +194,16 @@ class SimulatedServer:
             self._check_end(log)
 
     def check_gone(self, log: Generation) -> None:
-        """Assert that a log that was not found could be gone."""
+        """Assert that a log that was not found had expired."""
         assert log.outcome is not None, "an open log was not found"
-        ends = [stay.end for stay in self._engine.stays[log.generation_id]]
-        assert None not in ends, "a followed log was not found"
+        ends = [subscription.end for subscription in self._engine.subscriptions[log.generation_id]]
+        assert None not in ends, "a log with a subscriber was not found"
         left_at = max((end for end in ends if end is not None), default=0.0)
         sent_at = self._sent_at.get(log.generation_id, 0.0)
         kept_s = self._world.time - max(left_at, sent_at, log.outcome.at)
         assert kept_s > RETENTION_S - _LAG_S, f"the log was gone after {kept_s:.3f} s"
 
-    # Inside.
+    # Internals.
 
     async def _serve(self, wire: Wire, path: str) -> None:
         self._wires[wire] = None
@@ -228,7 +228,7 @@ class SimulatedServer:
             self._world.fail(error)
 
     def _has_sent(self, wire: Wire, frame: Frame) -> None:
-        """Note the time at which the operating system took a frame of a log."""
+        """Record the time at which a frame of a log was sent."""
         stream_id = str(frame.get("id", frame.get("stream_id")))
         if frame["type"] == "accepted":
             wire.generation_ids[stream_id] = frame["generation_id"]
@@ -248,16 +248,16 @@ class SimulatedServer:
             self._check_was_alone(log.generation_id, outcome.at)
 
     def _check_was_alone(self, generation_id: str, ended_at: float) -> None:
-        """Assert that nobody followed for as long as the grace."""
-        stays = self._engine.stays[generation_id]
-        for stay in stays:
-            if stay.end is None or stay.end + GRACE_S > ended_at + _LAG_S:
+        """Assert that the log had no subscriber for the length of the grace period."""
+        subscriptions = self._engine.subscriptions[generation_id]
+        for subscription in subscriptions:
+            if subscription.end is None or subscription.end + GRACE_S > ended_at + _LAG_S:
                 continue
-            left_at, over_at = stay.end, stay.end + GRACE_S
+            left_at, over_at = subscription.end, subscription.end + GRACE_S
             if not any(
                 other.start < over_at and (other.end is None or other.end > left_at)
-                for other in stays
-                if other is not stay
+                for other in subscriptions
+                if other is not subscription
             ):
                 return
-        raise AssertionError(f"cancelled at {ended_at:.3f}, with {stays}")
+        raise AssertionError(f"cancelled at {ended_at:.3f}, with {subscriptions}")

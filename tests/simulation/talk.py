@@ -1,4 +1,4 @@
-"""What a client knows of one generation, over all sockets on which it has heard of it."""
+"""The state of a client for one generation, over all its sockets."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _ENDINGS = ("response.completed", "response.incomplete", "response.failed")
 
 
 class Talk(ABC):
-    """A generation that a client wants, and what it has of it.
+    """A generation that a client requests, and the part of it that it has received.
 
     Args:
-        server: the one that it talks to.
-        world: gives time and chance.
-        counts: of what has happened.
+        server: the server of the generation.
+        world: provides time and random numbers.
+        counts: numbers of events, by name.
     """
 
     path: ClassVar[str]
@@ -39,47 +39,50 @@ class Talk(ABC):
         self.log: Generation | None = None
         self.is_over = False
         self.left_at: float | None = None
-        """When the client last had a line."""
+        """When the client was last connected."""
 
     def open(self) -> dict[str, Any]:
-        """Return what a client says on a new socket: it asks, or it resumes."""
+        """Return the first message on a new socket: a request, or a resume."""
         self.counts["generates" if self.log is None else "resumes"] += 1
         return self.ask() if self.log is None else self.resume()
 
     def cancel(self) -> dict[str, Any]:
-        """Return what a client says that wants the generation no more."""
+        """Return the message that cancels the generation."""
         assert self.log is not None
         self.server.cancelled.add(self.log.generation_id)
         return self.stop()
 
     @abstractmethod
-    def ask(self) -> dict[str, Any]: ...
+    def ask(self) -> dict[str, Any]:
+        """Return the message that requests the generation."""
 
     @abstractmethod
-    def resume(self) -> dict[str, Any]: ...
+    def resume(self) -> dict[str, Any]:
+        """Return the message that resumes it after the last received record."""
 
     @abstractmethod
-    def stop(self) -> dict[str, Any]: ...
+    def stop(self) -> dict[str, Any]:
+        """Return the cancel message of the protocol."""
 
     @abstractmethod
     def take(self, frame: Frame) -> None:
-        """Take a frame of this generation, and assert that it fits to what came before it."""
+        """Process a frame of this generation, and assert that it continues the previous ones."""
 
     @property
     @abstractmethod
     def has_ended(self) -> bool:
-        """Whether the client has all of the generation."""
+        """Whether the client has received the whole generation."""
 
     @abstractmethod
     def copy(self) -> Talk:
-        """Return what another device has that knows only the generation's id."""
+        """Return the state of another device that knows only the id of the generation."""
 
     @abstractmethod
     def again(self) -> Talk:
-        """Return what a client has that has all of it, but does not know so."""
+        """Return the state of a client that has the whole text but has not seen the ending."""
 
     def refused(self, code: str) -> None:
-        """Take that the server does not take the talk on."""
+        """Process an error frame in response to the first message."""
         self.counts[code] += 1
         self.is_over = True
         if code == "shutting_down" or (code == "nothing_to_resume" and self.has_ended):
@@ -148,7 +151,7 @@ class StreamTalk(Talk):
                 self.log = log
             case "delta":
                 assert self.log is not None
-                assert frame["seq"] > self._cursor, "text that the client has"
+                assert frame["seq"] > self._cursor, "text that the client already has"
                 self._cursor = frame["seq"]
                 self._text += frame["text"]
                 self._token_ids += frame.get("token_ids", ())

@@ -1,6 +1,6 @@
-"""One log, which the engine writes, the event loop ends and several threads read, line by line.
+"""A log that the engine writes, the event loop ends, and two threads read, switching at each line.
 
-The event loop reads on its own thread; what the client of a response has missed, a worker reads.
+The event loop reads new records on its thread; a worker thread reads those that a client missed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WATCHED = frozenset(
 
 
 def write(log: Generation) -> None:
-    """Write as the engine does, which does not know that the log may be ended meanwhile."""
+    """Write like the engine, which continues if another thread ends the log."""
     log.start(cached_tokens=0, at=1.0)
     for number in range(5):
         log.append(Token(number, "a" if number % 2 else "", at=1.0))
@@ -35,16 +35,16 @@ def write(log: Generation) -> None:
 
 
 def read_to_the_end(world: World, log: Generation, records: list[Record]) -> None:
-    """Read as a writer of events does, on any thread."""
+    """Read like a writer of events, on any thread."""
     while not (records and isinstance(records[-1], Finished | Failed)):
         world.sleep(world.rng.choice(_PERIODS_S))
-        assert world.now() < _LATEST, "the end never comes"
+        assert world.now() < _LATEST, "the log never ends"
         records += log.read_after(len(records) - 1)
 
 
 @pytest.mark.parametrize("is_ended_twice", [False, True])
 @pytest.mark.slow
-def test_who_reads_on_another_thread_sees_the_same_log(is_ended_twice: bool):
+def test_a_reader_on_another_thread_sees_the_same_log(is_ended_twice: bool):
     for seed in range(_NUM_SEEDS):
         world, log, records = World(seed, watched=_WATCHED), make_generation(), list[Record]()
         threads = [
@@ -63,7 +63,7 @@ def test_who_reads_on_another_thread_sees_the_same_log(is_ended_twice: bool):
                 events = reader.read()
                 while not reader.is_done:
                     world.sleep(world.rng.choice(_PERIODS_S))
-                    assert world.now() < _LATEST, "the end never comes"
+                    assert world.now() < _LATEST, "the log never ends"
                     events += reader.read()
         for thread in threads:
             thread.join()

@@ -1,7 +1,7 @@
-"""Clients that drop and come back, over many simulated courses of threads, tasks and time.
+"""Clients that disconnect and resume, in many simulated runs of threads, tasks and time.
 
-A failure names its seed. `SIMULATION_SEEDS=7 pytest tests/simulation/test_scenario.py` replays it,
-on the same code; `SIMULATION_SEEDS=1000:21000` tries others.
+A failure names its seed. `SIMULATION_SEEDS=7 pytest tests/simulation/test_scenario.py` replays it
+with the same code; `SIMULATION_SEEDS=1000:21000` runs other seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SEEDS = _chosen()
         for start in range(0, len(_SEEDS), _NUM_SEEDS_PER_TEST)
     ],
 )
-def test_what_a_client_joins_is_the_log(seeds: range):
+def test_the_text_that_a_client_joins_is_the_log(seeds: range):
     for seed in seeds:
         try:
             run(seed)
@@ -48,7 +48,7 @@ def test_what_a_client_joins_is_the_log(seeds: range):
 
 
 @pytest.mark.slow
-def test_a_seed_takes_the_same_course_each_time():
+def test_a_seed_replays_the_same_run():
     for seed in range(3):
         one, other = run(seed), run(seed)
         assert one.world.digest == other.world.digest
@@ -58,7 +58,7 @@ def test_a_seed_takes_the_same_course_each_time():
 
 
 class ForgetfulTalk(StreamTalk):
-    """Now and then notes a cursor, and loses its line before it has stored the text."""
+    """Sometimes stores a cursor without the text before it."""
 
     def take(self, frame: Frame) -> None:
         if frame["type"] == "delta" and self.world.rng.random() < 0.01:
@@ -67,7 +67,7 @@ class ForgetfulTalk(StreamTalk):
 
 
 class ForwardTalk(StreamTalk):
-    """Resumes after text that was sent, and that it never heard."""
+    """Resumes after a record that it has not received."""
 
     def open(self) -> Frame:
         said = super().open()
@@ -75,7 +75,7 @@ class ForwardTalk(StreamTalk):
 
 
 @pytest.mark.parametrize("kind", [ForgetfulTalk, ForwardTalk])
-def test_a_client_that_counts_wrong_is_found_out(kind: type[StreamTalk]):
+def test_a_client_with_a_wrong_cursor_is_detected(kind: type[StreamTalk]):
     missing = "a gap or an overlap|the end of the text is missing|cursor_lost"
 
     def run_all() -> None:

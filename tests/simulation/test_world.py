@@ -1,4 +1,4 @@
-"""The simulated world itself: its turns, its time, its loop, and how a run that fails ends."""
+"""The simulated world: thread switches, time, event loop, and the end of a failed run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_loop(world: World, coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 class Account:
-    """Adds in two lines, between which another thread may come."""
+    """Adds in two lines, between which the thread may be preempted."""
 
     def __init__(self) -> None:
         self.total = 0
@@ -38,7 +38,7 @@ class Account:
 
 
 def paid_in(seed: int) -> int:
-    """Return what two threads have paid in together, 20 times each."""
+    """Return the sum after two threads have added 1 twenty times each."""
     world, account = World(seed, watched=HERE), Account()
 
     def pay() -> None:
@@ -56,14 +56,14 @@ def paid_in(seed: int) -> int:
     return account.total
 
 
-def test_turns_change_between_two_lines_and_the_seed_says_where():
+def test_threads_switch_between_two_lines_where_the_seed_decides():
     totals = [paid_in(seed) for seed in range(20)]
     assert min(totals) < 40, "no addition was ever lost"
     assert max(totals) == 40
     assert totals == [paid_in(seed) for seed in range(20)]
 
 
-def test_time_passes_while_all_wait():
+def test_time_advances_while_all_threads_wait():
     world, woken = World(1, watched=frozenset()), list[tuple[str, float]]()
     began_at = world.now()
 
@@ -79,7 +79,7 @@ def test_time_passes_while_all_wait():
     assert world.now() == began_at + 1000.0
 
 
-def test_an_inbox_waits_for_a_command_or_for_so_long():
+def test_an_inbox_waits_for_a_command_or_a_timeout():
     world, done = World(1, watched=frozenset()), list[str]()
     inbox = world.make_inbox()
     with pytest.raises(queue.Empty):
@@ -94,7 +94,7 @@ def test_an_inbox_waits_for_a_command_or_for_so_long():
     world.close()
 
 
-def test_threads_that_wait_for_each_other_are_found_out():
+def test_a_deadlock_is_detected():
     world = World(1, watched=frozenset())
     world.make_thread(lambda: world.make_inbox().get()(), name="stuck").start()
     with pytest.raises(Deadlock, match="loop, stuck"):
@@ -104,16 +104,16 @@ def test_threads_that_wait_for_each_other_are_found_out():
     assert not [thread for thread in threading.enumerate() if "stuck" in thread.name]
 
 
-def test_a_thread_that_is_left_behind_is_found_out():
+def test_a_leftover_thread_is_detected():
     world = World(1, watched=frozenset())
     world.make_thread(lambda: world.make_inbox().get()(), name="left").start()
     world.wait(lambda: True)
-    with pytest.raises(AssertionError, match="left behind: left"):
+    with pytest.raises(AssertionError, match="threads are left: left"):
         world.close()
     assert not [thread for thread in threading.enumerate() if "left" in thread.name]
 
 
-def test_what_a_thread_raises_ends_the_run():
+def test_an_exception_in_a_thread_ends_the_run():
     world = World(1, watched=frozenset())
     world.make_thread(lambda: 1 // 0, name="broken").start()  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
@@ -125,7 +125,7 @@ def test_what_a_thread_raises_ends_the_run():
 # The loop.
 
 
-def test_the_loop_keeps_asyncios_order_and_jumps_to_its_timers():
+def test_the_loop_keeps_asyncios_order_and_skips_to_its_timers():
     world, order = World(1, watched=frozenset()), list[object]()
 
     async def main() -> None:
@@ -143,7 +143,7 @@ def test_the_loop_keeps_asyncios_order_and_jumps_to_its_timers():
     assert order == ["first", "second", 1.0, 2.0, 60.0]
 
 
-def test_work_for_executors_runs_on_a_thread_and_comes_back():
+def test_executor_work_runs_on_a_thread_and_returns_its_result():
     world, names = World(1, watched=frozenset()), list[str]()
 
     def work() -> int:
@@ -166,7 +166,7 @@ def test_work_for_executors_runs_on_a_thread_and_comes_back():
     assert names == ["simulated-worker"] * 2
 
 
-def test_a_thread_wakes_a_loop_that_waits():
+def test_a_thread_wakes_a_waiting_loop():
     world = World(1, watched=frozenset())
 
     async def main() -> str:
@@ -183,7 +183,7 @@ def test_a_thread_wakes_a_loop_that_waits():
     assert run_loop(world, main()) == "awake"
 
 
-def test_a_loop_that_waits_for_nothing_is_found_out():
+def test_a_loop_that_waits_forever_is_detected():
     world = World(1, watched=frozenset())
 
     async def main() -> None:

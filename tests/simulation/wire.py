@@ -1,4 +1,4 @@
-"""A socket whose two ends are a server's and a client's, with a network between that takes time."""
+"""A simulated WebSocket between a client and a server, with network latency."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.simulation.world import World
 
 
 class Gone(Exception):
-    """The client's end has no more to hear: the line is cut, or the server has closed."""
+    """Raised at the client when the connection is lost, or closed by the server with `code`."""
 
     def __init__(self, code: int | None) -> None:
         super().__init__(code)
@@ -26,8 +26,8 @@ class Wire:
     """One socket.
 
     Args:
-        world: gives time and chance.
-        on_sent: called with each frame that the operating system has taken from the server.
+        world: provides time and random numbers.
+        on_sent: called with each frame that the server has sent.
     """
 
     def __init__(self, world: World, *, on_sent: Callable[[Frame], None]) -> None:
@@ -35,8 +35,8 @@ class Wire:
         self._world = world
         self._on_sent = on_sent
         self._latency_s = rng.choice((0.0, 0.001, 0.05))
-        self._max_unheard = rng.choice((1, 2, 8, 1000))
-        """Frames in the buffers between the two ends: what they hold, the server has sent."""
+        self._max_in_flight = rng.choice((1, 2, 8, 1000))
+        """Capacity in frames of the buffers between the two; frames in them count as sent."""
         self._raises_when_cut = rng.random() < 0.5
         self._to_server: deque[dict[str, Any]] = deque()
         self._to_client: deque[Frame | int] = deque()  # a close code at the end
@@ -46,59 +46,60 @@ class Wire:
         self._is_cut = False
         self._is_noticed = False
         self._is_closed = False
-        self.heard: list[Frame] = []
+        self.received: list[Frame] = []
         self.generation_ids: dict[str, str] = {}
-        """Which logs the streams of the socket are of, as the server has said."""
+        """Generation id of each stream of the socket."""
         self._to_server.append({"type": "websocket.connect"})
         self._arrive_at_server()
         scope = {"type": "websocket", "path": "/v1/stream", "headers": [], "subprotocols": []}
         self.websocket = WebSocket(scope, self._receive, self._send)
 
-    # The client's end.
+    # Client side.
 
-    def say(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
+        """Send a message, unless the connection is lost."""
         if self._is_cut:
             return
         self._to_server.append({"type": "websocket.receive", "text": json.dumps(message)})
         self._later(self._arrive_at_server)
 
-    async def hear(self) -> Frame:
+    async def receive(self) -> Frame:
         """Return the next frame.
 
         Raises:
-            Gone: there is none.
+            Gone: the connection is lost or closed.
         """
         await self._until(lambda: self._is_cut or self._num_arrived_at_client > 0)
         if self._is_cut:
             raise Gone(None)
         self._num_arrived_at_client -= 1
         frame = self._to_client.popleft()
-        self._tell()
+        self._notify()
         if isinstance(frame, int):
             self.cut(noticed_after_s=0.0)
             raise Gone(frame)
-        self.heard.append(frame)
+        self.received.append(frame)
         return frame
 
     def cut(self, *, noticed_after_s: float) -> None:
-        """End the line: what is on it is lost, and the server notices some time later."""
+        """Lose the connection with all frames in flight; the server notices it later."""
         self._is_cut = True
-        self._tell()
+        self._notify()
         asyncio.get_running_loop().call_later(noticed_after_s, self.shut)
 
-    # The server's end.
+    # Server side.
 
     def end(self) -> None:
-        """Drop the connection once the application has left it, unless it has closed it."""
+        """Drop the connection after the application has returned, unless it has closed it."""
         self.shut()
         if not self._is_closed:
             self._to_client.append(1006)
             self._later(self._arrive_at_client)
 
     def shut(self) -> None:
-        """Have the server see the socket's end."""
+        """Let the server notice that the connection is lost."""
         self._is_noticed = True
-        self._tell()
+        self._notify()
 
     async def _receive(self) -> dict[str, Any]:
         await self._until(lambda: self._num_arrived_at_server > 0 or self._is_noticed)
@@ -110,10 +111,10 @@ class Wire:
     async def _send(self, message: Any) -> None:
         if message["type"] == "websocket.accept":
             return
-        await self._until(lambda: len(self._to_client) < self._max_unheard or self._is_noticed)
+        await self._until(lambda: len(self._to_client) < self._max_in_flight or self._is_noticed)
         if self._is_noticed:
             if self._raises_when_cut:
-                raise OSError("the line is cut")
+                raise OSError("the connection is lost")
             return
         is_close = message["type"] == "websocket.close"
         frame = message["code"] if is_close else json.loads(message["text"])
@@ -123,7 +124,7 @@ class Wire:
             self._on_sent(frame)
         self._later(self._arrive_at_client)
 
-    # Inside.
+    # Internals.
 
     def _later(self, arrive: Callable[[], None]) -> None:
         latency_s = self._latency_s * self._world.rng.random()
@@ -131,20 +132,20 @@ class Wire:
 
     def _arrive_at_server(self) -> None:
         self._num_arrived_at_server += 1
-        self._tell()
+        self._notify()
 
     def _arrive_at_client(self) -> None:
         self._num_arrived_at_client += 1
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _until(self, is_so: Callable[[], bool]) -> None:
-        while not is_so():
+    async def _until(self, is_true: Callable[[], bool]) -> None:
+        while not is_true():
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter

@@ -1,9 +1,9 @@
-"""Threads that take turns, and a clock that jumps: both drawn from a seed.
+"""A deterministic scheduler of threads with simulated time, both driven by a seed.
 
-Each simulated thread is a real one, but only the one whose turn it is runs. Turns change where a
-thread waits and, as under an operating system, between any two lines of the watched source files.
-So whatever happens in a run can happen to real threads, and the seed replays it.
-Simulated time passes while all threads wait, and now and then while one is off its processor.
+Each simulated thread is a real one, but only one of them runs at a time. The world switches threads
+where one waits and, as an operating system does, between any two lines of the watched source files.
+Every run is therefore possible with real threads, and its seed replays it. Simulated time advances
+while all threads wait, and sometimes while a thread is preempted.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from streaming.host import Host, Inbox, Thread
 T = TypeVar("T")
 
 _MEAN_LINES_PER_TURN = (5, 20, 60, 300)
-"""Of watched lines, one for a run; a turn's length is drawn for each turn."""
+"""Mean length of a turn in watched lines, one of these per run; each turn draws its own length."""
 _PAUSE_SHARES = (0.01, 0.2)
-"""Of the turns that are taken away, one for a run: the thread is off its processor for a while."""
+"""Share of turns that end with a pause, one of these per run: the thread is preempted."""
 _PAUSES_S = (0.001, 0.01, 0.1, 1.0)
-"""On a loaded machine that takes about so long, one of these."""
+"""Mean length of a pause, one of these per pause."""
 _MAX_S = 3600.0
-"""Simulated time of a run; one that takes longer never ends."""
+"""Longest simulated time of a run; a longer one counts as endless."""
 _LEAVE_S = 60.0
-"""Simulated time for threads to end after their run."""
+"""Simulated time for threads to end after the run."""
 _END_S = 10.0
-"""Real time for a thread to end once its run has failed."""
+"""Real time for a thread to end after the run has failed."""
 
 
 class Deadlock(AssertionError):
-    """All threads wait for each other, or for a time that never comes."""
+    """All threads wait for each other, or the run takes longer than `_MAX_S`."""
 
 
 class _Killed(BaseException):
-    """Ends a thread of a run that has failed."""
+    """Raised in the threads of a failed run to end them."""
 
 
 class SimulatedThread:
-    """A thread of a world, as a host gives them out."""
+    """A thread of a world, with the interface of a host's thread."""
 
     def __init__(self, world: World, run: Callable[[], object], name: str) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class SimulatedThread:
         self.wakes_at: float | None = None
         self.turn = threading.Lock()
         self.turn.acquire()
-        """Held, except for the moment in which the thread is given its turn."""
+        """Held, except for the moment in which the thread gets its turn."""
         self._world = world
         self._run = run
         self._thread = threading.Thread(target=self._main, name=f"simulated-{name}", daemon=True)
@@ -77,9 +77,9 @@ class SimulatedThread:
         return self._is_started and not self.is_done
 
     def join_really(self) -> None:
-        """Wait, in real time, until the thread behind this one has ended."""
+        """Wait in real time until the real thread has ended."""
         self._thread.join(_END_S)
-        assert not self._thread.is_alive(), f"{self.name} cannot be ended"
+        assert not self._thread.is_alive(), f"{self.name} does not end"
 
     def _main(self) -> None:
         self.turn.acquire()
@@ -121,11 +121,13 @@ class SimulatedInbox(Generic[T]):
 
 
 class World(Host):
-    """Owns the threads of one run, its time and its chance. Its maker is the first thread.
+    """Owns the threads, the time and the random numbers of one run.
+
+    The thread that creates it is its first thread.
 
     Args:
-        seed: decides everything that is left open.
-        watched: turns may change between the lines of these source files.
+        seed: seed of all random choices.
+        watched: source files between whose lines threads may switch.
     """
 
     def __init__(self, seed: int, *, watched: frozenset[str]) -> None:
@@ -141,10 +143,10 @@ class World(Host):
         self._pause_share = self.rng.choice(_PAUSE_SHARES)
         self._num_lines_left = 1
         self.digest = 0
-        """Of all changes of turn: equal where two runs took the same course."""
+        """Checksum of all thread switches; equal for two runs with the same course."""
         self.num_turns = 0
 
-    # As a host.
+    # Interface of a host.
 
     def now(self) -> float:
         return self.time
@@ -155,10 +157,10 @@ class World(Host):
     def make_inbox(self) -> Inbox[Any]:
         return SimulatedInbox(self)
 
-    # What threads do.
+    # Called by threads.
 
     def wait(self, until: Callable[[], bool], *, timeout_s: float | None = None) -> bool:
-        """Let others run until it is so, or for so long; return whether it is so."""
+        """Let other threads run until a condition holds or a timeout; return whether it holds."""
         self.check_alive()
         me = self._current
         me.until = until
@@ -168,11 +170,12 @@ class World(Host):
         return until()
 
     def sleep(self, seconds: float) -> None:
+        """Let other threads run for `seconds` of simulated time."""
         self.wait(lambda: False, timeout_s=seconds)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Let the turn of the thread that calls this be taken from it between watched lines."""
+        """Allow the calling thread to be preempted between watched lines, during the block."""
         before = sys.gettrace()
         sys.settrace(self._trace)
         try:
@@ -180,24 +183,25 @@ class World(Host):
         finally:
             sys.settrace(before)
 
-    # What threads are.
+    # Threads and failures.
 
     def enter(self, thread: SimulatedThread) -> None:
+        """Add a thread that starts."""
         self._threads.append(thread)
 
     def leave(self, thread: SimulatedThread) -> None:
-        """Take a thread out that has ended, and give its turn to another."""
+        """Remove a thread that has ended, and give its turn to another."""
         self._threads.remove(thread)
         if self._failure is None or self._current is thread:
             self._hand_over(self._next())
 
     def fail(self, error: BaseException) -> None:
-        """End the run with an error, which the first thread raises."""
+        """Fail the run with an error, which the first thread raises."""
         if self._failure is None:
             self._failure = error
 
     def check_alive(self) -> None:
-        """Raise where the run has failed."""
+        """Raise if the run has failed."""
         if self._failure is None:
             return
         if self._current is self._first:
@@ -205,20 +209,20 @@ class World(Host):
         raise _Killed
 
     def close(self) -> None:
-        """End what is left of a run; nothing is, where it has not failed."""
+        """End the run, and fail it if threads are left."""
         if self._failure is None:
             self.wait(lambda: self._threads == [self._first], timeout_s=_LEAVE_S)
         others = [thread for thread in self._threads if thread is not self._first]
         if others and self._failure is None:
             names = ", ".join(thread.name for thread in others)
-            self.fail(AssertionError(f"threads were left behind: {names}"))
+            self.fail(AssertionError(f"threads are left: {names}"))
         for thread in others:
             self._hand_over(thread)
             thread.join_really()
         if self._failure is not None:
             raise self._failure
 
-    # Inside.
+    # Internals.
 
     def _trace(self, frame: FrameType, _event: str, _arg: Any) -> Any:
         return self._trace_line if frame.f_code.co_filename in self._watched else None
@@ -248,7 +252,7 @@ class World(Host):
 
     def _hand_over(self, thread: SimulatedThread) -> None:
         self._current = thread
-        if thread.turn.locked():  # always, but at the end of a run that has failed
+        if thread.turn.locked():  # always, except at the end of a failed run
             thread.turn.release()
 
     def _next(self) -> SimulatedThread:
@@ -266,7 +270,7 @@ class World(Host):
             times = [thread.wakes_at for thread in self._threads if thread.wakes_at is not None]
             if not times or self.time > self._ends_at:
                 waiting = ", ".join(thread.name for thread in self._threads)
-                raise Deadlock(f"all wait without end: {waiting}")
+                raise Deadlock(f"all threads wait forever: {waiting}")
             self.time = max(self.time, min(times))
 
     def _is_ready(self, thread: SimulatedThread) -> bool:

@@ -1,4 +1,4 @@
-"""The defaults that everything else builds on."""
+"""Fields and defaults of the configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_docstring_names_every_field_and_no_other(config: type[EngineConfig 
     assert documented == [field.name for field in dataclasses.fields(config)]
 
 
-def test_a_number_with_a_unit_has_it_in_its_name():
+def test_the_name_of_a_number_ends_with_its_unit():
     units = {"_s", "_bytes", "_tokens", "_requests", "_threads", "_len", "_seqs", "_blocks"}
     for config in (EngineConfig(), ModelConfig()):
         for field in dataclasses.fields(config):
@@ -40,6 +40,6 @@ def test_a_number_with_a_unit_has_it_in_its_name():
                 assert value > 0
 
 
-def test_a_backend_is_known_by_its_name():
+def test_a_backend_is_found_by_its_name():
     assert BackendName("scripted") is BackendName.SCRIPTED
     assert ModelConfig().backend in BackendName

@@ -1,4 +1,4 @@
-"""Whole characters only, the same text as one decode of everything, in linear time."""
+"""Complete characters only, the same text as a single decode, in linear time."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TEXTS = [
     "👩‍👩‍👧‍👦 and 👍🏽 and 🏳️‍🌈 and 🇩🇪",
     "e\u0301 n\u0303 \u0915\u094d\u0937",  # combining marks, a Devanagari conjunct
     "a\U0001f600b日c\u0301d",
-    "\u0000\u007f\u0080\u07ff\u0800\uffff\U00010000\U0010ffff",  # where UTF-8 grows by a byte
+    "\u0000\u007f\u0080\u07ff\u0800\uffff\U00010000\U0010ffff",  # bounds of UTF-8 lengths
 ]
 SPECIAL = 300
 
 
 class PieceTokenizer:
-    """Tokens that are given strings of bytes, as in byte-level BPE; special ones have no text."""
+    """Tokens that are byte strings, as in byte-level BPE; special tokens have no text."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = dict(enumerate(pieces))
@@ -40,7 +40,7 @@ class PieceTokenizer:
 
 
 class SentencePieceTokenizer:
-    """Decodes as Llama 2 and Mistral do: `▁` is a space, bytes stand in for unknown characters.
+    """Decodes as Llama 2 and Mistral do: `▁` is a space, unknown characters fall back to bytes.
 
     A run of byte tokens is decoded as one; where it is no whole UTF-8, each of its bytes becomes
     U+FFFD, those of whole characters too. One leading space of the whole text is dropped.
@@ -78,7 +78,7 @@ def stream(
     token_ids: Iterable[int],
     prompt_ids: Sequence[int] = (),
 ) -> str:
-    """Return the joined pieces, none of which holds half a character."""
+    """Return the joined pieces, after checking that each has complete characters only."""
     detokenizer = Detokenizer(decode, prompt_ids)
     pieces = [detokenizer.feed(token_id) for token_id in token_ids]
     pieces.append(detokenizer.flush())
@@ -110,8 +110,8 @@ def test_tokens_cut_at_every_byte(text: str):
 @pytest.mark.pain(4)
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("prompt", ["", "ask ", "日本", "🙂😀", "ab🙂"])
-def test_byte_fallback_breaks_a_whole_run_until_its_last_byte(text: str, prompt: str):
-    """Two emoji in a row: the first byte of the second makes the first unreadable again."""
+def test_byte_fallback_decodes_a_run_of_bytes_together(text: str, prompt: str):
+    """With two emoji in a row, the first byte of the second makes the first invalid again."""
     tokenizer = SentencePieceTokenizer()
     prompt_ids = tokenizer.encode(prompt)
     token_ids = tokenizer.encode(text)[1:]
@@ -125,7 +125,7 @@ def test_a_leading_space_depends_on_what_is_before():
     assert stream(tokenizer.decode, tokenizer.encode(" a b")) == " a b"
 
 
-def test_characters_come_as_soon_as_they_are_whole():
+def test_characters_are_returned_as_soon_as_they_are_complete():
     detokenizer = Detokenizer(ByteTokenizer().decode)
     pieces = [detokenizer.feed(byte) for byte in "aé😀b".encode()]
     assert pieces == ["a", "", "é", "", "", "", "😀", "b"]
@@ -133,7 +133,7 @@ def test_characters_come_as_soon_as_they_are_whole():
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), SentencePieceTokenizer()])
-def test_special_tokens_show_nothing_wherever_they_come(
+def test_special_tokens_have_no_text_at_any_position(
     text: str, tokenizer: ByteTokenizer | SentencePieceTokenizer
 ):
     token_ids = tokenizer.encode(text)
@@ -149,7 +149,7 @@ def test_special_tokens_show_nothing_wherever_they_come(
 def test_an_end_inside_a_character_drops_that_character_only(
     text: str, tokenizer: ByteTokenizer | SentencePieceTokenizer
 ):
-    """`max_tokens` cuts anywhere."""
+    """`max_tokens` may end a text inside a character."""
     token_ids = tokenizer.encode(text)
     for end in range(len(token_ids) + 1):
         shown = stream(tokenizer.decode, token_ids[:end])
@@ -164,7 +164,7 @@ def test_an_end_inside_a_character_keeps_what_came_with_it():
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), SentencePieceTokenizer()])
-def test_bytes_that_become_no_character_are_shown_as_replaced(
+def test_invalid_bytes_become_replacement_characters(
     tokenizer: ByteTokenizer | SentencePieceTokenizer,
 ):
     detokenizer = Detokenizer(tokenizer.decode)
@@ -173,7 +173,7 @@ def test_bytes_that_become_no_character_are_shown_as_replaced(
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), SentencePieceTokenizer()])
-def test_a_run_of_invalid_bytes_is_not_held_for_ever_and_spoils_nothing_after_it(
+def test_invalid_bytes_are_not_held_forever_and_do_not_affect_later_text(
     tokenizer: ByteTokenizer | SentencePieceTokenizer,
 ):
     detokenizer = Detokenizer(tokenizer.decode, tokenizer.encode("ask"))
@@ -187,7 +187,7 @@ def test_a_run_of_invalid_bytes_is_not_held_for_ever_and_spoils_nothing_after_it
     assert "".join(pieces).replace(" ", "") == REPLACEMENT * 100 + "a日😀"
 
 
-def test_an_invalid_byte_right_after_a_character_does_not_take_it_back():
+def test_an_invalid_byte_after_a_character_does_not_retract_it():
     tokenizer = SentencePieceTokenizer()
     detokenizer = Detokenizer(tokenizer.decode, tokenizer.encode("ask"))
     token_ids = [*"😀".encode(), 0xF0, *tokenizer.encode("a")[1:], *"é".encode()]
@@ -196,10 +196,10 @@ def test_an_invalid_byte_right_after_a_character_does_not_take_it_back():
 
 
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), SentencePieceTokenizer()])
-def test_a_prompt_cut_inside_a_character_leaves_no_half_of_it(
+def test_an_incomplete_character_at_the_end_of_the_prompt_is_ignored(
     tokenizer: ByteTokenizer | SentencePieceTokenizer,
 ):
-    """A client that sends back the token ids of an answer that `max_tokens` cut."""
+    """A client may send the token ids of an answer that `max_tokens` ended in a character."""
     emoji = list("😀".encode())
     for cut in range(1, 4):
         detokenizer = Detokenizer(tokenizer.decode, [*tokenizer.encode("ask"), *emoji[:cut]])
@@ -208,7 +208,7 @@ def test_a_prompt_cut_inside_a_character_leaves_no_half_of_it(
 
 
 class CountingDecode:
-    """Counts calls, and tokens over all calls."""
+    """Counts calls and decoded tokens."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
         self._decode = decode
@@ -224,8 +224,8 @@ class CountingDecode:
 @pytest.mark.parametrize(
     "token_ids",
     [
-        [EOS] * 5000,  # a run under ignore_eos
-        [*"é".encode()[:1], *[EOS] * 5000],  # while half a character is held
+        [EOS] * 5000,  # generated under ignore_eos
+        [*"é".encode()[:1], *[EOS] * 5000],  # while an incomplete character is held
         [0xFF] * 5000,
         list("日本語".encode() * 500),
         list(b"plain " * 800),
@@ -281,8 +281,8 @@ def test_random_bytes_with_a_letter_after_them(token_ids: list[int]):
 
 @property_test
 @given(st.text(max_size=30), st.integers(0, 3))
-def test_texts_of_tokens_are_those_that_a_detokenizer_sets_free(text: str, num_cut: int):
-    """One for each token; the last character may lack some of its bytes."""
+def test_texts_of_tokens_are_those_that_a_detokenizer_returns(text: str, num_cut: int):
+    """One text per token; the last character may be incomplete."""
     token_ids = [*text.encode(), ord("!"), *"😀".encode()[:num_cut]]
     pieces = texts_of(token_ids, decode=ByteTokenizer().decode)
     assert len(pieces) == len(token_ids)

@@ -1,4 +1,4 @@
-"""Which token ends a sequence, how, and with what text."""
+"""States of a sequence, the conditions that end it, and its text."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def outcome(sequence: Sequence) -> tuple[str, str | None, int]:
 
 @pytest.mark.parametrize("old", SequenceState)
 @pytest.mark.parametrize("new", SequenceState)
-def test_states_move_along_the_table_only(old: SequenceState, new: SequenceState):
+def test_only_the_listed_state_changes_are_allowed(old: SequenceState, new: SequenceState):
     sequence = make_sequence()
     sequence.state = old
     if (old, new) in EDGES:
@@ -83,7 +83,7 @@ def test_the_table_has_every_state():
     assert set(_NEXT_STATES) == set(SequenceState)
 
 
-def test_a_new_sequence_waits_and_has_seen_nothing():
+def test_a_new_sequence_waits_and_nothing_is_computed():
     sequence = make_sequence("gen_7", prompt="ask", max_tokens=5)
     assert sequence.generation_id == "gen_7"
     assert sequence.state is SequenceState.WAITING
@@ -94,14 +94,14 @@ def test_a_new_sequence_waits_and_has_seen_nothing():
     assert (sequence.num_prompt_tokens, sequence.num_tokens, sequence.num_tokens_left) == (3, 5, 3)
 
 
-def test_a_new_sequence_has_a_client_and_no_claim():
+def test_a_new_sequence_is_attached_and_has_priority_0():
     sequence = make_sequence(caller="alice")
     assert (sequence.caller, sequence.priority, sequence.is_detached) == ("alice", 0, False)
     assert sequence.block_table.block_ids == []
     assert make_sequence(priority=3).priority == 3
 
 
-def test_what_the_model_has_not_seen_is_counted():
+def test_uncomputed_tokens_are_counted():
     sequence = make_running()
     assert (sequence.token_ids.tolist(), sequence.num_uncomputed_tokens) == ([*b"ask"], 3)
     sequence.num_computed_tokens = 3
@@ -111,13 +111,13 @@ def test_what_the_model_has_not_seen_is_counted():
     assert sequence.num_uncomputed_tokens == 4
 
 
-def test_prompt_and_answer_are_kept_apart():
+def test_prompt_and_output_are_separate():
     sequence = make_running()
     feed(sequence, b"xy")
     assert (sequence.prompt_ids, list(sequence.output_ids)) == (tuple(b"ask"), [*b"xy"])
 
 
-def test_a_sequence_has_a_prompt_and_a_limit():
+def test_a_sequence_needs_a_prompt_and_a_limit():
     with pytest.raises(AssertionError):
         make_sequence(prompt="")
     with pytest.raises(AssertionError):
@@ -140,25 +140,25 @@ def test_the_limit_ends_it():
     assert outcome(sequence) == ("abc", "length", 3)
 
 
-def test_eos_on_the_last_place_is_a_stop():
+def test_eos_as_the_last_allowed_token_is_a_stop():
     sequence = make_running(max_tokens=3)
     feed(sequence, [*b"ab", EOS])
     assert outcome(sequence) == ("ab", "stop", 3)
 
 
-def test_a_stop_string_on_the_last_place_is_a_stop():
+def test_a_stop_string_in_the_last_allowed_token_is_a_stop():
     sequence = make_running(SamplingParams(max_tokens=5, stop=("END",)))
     feed(sequence, b"abEND")
     assert outcome(sequence) == ("ab", "stop", 5)
 
 
-def test_a_stop_token_ends_it_and_shows_no_text():
+def test_a_stop_token_ends_it_without_text():
     sequence = make_running(SamplingParams(max_tokens=9, stop_token_ids=frozenset({ord("c")})))
     feed(sequence, b"abcd")
     assert outcome(sequence) == ("ab", "stop", 3)
 
 
-def test_ignore_eos_goes_past_the_models_end_but_not_past_the_callers():
+def test_ignore_eos_ignores_end_tokens_but_not_stop_tokens():
     params = SamplingParams(max_tokens=9, ignore_eos=True, stop_token_ids=frozenset({ord("c")}))
     sequence = make_running(params)
     feed(sequence, [*b"a", EOS, EOS, *b"bc"])
@@ -168,7 +168,7 @@ def test_ignore_eos_goes_past_the_models_end_but_not_past_the_callers():
 
 @pytest.mark.pain(5)
 @pytest.mark.parametrize("pieces", ["abENDcd", "xENENDy", "END"])
-def test_nothing_of_a_stop_string_is_shown(pieces: str):
+def test_no_part_of_a_stop_string_is_shown(pieces: str):
     sequence = make_running(SamplingParams(max_tokens=99, stop=("END",)))
     feed(sequence, pieces.encode())
     text, reason, num_tokens = outcome(sequence)
@@ -177,7 +177,7 @@ def test_nothing_of_a_stop_string_is_shown(pieces: str):
 
 
 @pytest.mark.pain(5)
-def test_what_was_held_is_let_go_with_the_token_that_ends_it():
+def test_held_text_is_released_with_the_last_token():
     for token_ids, reason in (([*b"abEN", EOS], "stop"), ([*b"abxEN"], "length")):
         sequence = make_running(SamplingParams(max_tokens=5, stop=("END",)))
         feed(sequence, token_ids)
@@ -189,7 +189,7 @@ def test_what_was_held_is_let_go_with_the_token_that_ends_it():
 @pytest.mark.pain(4)
 @pytest.mark.parametrize("ending", ["eos", "length", "cancel"])
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_an_end_inside_a_character_shows_no_half(ending: str, size: int):
+def test_an_incomplete_character_at_the_end_is_dropped(ending: str, size: int):
     sequence = make_running(max_tokens=2 + size if ending == "length" else 99)
     feed(sequence, b"ab" + "😀".encode()[:size])
     if ending == "eos":
@@ -201,7 +201,7 @@ def test_an_end_inside_a_character_shows_no_half(ending: str, size: int):
 
 
 def make_holding(params: SamplingParams) -> Sequence:
-    """Feed "a E", and a token that brings "ND" and half a character: both are held."""
+    """Feed "a E", then a token with "ND" and an incomplete character, so that both are held."""
     pieces = {1: b"ask", 2: b"a E", 3: b"ND\xe6"}
 
     def decode(token_ids: Iterable[int]) -> str:
@@ -245,7 +245,7 @@ def test_end_tokens_are_banned_before_min_tokens():
     assert banned == [True, True, False]
 
 
-def test_an_end_token_that_comes_too_early_all_the_same_ends_nothing():
+def test_an_end_token_before_min_tokens_does_not_end_it():
     sequence = make_running(SamplingParams(max_tokens=9, min_tokens=2))
     feed(sequence, [EOS, *b"a", EOS])
     assert outcome(sequence) == ("a", "stop", 3)
@@ -302,7 +302,7 @@ def test_a_stop_string_complete_in_the_last_of_min_tokens_is_text_at_the_end_too
         assert outcome(sequence) == ("a END", expected, 2)
 
 
-def test_text_held_before_min_tokens_is_let_go_at_a_cancel():
+def test_text_held_before_min_tokens_is_released_by_a_cancel():
     sequence = make_running(SamplingParams(max_tokens=99, min_tokens=9, stop=("END",)))
     feed(sequence, b"ENDEN")
     assert sequence.generation.text == "END"
@@ -310,10 +310,10 @@ def test_text_held_before_min_tokens_is_let_go_at_a_cancel():
     assert outcome(sequence) == ("ENDEN", "cancelled", 5)
 
 
-# Endings from outside.
+# Cancel, failure, preemption.
 
 
-def test_cancel_lets_go_of_what_was_held_as_a_tail():
+def test_cancel_releases_held_text_as_a_tail():
     sequence = make_running(SamplingParams(max_tokens=99, stop=("END",)))
     feed(sequence, b"abEN")
     sequence.cancel(at=2.0)
@@ -324,7 +324,7 @@ def test_cancel_lets_go_of_what_was_held_as_a_tail():
     ]
 
 
-def test_cancel_with_nothing_held_has_no_tail():
+def test_cancel_without_held_text_has_no_tail():
     sequence = make_sequence()
     sequence.cancel(at=2.0)
     assert sequence.generation.read_after(-1) == [Finished(FinishReason.CANCELLED, at=2.0)]
@@ -340,7 +340,7 @@ def test_fail_keeps_the_text_and_the_error():
     assert sequence.generation.outcome == Failed(error, at=2.0)
 
 
-def test_an_ended_sequence_takes_no_more():
+def test_an_ended_sequence_rejects_tokens_and_endings():
     sequence = make_running()
     feed(sequence, [EOS])
     records = sequence.generation.read_after(-1)
@@ -355,7 +355,7 @@ def test_an_ended_sequence_takes_no_more():
     assert sequence.generation.read_after(-1) == records
 
 
-def test_a_preempted_sequence_goes_on_where_it_was():
+def test_a_preempted_sequence_continues_after_its_last_token():
     sequence = make_running()
     feed(sequence, b"a")
     sequence.move_to(SequenceState.WAITING)
@@ -403,7 +403,7 @@ def test_the_log_is_the_text_up_to_what_ends_it(
         assert not any(string in shown for string in stop)
 
 
-# By a grammar.
+# Grammars.
 
 
 def make_constrained(word: str, *, is_open: bool = False, **params: object) -> Sequence:
@@ -424,7 +424,7 @@ def make_constrained(word: str, *, is_open: bool = False, **params: object) -> S
     ids=["nothing can follow", "ended", "open", "begun"],
 )
 @pytest.mark.parametrize("params", [{}, {"ignore_eos": True}, {"min_tokens": 5}])
-def test_a_complete_text_ends_whatever_else_was_asked(
+def test_a_complete_text_ends_whatever_the_other_parameters(
     is_open: bool,
     tokens: Iterable[int],
     expected: tuple[str, str | None, int],
@@ -447,7 +447,7 @@ def test_a_text_that_is_complete_by_its_grammar_ends_with_its_calls(text: str, e
     assert outcome(sequence) == (text, expected, len(text))
 
 
-def test_a_text_complete_on_the_last_place_is_a_stop_and_one_that_is_cut_a_length():
+def test_a_text_completed_by_the_last_allowed_token_is_a_stop():
     complete, cut = make_constrained("words"), make_constrained("longer")
     feed(complete, b"words")
     feed(cut, b"longer")
@@ -467,13 +467,13 @@ def test_a_text_complete_before_min_tokens_shows_the_stop_string_it_ends_with():
     assert outcome(sequence) == ("word", "stop", 4)
 
 
-def test_a_stop_string_cuts_a_constrained_text_too():
+def test_a_stop_string_also_ends_a_constrained_text():
     sequence = make_constrained("word", stop=("or",))
     feed(sequence, b"word")
     assert outcome(sequence) == ("w", "stop", 3)
 
 
-# The prompt's own log probabilities.
+# Prompt log probabilities.
 
 
 def test_the_prompt_is_scored_once_and_its_texts_join_to_it():
@@ -492,7 +492,7 @@ def test_the_prompt_is_scored_once_and_its_texts_join_to_it():
 
 
 def test_a_long_prompt_is_scored_without_being_decoded():
-    """That takes a tenth of a second for 8,000 tokens, in which all other streams would wait."""
+    """Decoding 8,000 tokens takes a tenth of a second, which would delay all other streams."""
     sizes: list[int] = []
 
     def decode(token_ids: SequenceOf[int]) -> str:
@@ -512,7 +512,7 @@ def test_a_long_prompt_is_scored_without_being_decoded():
     assert sum(sizes) <= 5, "but for the few tokens that the answer's first one follows"
 
 
-def test_a_prompt_that_is_to_be_scored_has_a_text_for_each_token():
+def test_a_prompt_to_score_needs_a_text_for_each_token():
     sequence = make_sequence(prompt="ab", params=SamplingParams(max_tokens=5, prompt_logprobs=0))
     with pytest.raises(AssertionError):
         Sequence(
@@ -526,7 +526,7 @@ def test_a_prompt_that_is_to_be_scored_has_a_text_for_each_token():
         )
 
 
-def test_a_prompt_that_nobody_asked_about_is_not_scored():
+def test_a_prompt_is_not_scored_without_a_request():
     sequence = make_sequence(prompt="ab")
     assert not sequence.wants_prompt_logprobs
     with pytest.raises(AssertionError):
@@ -540,8 +540,8 @@ def test_a_stop_string_that_is_asked_for_is_shown():
     assert outcome(sequence) == ("one END", "stop", 7)
 
 
-def test_the_collector_has_no_more_to_visit_for_more_tokens():
-    """Lists of numbers would do for that, but a collection goes through them."""
+def test_tokens_add_no_objects_for_the_garbage_collector():
+    """Lists would also avoid objects, but the collector traverses them."""
     sequence = make_running(max_tokens=2000)
     feed(sequence, [97] * 1000)
 

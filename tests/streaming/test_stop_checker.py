@@ -1,4 +1,4 @@
-"""No part of a stop string gets through, wherever the pieces are cut."""
+"""No part of a stop string is returned, however the text is split."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from tests.support import property_test
 
 
 def reference(text: str, stop: Iterable[str], *, num_free_chars: int = 0) -> tuple[str, bool]:
-    """Cut at the stop string that is complete first; of those, at the longest.
+    """Cut at the stop string that completes first, or the longest of those.
 
-    One that is complete within the free characters is text.
+    A stop string that completes within the first `num_free_chars` characters is text.
     """
     for end in range(num_free_chars + 1, len(text) + 1):
         found = [string for string in stop if text[:end].endswith(string)]
@@ -27,7 +27,7 @@ def reference(text: str, stop: Iterable[str], *, num_free_chars: int = 0) -> tup
 def check(
     pieces: Iterable[str], stop: Iterable[str], *, free_pieces: Iterable[str] = ()
 ) -> tuple[str, bool]:
-    """Feed the pieces up to the stop; what was shown never has to be taken back."""
+    """Feed the pieces up to the stop, and return the text that was shown."""
     checker = StopChecker(tuple(stop))
     shown = "".join([checker.feed(piece, may_stop=False) for piece in free_pieces])
     for piece in pieces:
@@ -44,11 +44,11 @@ CASES = [
     ("END", ["END"]),
     ("almost EN", ["END"]),
     ("EN then END", ["END"]),
-    ("aaab", ["aab"]),  # the match begins inside a failed one
+    ("aaab", ["aab"]),  # the match starts inside a failed one
     ("ababac", ["abac"]),
-    ("xabcd", ["abcd", "bc"]),  # overlapping: the one inside is complete first
-    ("xabc", ["abc", "bc", "c"]),  # complete at once: the longest
-    ("xabc", ["ab", "abc"]),  # a prefix of another is complete first
+    ("xabcd", ["abcd", "bc"]),  # overlapping: the inner one completes first
+    ("xabc", ["abc", "bc", "c"]),  # all complete at once: the longest wins
+    ("xabc", ["ab", "abc"]),  # a prefix of another completes first
     ("User: hi", ["User:", "\n\n"]),
     ("日本語の終わり。後", ["終わり。"]),
     ("👩‍👩‍👧 family", ["👧"]),
@@ -59,7 +59,7 @@ CASES = [
 
 @pytest.mark.pain(5)
 @pytest.mark.parametrize(("text", "stop"), CASES)
-def test_a_cut_at_every_position_changes_nothing(text: str, stop: list[str]):
+def test_the_result_does_not_depend_on_the_split(text: str, stop: list[str]):
     expected = reference(text, stop)
     for cut in range(len(text) + 1):
         assert check([text[:cut], text[cut:]], stop) == expected
@@ -69,7 +69,7 @@ def test_a_cut_at_every_position_changes_nothing(text: str, stop: list[str]):
 
 
 @pytest.mark.parametrize(("text", "stop"), CASES)
-def test_what_is_complete_before_it_may_stop_is_text_wherever_it_is_cut(text: str, stop: list[str]):
+def test_a_stop_string_that_completes_too_early_is_text(text: str, stop: list[str]):
     for size in range(len(text) + 1):
         expected = reference(text, stop, num_free_chars=size)
         for first in range(size + 1):
@@ -81,13 +81,13 @@ def test_what_is_complete_before_it_may_stop_is_text_wherever_it_is_cut(text: st
 
 
 @pytest.mark.pain(5)
-def test_only_what_may_become_a_stop_string_is_held():
+def test_only_a_possible_start_of_a_stop_string_is_held():
     checker = StopChecker(("END", "\n\n"))
     assert [checker.feed(piece) for piece in ("a E", "N", "N\n", "b")] == ["a ", "", "ENN", "\nb"]
     assert checker.flush() == ""
 
 
-def test_what_is_held_is_flushed_once():
+def test_held_text_is_flushed_once():
     checker = StopChecker(("END",))
     assert checker.feed("the EN") == "the "
     assert checker.flush() == "EN"
@@ -102,7 +102,7 @@ def test_without_stop_strings_everything_passes():
     assert not checker.is_stopped
 
 
-def test_nothing_is_fed_after_the_stop_string():
+def test_feeding_after_the_stop_string_is_an_error():
     checker = StopChecker(("END",))
     assert checker.feed("END more") == ""
     assert checker.is_stopped
@@ -116,7 +116,7 @@ def test_nothing_is_fed_after_the_stop_string():
     st.lists(st.text("ab", max_size=5), max_size=8),
     st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
 )
-def test_it_equals_a_naive_reference(free_pieces: list[str], pieces: list[str], stop: list[str]):
+def test_it_equals_a_simple_reference(free_pieces: list[str], pieces: list[str], stop: list[str]):
     free = "".join(free_pieces)
     expected = reference(free + "".join(pieces), stop, num_free_chars=len(free))
     assert check(pieces, stop, free_pieces=free_pieces) == expected
@@ -143,7 +143,7 @@ def test_held_is_the_longest_beginning_of_a_stop_string(
 
 
 @pytest.mark.parametrize(("text", "stop"), CASES)
-def test_a_stop_string_that_is_kept_ends_the_text_wherever_it_is_cut(text: str, stop: list[str]):
+def test_a_kept_stop_string_ends_the_text_however_it_is_split(text: str, stop: list[str]):
     shown, is_stopped = reference(text, stop)
     found = [string for string in stop if is_stopped and text.startswith(shown + string)]
     expected = shown + min(found, key=len, default="")

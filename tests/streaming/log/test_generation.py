@@ -1,4 +1,4 @@
-"""The log: its numbers, its one end, and what is computed from it."""
+"""A log: its sequence numbers, its single end, and the values computed from it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_sequence_number_is_an_index_that_never_changes():
 
 @pytest.mark.parametrize("first", [STOP, FAILED])
 @pytest.mark.parametrize("second", [STOP, FAILED])
-def test_a_log_ends_once_and_the_first_ending_counts(
+def test_a_log_ends_once_and_the_first_ending_wins(
     first: Finished | Failed, second: Finished | Failed
 ):
     generation = started_generation("a")
@@ -71,7 +71,7 @@ def test_a_log_ends_once_and_the_first_ending_counts(
 
 
 @pytest.mark.parametrize("record", [Token(1, "x", at=1.0), Tail("x", at=1.0)])
-def test_a_log_ignores_what_comes_after_its_end(record: Token | Tail):
+def test_a_log_ignores_records_after_its_end(record: Token | Tail):
     generation = started_generation()
     generation.end(STOP)
     num_bytes = generation.num_bytes
@@ -80,8 +80,8 @@ def test_a_log_ignores_what_comes_after_its_end(record: Token | Tail):
     assert generation.read_after(-1) == [STOP]
 
 
-def test_what_is_appended_while_another_thread_ends_the_log_is_not_read():
-    """The engine has looked for an ending just before the loop ended the log, and appends."""
+def test_a_record_appended_while_another_thread_ends_the_log_is_not_read():
+    """The engine checks for an ending just before the loop ends the log, and then appends."""
     generation = started_generation("a")
     generation.end(FAILED)
     generation._records.append(Token(1, "late", at=2.0))
@@ -116,7 +116,7 @@ def test_two_threads_that_end_a_log_agree_on_its_ending():
         assert generation.read_after(0) == won
 
 
-def test_start_keeps_the_first_mark_and_takes_it_out_of_the_queue():
+def test_start_keeps_the_first_start_and_clears_the_queue_position():
     generation = make_generation(prompt_tokens=3)
     generation.queued = Queued(0, None)
     generation.start(cached_tokens=2, at=1.0)
@@ -126,17 +126,17 @@ def test_start_keeps_the_first_mark_and_takes_it_out_of_the_queue():
     assert generation.queued is None
 
 
-def test_the_end_takes_it_out_of_the_queue():
+def test_the_end_clears_the_queue_position():
     generation = make_generation()
     generation.queued = Queued(0, None)
     generation.end(STOP)
     assert generation.queued is None
 
 
-# What is computed from it.
+# Usage and timings.
 
 
-def test_usage_counts_tokens_and_no_tails():
+def test_usage_counts_tokens_without_tails():
     generation = make_generation(prompt_tokens=3)
     assert generation.usage == Usage(3, 0, 0)
     generation.start(cached_tokens=2, at=1.0)
@@ -147,14 +147,14 @@ def test_usage_counts_tokens_and_no_tails():
     assert generation.usage.total_tokens == 5
 
 
-def test_timings_are_none_where_it_never_got():
+def test_timings_of_phases_that_did_not_complete_are_none():
     generation = make_generation()
     assert generation.timings == Timings(None, None, None, None, None)
     generation.end(Finished(FinishReason.CANCELLED, at=4.0))
     assert generation.timings == Timings(None, None, None, 4.0, None)
 
 
-def test_timings_of_a_whole_generation():
+def test_timings_of_a_complete_generation():
     generation = make_generation()
     generation.start(cached_tokens=0, at=1.0)
     for at in (3.0, 3.5, 5.0):
@@ -165,7 +165,7 @@ def test_timings_of_a_whole_generation():
     )
 
 
-def test_tokens_that_all_came_at_once_have_no_rate():
+def test_tokens_that_arrive_at_the_same_time_have_no_rate():
     generation = started_generation("a", "b")
     assert generation.timings.tokens_per_s is None
 
@@ -177,7 +177,7 @@ def test_tokens_that_all_came_at_once_have_no_rate():
     ("num_logs", "num_tokens", "num_top"),
     [(2000, 0, 0), (2000, 1, 0), (500, 10, 5), (10, 1000, 0), (5, 200, 5)],
 )
-def test_bytes_cover_what_a_log_takes_in_memory(num_logs: int, num_tokens: int, num_top: int):
+def test_num_bytes_bounds_the_memory_of_a_log(num_logs: int, num_tokens: int, num_top: int):
     tracemalloc.start()
     try:
         generations = []
@@ -198,7 +198,7 @@ def test_bytes_cover_what_a_log_takes_in_memory(num_logs: int, num_tokens: int, 
                 generation.append(Token(i + 1000, f"{i:4}", at=float(i), logprobs=logprobs))
             generation.end(Finished(FinishReason.STOP, at=float(n)))
             generations.append(generation)
-        gc.collect()  # the interpreter keeps freed tuples until then
+        gc.collect()  # empties the free lists of the interpreter, which count as traced memory
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -206,7 +206,7 @@ def test_bytes_cover_what_a_log_takes_in_memory(num_logs: int, num_tokens: int, 
     assert taken <= counted <= 2 * taken
 
 
-def test_a_scored_prompt_is_there_before_the_first_token_and_counts_as_memory():
+def test_a_scored_prompt_is_set_before_the_first_token_and_counts_as_memory():
     generation = make_generation()
     num_bytes = generation.num_bytes
     prompt = (

@@ -40,7 +40,7 @@ FAILED = Failed(EngineFailure(), at=9.0)
 # Reading.
 
 
-def test_what_piled_up_is_one_delta():
+def test_unread_records_are_merged_into_one_delta():
     generation = started_generation("a", "", "b")
     with Reader(generation) as reader:
         started, delta = reader.read()
@@ -65,7 +65,7 @@ def test_a_token_without_text_moves_the_cursor_with_the_next_delta():
         assert reader.read() == [Delta(2, "b", generation.tokens[1:])]
 
 
-def test_a_token_without_text_at_the_end_is_passed_over():
+def test_a_token_without_text_at_the_end_is_skipped():
     generation = started_generation("a")
     with Reader(generation) as reader:
         reader.read()
@@ -74,7 +74,7 @@ def test_a_token_without_text_at_the_end_is_passed_over():
         assert reader.read() == [Ended(2, STOP)]
 
 
-def test_every_token_reports_those_without_text():
+def test_include_empty_deltas_reports_tokens_without_text():
     generation = started_generation("")
     with Reader(generation, include_empty_deltas=True) as reader:
         assert reader.read()[1:] == [Delta(0, "", generation.tokens)]
@@ -84,7 +84,7 @@ def test_every_token_reports_those_without_text():
         assert reader.read() == []
 
 
-def test_queue_places_are_told_when_they_change_and_never_after_the_start():
+def test_queue_positions_are_reported_when_they_change_and_not_after_the_start():
     generation = make_generation()
     with Reader(generation) as reader:
         assert reader.read() == []
@@ -107,7 +107,7 @@ def test_a_log_that_ended_in_the_queue_has_an_ending_and_no_start():
 
 
 @pytest.mark.parametrize("after", [-2, 2, 10**30])
-def test_a_cursor_outside_the_log_is_lost(after: int):
+def test_a_cursor_outside_the_log_is_rejected(after: int):
     generation = started_generation("a", "b")
     with pytest.raises(CursorLost) as caught:
         Reader(generation, after=after)
@@ -132,7 +132,7 @@ def test_a_reader_that_starts_at_the_newest_record_of_an_open_log_waits_for_the_
         assert reader.read() == [Ended(2, STOP)]
 
 
-def test_wake_tells_every_reader_until_it_closes():
+def test_wake_calls_every_reader_until_it_closes():
     generation = make_generation()
     wakes: list[str] = []
     with Reader(generation, on_wake=lambda: wakes.append("a")):
@@ -161,7 +161,7 @@ def test_a_reader_may_close_another_while_all_are_woken():
 
 
 def test_two_readers_with_one_callback_are_two_subscribers():
-    """A connection that resumes a log that it follows already has two readers and one callback."""
+    """A connection that resumes a log which it already reads has two readers and one callback."""
     generation = make_generation()
     wakes: list[None] = []
 
@@ -178,7 +178,7 @@ def test_two_readers_with_one_callback_are_two_subscribers():
 
 
 class WatchedGeneration(Generation):
-    """Counts the records whose text it hands out; it may grow after each look at its extent."""
+    """Counts the records whose text is read; can append records after each read of `extent`."""
 
     num_read = 0
     grows = False
@@ -220,7 +220,7 @@ def test_a_reader_woken_at_each_token_reads_each_once(period: int, include_empty
         assert generation.num_read == (900 if include_empty_deltas else 900 // period * period)
 
 
-def test_what_is_appended_during_a_read_comes_with_the_next():
+def test_a_record_appended_during_a_read_comes_with_the_next_one():
     generation = watched_generation()
     with Reader(generation) as reader:
         words(generation, "", "a")
@@ -236,7 +236,7 @@ def test_what_is_appended_during_a_read_comes_with_the_next():
 
 async def read_all(reader: Reader, events: list[Event]) -> None:
     async for event in reader:
-        events.append(event)  # noqa: PERF401 - the test looks at what is there so far
+        events.append(event)  # noqa: PERF401 - the test checks the events so far
 
 
 @pytest.mark.parametrize("has_callback", [False, True])
@@ -256,7 +256,7 @@ async def test_iteration_sleeps_until_it_is_woken(has_callback: bool):
             await yield_to_loop()
             await yield_to_loop()
             assert joined(events) == "ab"
-            generation.wake()  # a wake without news is no news
+            generation.wake()  # a wake without new records returns no event
             await yield_to_loop()
             generation.end(STOP)
             generation.wake()
@@ -296,7 +296,7 @@ endings = st.sampled_from([*(Finished(reason, at=9.0) for reason in FinishReason
 
 
 class Client:
-    """A reader and everything that it got."""
+    """A reader and all events that it returned."""
 
     def __init__(
         self, generation: Generation, *, after: int = -1, include_empty_deltas: bool = False
@@ -353,7 +353,7 @@ def test_any_interleaving_reads_the_same_log(
                 left.append(client)
         assert generation.num_subscribers == len(clients)
 
-    # Who left comes back where it was, before or after the end.
+    # Clients that left resume at their cursor, before or after the end.
     returned = [Client(generation, after=client.reader.cursor) for client in left[::2]]
     generation.end(ending)
     returned += [Client(generation, after=client.reader.cursor) for client in left[1::2]]
@@ -379,7 +379,7 @@ def test_any_interleaving_reads_the_same_log(
 
 
 class PlainReader:
-    """A reader by definition: it gets all after its cursor, once there is text in it or the end."""
+    """Reference: returns all records after its cursor, once they have text or end the log."""
 
     def __init__(self, generation: Generation, *, after: int, include_empty_deltas: bool):
         self.cursor = after
@@ -408,7 +408,7 @@ class PlainReader:
 
 @property_test
 @given(st.lists(st.sampled_from([*"tttTTrrrqsx"]), max_size=30), st.integers(0, 5), st.booleans())
-def test_when_a_reader_is_woken_changes_nothing_but_what_is_merged(
+def test_the_times_of_wakes_change_only_what_is_merged(
     script: list[str], after: int, include_empty_deltas: bool
 ):
     generation = started_generation(*["", "a"] * 3) if after else make_generation()
@@ -456,7 +456,7 @@ def test_a_stream_cut_at_every_cursor_joins_without_gap_or_overlap(data: st.Data
         (4, "abcde", "", [(1, "ab", "ab"), (3, "cd", "cd"), (4, "e", "e")]),
     ],
 )
-def test_a_delta_is_cut_into_others(
+def test_a_delta_is_cut_into_smaller_ones(
     seq: int, texts: str, tail: str, expected: list[tuple[int, str, str]]
 ):
     delta = Delta(seq, texts + tail, Tokens.of(Token(1, text, at=0.0) for text in texts))

@@ -1,4 +1,4 @@
-"""The columns of a log: they read as a list of records would, from any thread, and are small."""
+"""The columns of a log read like a list of records, from any thread, and are small."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from streaming.log.generation import Failed, Finished, FinishReason, Record
 from streaming.log.records import Logprob, RecordColumns, Scores, Tail, Token, TokenLogprobs
 from tests.support import make_generation, property_test
 
-# Any text, half surrogate pairs and what joins over a border included.
+# Any text, including lone surrogates and characters that combine across records.
 texts = st.text(max_size=5) | st.text(st.characters(), max_size=3) | st.just("👩‍👩‍👧")
 times = st.floats(0, 1e9)
 token_ids = st.integers(0, 2**31 - 1)
@@ -50,7 +50,7 @@ def token(number: int, *, num_top: int = 0, text: str = "word ") -> Token:
     return Token(number, text, float(number), scores)
 
 
-# Against a list.
+# Compared with a list.
 
 
 @property_test
@@ -108,7 +108,7 @@ def test_a_log_reads_after_every_cursor_as_a_list_would(
     check()
 
 
-def test_log_probabilities_may_begin_late_and_pause():
+def test_only_some_records_may_have_log_probabilities():
     expected: list[Token | Tail] = [
         *(token(number) for number in range(3)),
         token(3, num_top=2),
@@ -121,7 +121,7 @@ def test_log_probabilities_may_begin_late_and_pause():
     assert [*columns.records(5, 7)] == expected[5:]
 
 
-# A record is there whole or not at all.
+# Failing appends.
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_log_probabilities_may_begin_late_and_pause():
     ],
 )
 @pytest.mark.parametrize("num_top", [0, 2])
-def test_a_record_that_cannot_be_kept_leaves_no_trace(bad: Token | Tail, num_top: int):
+def test_a_record_that_cannot_be_stored_changes_nothing(bad: Token | Tail, num_top: int):
     expected: list[Token | Tail] = [token(1, num_top=num_top), Tail("é", at=1.0)]
     columns = make_columns(expected)
     with pytest.raises((OverflowError, TypeError, AttributeError, AssertionError)):
@@ -160,7 +160,7 @@ def objects() -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_top", [0, 5])
-def test_the_collector_has_no_more_to_visit_for_more_tokens(num_top: int):
+def test_tokens_add_no_objects_for_the_garbage_collector(num_top: int):
     generation = make_generation()
     before = objects()
     for number in range(10_000):
@@ -170,7 +170,7 @@ def test_the_collector_has_no_more_to_visit_for_more_tokens(num_top: int):
 
 
 @pytest.mark.slow
-def test_a_scored_prompt_has_no_objects_either():
+def test_a_scored_prompt_adds_no_objects_either():
     generation = make_generation()
     before = objects()
     generation.score_prompt(token(number, num_top=5) for number in range(10_000))
@@ -182,7 +182,7 @@ def walk(columns: RecordColumns) -> Iterator[object]:
 
 
 @pytest.mark.slow
-def test_what_is_read_is_gone_when_the_reader_lets_go():
+def test_records_that_were_read_are_freed_with_the_last_reference():
     columns = make_columns([token(number, num_top=5) for number in range(10_000)])
     before = objects()
     for read in walk(columns):
@@ -209,8 +209,8 @@ def test_a_token_takes_few_bytes_and_they_are_counted(num_top: int, most_bytes: 
 
 
 @pytest.mark.parametrize("num_top", [0, 2])
-def test_one_thread_reads_what_another_appends(num_top: int):
-    """Texts tell of their number, so whatever is torn or shifted shows."""
+def test_one_thread_reads_while_another_appends(num_top: int):
+    """Each text contains its record number, so a torn or shifted record is detected."""
     num_records = 20_000
     expected = [
         token(n, num_top=num_top, text=f"{n}é" if n % 3 else "") for n in range(num_records)

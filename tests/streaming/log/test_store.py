@@ -1,4 +1,4 @@
-"""Which logs can still be read: by caller, by age, by number, by size."""
+"""Which logs are kept and found: by caller, age, number and size."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def found(store: LogStore[Log], names: str) -> str:
     return "".join(name for name in names if store.find(name, caller="alice") is not None)
 
 
-def test_an_open_log_is_found_however_old_and_however_large():
+def test_an_open_log_has_no_limit_on_age_or_size():
     store, clock = make_store(retention_bytes=0, max_ended=0)
     log = Log()
     store.add("a", log)
@@ -53,14 +53,14 @@ def test_an_open_log_is_found_however_old_and_however_large():
     assert (store.num_open, store.num_ended, store.num_ended_bytes) == (1, 0, 0)
 
 
-def test_an_id_is_added_once():
+def test_an_id_can_be_added_once():
     store, _ = make_store()
     store.add("a", Log())
     with pytest.raises(AssertionError):
         store.add("a", Log())
 
 
-def test_an_ended_log_is_found_until_its_time_is_over():
+def test_an_ended_log_is_found_until_it_expires():
     store, clock = make_store(retention_s=10.0)
     log = Log()
     store.add("a", log)
@@ -74,7 +74,7 @@ def test_an_ended_log_is_found_until_its_time_is_over():
     assert (store.num_open, store.num_ended, store.num_ended_bytes) == (0, 0, 0)
 
 
-def test_only_an_ended_log_settles():
+def test_only_an_ended_log_can_be_finished():
     store, _ = make_store()
     store.add("a", Log())
     with pytest.raises(AssertionError):
@@ -82,7 +82,7 @@ def test_only_an_ended_log_settles():
     assert (store.num_open, store.num_ended) == (1, 0)
 
 
-def test_a_log_that_settles_twice_is_counted_once():
+def test_a_log_that_is_finished_twice_is_counted_once():
     store, _ = make_store()
     add_ended(store, "a", num_bytes=7)
     store.finish("a")
@@ -95,7 +95,7 @@ def test_a_log_that_was_never_added_is_not_kept():
     assert (store.num_ended, store.num_ended_bytes) == (0, 0)
 
 
-def test_never_was_expired_and_someone_elses_are_one_answer():
+def test_unknown_expired_and_foreign_logs_get_the_same_answer():
     store, clock = make_store(retention_s=10.0)
     add_ended(store, "expired")
     clock.advance(8.0)
@@ -107,7 +107,7 @@ def test_never_was_expired_and_someone_elses_are_one_answer():
     assert None not in [store.find(name, caller="alice") for name in ("ended", "open")]
 
 
-def test_the_oldest_goes_first_and_no_more_than_must():
+def test_the_oldest_log_is_evicted_first_and_only_as_many_as_necessary():
     store, _ = make_store(retention_bytes=300)
     add_ended(store, *"abc")
     assert store.num_ended == 3, "at the limit exactly, nothing goes"
@@ -118,14 +118,14 @@ def test_the_oldest_goes_first_and_no_more_than_must():
     assert store.num_ended_bytes == 201
 
 
-def test_a_log_larger_than_the_cap_is_not_kept_and_takes_the_older_with_it():
+def test_a_log_larger_than_the_limit_is_evicted_with_all_older_ones():
     store, _ = make_store(retention_bytes=300)
     add_ended(store, "a")
     add_ended(store, "b", num_bytes=301)
     assert (store.num_ended, store.num_ended_bytes) == (0, 0)
 
 
-def test_the_number_has_a_limit_of_its_own():
+def test_the_number_of_ended_logs_is_limited():
     store, _ = make_store(max_ended=2)
     add_ended(store, *"ab")
     assert found(store, "ab") == "ab"
@@ -133,8 +133,8 @@ def test_the_number_has_a_limit_of_its_own():
     assert found(store, "abc") == "bc"
 
 
-def test_what_was_counted_is_what_is_given_back():
-    """A log may look smaller once something that it shares is gone."""
+def test_removing_a_log_subtracts_the_size_that_was_added():
+    """The size that a log reports may shrink while it is stored."""
     store, _ = make_store()
     add_ended(store, *"ab")
     log = store.find("a", caller="alice")
@@ -144,7 +144,7 @@ def test_what_was_counted_is_what_is_given_back():
     assert store.num_ended_bytes == 100
 
 
-def test_evict_alone_drops_what_is_too_old():
+def test_evict_drops_expired_logs():
     store, clock = make_store(retention_s=10.0)
     add_ended(store, "a")
     clock.advance(5.0)
@@ -155,7 +155,7 @@ def test_evict_alone_drops_what_is_too_old():
     assert found(store, "ab") == "b"
 
 
-def test_a_removed_log_is_gone_and_takes_nothing():
+def test_a_removed_log_is_gone_and_frees_its_bytes():
     store, _ = make_store()
     log = Log()
     store.add("open", log)
@@ -169,7 +169,7 @@ def test_a_removed_log_is_gone_and_takes_nothing():
     assert (store.num_open, store.num_ended, store.num_ended_bytes) == (0, 0, 0)
 
 
-def test_a_log_that_ended_and_has_not_settled_is_removed_as_an_open_one():
+def test_a_log_that_ended_and_is_not_finished_is_removed_as_an_open_one():
     store, _ = make_store()
     store.add("a", Log(is_ended=True))
     assert store.remove("a")
@@ -177,8 +177,8 @@ def test_a_log_that_ended_and_has_not_settled_is_removed_as_an_open_one():
 
 @pytest.mark.pain(16)
 @pytest.mark.slow
-def test_ten_thousand_generations_stay_under_the_cap():
-    """Counted, and also as the memory that they really take."""
+def test_ten_thousand_generations_stay_under_the_limit():
+    """Both the counted bytes and the allocated memory."""
     retention_bytes = 2**20
     store = LogStore[Generation](retention_s=10.0, retention_bytes=retention_bytes)
     tracemalloc.start()
@@ -202,7 +202,7 @@ def test_ten_thousand_generations_stay_under_the_cap():
 
 @property_test
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 4)), max_size=40))
-def test_the_byte_count_is_that_of_the_logs_that_are_there(steps: list[tuple[int, int]]):
+def test_the_byte_count_is_the_sum_of_the_kept_logs(steps: list[tuple[int, int]]):
     store, clock = make_store(retention_s=10.0, retention_bytes=2000, max_ended=12)
     sizes: list[int] = []
     for n, (num_bytes, seconds) in enumerate(steps):
@@ -215,10 +215,10 @@ def test_the_byte_count_is_that_of_the_logs_that_are_there(steps: list[tuple[int
         assert store.num_ended == len(kept) <= 12
 
 
-# Followed logs.
+# Pinned logs.
 
 
-def test_a_log_that_is_followed_does_not_grow_old():
+def test_a_pinned_log_does_not_expire():
     store, clock = make_store(retention_s=10.0)
     with store.pin("b"):
         add_ended(store, *"abc")
@@ -228,7 +228,7 @@ def test_a_log_that_is_followed_does_not_grow_old():
     assert found(store, "abc") == "b"
 
 
-def test_the_age_of_a_log_begins_when_its_last_follower_leaves():
+def test_the_age_of_a_log_starts_with_the_end_of_its_last_pin():
     store, clock = make_store(retention_s=10.0)
     with store.pin("a"), store.pin("b"):
         add_ended(store, *"ab")
@@ -240,7 +240,7 @@ def test_the_age_of_a_log_begins_when_its_last_follower_leaves():
     assert found(store, "ab") == ""
 
 
-def test_who_comes_back_to_an_ended_log_begins_its_age_anew():
+def test_pinning_an_ended_log_restarts_its_age():
     store, clock = make_store(retention_s=10.0)
     add_ended(store, *"ab")
     clock.advance(9.0)
@@ -250,7 +250,7 @@ def test_who_comes_back_to_an_ended_log_begins_its_age_anew():
     assert found(store, "ab") == "a"
 
 
-def test_a_log_that_is_followed_counts_towards_the_limits():
+def test_a_pinned_log_counts_towards_the_limits():
     store, _ = make_store(retention_bytes=250)
     with store.pin("a"), store.pin("b"):
         add_ended(store, *"abc")
@@ -259,7 +259,7 @@ def test_a_log_that_is_followed_counts_towards_the_limits():
     assert found(store, "abc") == "bc"
 
 
-def test_the_one_that_was_followed_last_stays_longest():
+def test_the_log_that_was_pinned_last_is_evicted_last():
     store, _ = make_store(retention_bytes=250)
     add_ended(store, *"ab")
     with store.pin("a"):
@@ -268,7 +268,7 @@ def test_the_one_that_was_followed_last_stays_longest():
     assert found(store, "abc") == "ac"
 
 
-def test_who_follows_a_log_that_is_gone_or_removed_brings_nothing_back():
+def test_pinning_a_removed_log_does_not_restore_it():
     store, _ = make_store()
     with store.pin("a"):
         add_ended(store, "a")

@@ -1,4 +1,4 @@
-"""The last follower that leaves starts a grace, and nothing is cancelled before it is over."""
+"""The last subscriber that leaves starts the grace period, whose end cancels the log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ManualTimer:
 
 
 class Rig:
-    """Subscribers, and what they did, in order."""
+    """Subscribers, and the calls that they made, in order."""
 
     def __init__(self) -> None:
         self.timers: list[ManualTimer] = []
@@ -40,14 +40,14 @@ class Rig:
         return self.timers[-1]
 
     def leave_in_grace(self, generation: Generation) -> ManualTimer:
-        """Follow and leave, and return the timer of the grace."""
+        """Add and remove a subscriber, and return the timer of the grace period."""
         self.subscribers.add(generation)
         self.subscribers.remove(generation, grace_s=5.0)
         return self.timers[-1]
 
 
 @pytest.mark.parametrize("grace_s", [0.0, 5.0])
-def test_one_that_leaves_does_nothing_while_another_stays(grace_s: float):
+def test_a_subscriber_that_leaves_changes_nothing_while_another_stays(grace_s: float):
     rig, log = Rig(), make_generation("a")
     rig.subscribers.add(log)
     rig.subscribers.add(log)
@@ -55,7 +55,7 @@ def test_one_that_leaves_does_nothing_while_another_stays(grace_s: float):
     assert (rig.done, rig.timers, rig.subscribers.in_grace) == ([], [], set())
 
 
-def test_without_grace_the_last_one_cancels():
+def test_without_grace_the_last_subscriber_cancels():
     rig, log, other = Rig(), make_generation("a"), make_generation("b")
     rig.subscribers.add(log)
     rig.subscribers.add(other)
@@ -63,7 +63,7 @@ def test_without_grace_the_last_one_cancels():
     assert (rig.done, rig.timers) == (["cancel a"], [])
 
 
-def test_with_a_grace_it_is_detached_and_cancelled_when_that_is_over():
+def test_with_a_grace_the_log_is_detached_and_then_cancelled():
     rig, log = Rig(), make_generation("a")
     timer = rig.leave_in_grace(log)
     assert (rig.done, timer.delay_s, rig.subscribers.in_grace) == (["detach a"], 5.0, {"a"})
@@ -71,7 +71,7 @@ def test_with_a_grace_it_is_detached_and_cancelled_when_that_is_over():
     assert (rig.done, rig.subscribers.in_grace) == (["detach a", "cancel a"], set())
 
 
-def test_one_that_comes_back_ends_the_grace_and_may_start_another():
+def test_a_subscriber_that_comes_back_ends_the_grace_and_may_start_another():
     rig, log = Rig(), make_generation("a")
     first = rig.leave_in_grace(log)
     second = rig.leave_in_grace(log)
@@ -90,7 +90,7 @@ def test_an_ended_log_has_no_grace():
     assert (rig.done, rig.timers, rig.subscribers.in_grace) == ([], [], set())
 
 
-def test_a_grace_is_ended_once():
+def test_a_grace_ends_once():
     rig, log = Rig(), make_generation("a")
     timer = rig.leave_in_grace(log)
     assert rig.subscribers.end_grace("a")
@@ -99,7 +99,7 @@ def test_a_grace_is_ended_once():
     assert rig.done == ["detach a"]
 
 
-def test_all_graces_are_ended_together():
+def test_all_graces_end_together():
     rig = Rig()
     timers = [rig.leave_in_grace(make_generation(name)) for name in "abc"]
     rig.subscribers.end_all_graces()

@@ -1,4 +1,4 @@
-"""A view of tokens: it is a sequence of those that were there when it was made."""
+"""A view is a sequence of the tokens that existed when it was created."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_columns(records: list[Token | Tail]) -> RecordColumns:
     st.slices(12),
     st.integers(0, 2),
 )
-def test_any_slice_reads_as_that_of_a_tuple(texts: list[str], part: slice, num_top: int):
+def test_any_slice_equals_that_of_a_tuple(texts: list[str], part: slice, num_top: int):
     columns = make_columns(
         [
             Tail(text, at=0.0) if text == "tail" else token(number, text=text, num_top=num_top)
@@ -53,7 +53,7 @@ def test_any_slice_reads_as_that_of_a_tuple(texts: list[str], part: slice, num_t
         assert [view.time_of(i) for i in range(len(view))] == [each.at for each in tokens]
 
 
-def test_a_view_is_a_sequence_of_the_tokens_that_were_there():
+def test_a_view_contains_the_tokens_that_existed_when_it_was_created():
     columns = make_columns([token(number) for number in range(5)])
     view = Tokens(columns, columns.token_numbers(0, 5))
     columns.append(token(5))
