@@ -60,6 +60,7 @@ class ManualClock:
         return self.now
 
     def advance(self, seconds: float) -> None:
+        """Move the clock forward."""
         self.now += seconds
 
 
@@ -103,6 +104,7 @@ async def entered(barrier: Barrier) -> None:
 def make_generation(
     generation_id: str = "gen_1", *, caller: str = "anyone", prompt_tokens: int = 3
 ) -> Generation:
+    """Return a new, empty log."""
     return Generation(
         generation_id=generation_id,
         caller=caller,

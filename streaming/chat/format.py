@@ -1,6 +1,6 @@
 """Formats of tool calls and reasoning that models are trained on, one constant for each family.
 
-The template module of each backend picks the constants that its chat template uses.
+`streaming.backends.chat_templates` finds the ones that a model's chat template uses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Counts the subscribers of each open log, and cancels a log that stays without any.
 
 Owned by the async engine, which adds a subscriber for each `subscribe` block. A log without
-subscribers goes on for a grace period, in which a disconnected client can resume it.
+subscribers continues for a grace period, in which a disconnected client can resume it.
 """
 
 from __future__ import annotations
