@@ -1,6 +1,6 @@
 """Constraints on the output of a request (structured output), and the state of one text in them.
 
-The admission builds a constraint from a request; a backend compiles it to `GrammarMatcher`s.
+Admission builds a constraint from a request; a backend compiles it to `GrammarMatcher`s.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ class SamplingParams:
         top_p: probability mass of nucleus sampling (Holtzman et al. 2020, arXiv:1904.09751).
         top_k: number of most likely tokens to sample from; 0 samples from all.
         min_p: least probability relative to the most likely token (arXiv:2407.01082).
-        stop: strings that end the text.
-        include_stop_str_in_output: keep the stop string at the end of the text.
+        stop: strings that end the text and are not part of it.
+        include_stop_str_in_output: keep the stop string as part of the text.
         stop_token_ids: token ids that end the text, in addition to the model's end tokens.
         seed: seed of the random numbers; None draws a new one for each request.
         presence_penalty: subtracted from the logits of tokens that the output contains.

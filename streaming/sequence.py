@@ -56,7 +56,7 @@ class Sequence:
     Args:
         generation: the log.
         prompt_ids: token ids of the prompt, at least one.
-        params: sampling parameters, with `max_tokens` filled in by the admission.
+        params: sampling parameters, with `max_tokens` set by admission.
         eos_token_ids: the model's end tokens.
         decode: converts token ids to text, without special tokens.
         deadline_at: time limit, in monotonic seconds.

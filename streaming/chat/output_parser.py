@@ -344,13 +344,13 @@ class _JsonObjectScanner:
         return len(text)
 
 
-def _num_pending(text: str, mark: str) -> int:
-    """Return the length of a suffix that may start `mark`, with the whitespace before it."""
+def _num_pending(text: str, delimiter: str) -> int:
+    """Return the length of the suffix that may start `delimiter`, with whitespace before it."""
     overlap = next(
         (
             size
-            for size in range(min(len(text), len(mark) - 1), 0, -1)
-            if text.endswith(mark[:size])
+            for size in range(min(len(text), len(delimiter) - 1), 0, -1)
+            if text.endswith(delimiter[:size])
         ),
         0,
     )

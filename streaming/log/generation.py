@@ -11,7 +11,7 @@ Rules of the log:
   complete, and `wake` is called on the readers' thread, so no lock is needed.
 * Records are stored in arrays, which the garbage collector does not traverse: see `records.py`.
 * Either thread may end the log: the event loop does so when the engine is stuck. The first one
-  wins. Records that the engine appends later are ignored, until it checks for the end.
+  wins. Records that the engine appends after that are ignored; its next check sees the end.
 """
 
 from __future__ import annotations
