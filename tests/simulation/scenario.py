@@ -40,7 +40,7 @@ WATCHED = frozenset(
         "streaming/admission/worker_pool.py",
         "app/responses/service.py",
         "app/websocket/connection.py",
-        "app/websocket/response_reader.py",
+        "app/responses/response_reader.py",
         "app/responses/socket.py",
         "app/stream/socket.py",
     )

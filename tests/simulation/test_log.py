@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import streaming
+import streaming.log
 from streaming.errors import EngineFailure
 from streaming.log.generation import Failed, Finished, FinishReason, Generation, Record, Tail, Token
 from streaming.log.reader import Reader
@@ -20,7 +20,7 @@ _NUM_SEEDS = 1000
 _PERIODS_S = (0.0, 0.0, 0.0, 0.01)
 _LATEST = World(0, watched=frozenset()).now() + 60.0
 _WATCHED = frozenset(
-    str(Path(streaming.__file__).with_name(name))
+    str(Path(streaming.log.__file__).with_name(name))
     for name in ("generation.py", "reader.py", "records.py", "tokens.py")
 )
 

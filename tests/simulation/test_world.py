@@ -63,6 +63,11 @@ def test_threads_switch_between_two_lines_where_the_seed_decides():
     assert totals == [paid_in(seed) for seed in range(20)]
 
 
+def test_a_watched_file_that_does_not_exist_is_an_error():
+    with pytest.raises(AssertionError, match="no such files to watch"):
+        World(1, watched=frozenset({"moved.py"}))
+
+
 def test_time_advances_while_all_threads_wait():
     world, woken = World(1, watched=frozenset()), list[tuple[str, float]]()
     began_at = world.now()

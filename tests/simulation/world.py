@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -131,6 +132,8 @@ class World(Host):
     """
 
     def __init__(self, seed: int, *, watched: frozenset[str]) -> None:
+        missing = [path for path in watched if not Path(path).is_file()]
+        assert not missing, f"no such files to watch: {missing}"
         self.rng = random.Random(seed)
         self.time = 1000.0
         self._ends_at = self.time + _MAX_S
