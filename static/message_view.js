@@ -7,7 +7,7 @@ import { copyText } from "./clipboard.js";
 import { isOpen } from "./conversation.js";
 import { element, iconButton, isComposing } from "./element.js";
 import { MarkdownView } from "./markdown.js";
-import { queueText, statsText, statusText } from "./wording.js";
+import { queueText, statsText, statusText } from "./strings.js";
 
 /** @typedef {import("./conversation.js").Message} Message */
 /** @typedef {import("./conversation.js").Reply} Reply */

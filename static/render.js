@@ -10,7 +10,7 @@ import { MessageView } from "./message_view.js";
 import { StickyScroll } from "./scroll.js";
 import { SettingsDialog } from "./settings_dialog.js";
 import { Sidebar } from "./sidebar.js";
-import { announcement, connectionText, errorText } from "./wording.js";
+import { announcement, connectionText, errorText } from "./strings.js";
 
 /** @typedef {import("./state.js").State} State */
 /** @typedef {import("./conversation.js").Conversation} Conversation */

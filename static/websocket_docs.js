@@ -7,7 +7,7 @@ import { copyText } from "./clipboard.js";
 import { byId, element, icon } from "./element.js";
 import { resolve } from "./schema.js";
 import { fieldTable, prose, table } from "./schema_view.js";
-import { SocketTrial } from "./socket_trial.js";
+import { SocketConsole } from "./socket_console.js";
 import { ThemeToggle } from "./theme_toggle.js";
 
 /** @typedef {import("./schema.js").Schema} Schema */
@@ -76,7 +76,7 @@ function channelView(name, document) {
     element("h3", {}, "What you hear"),
     ...heard.map((message) => messageView(name, message, document)),
     element("h3", {}, "Try it"),
-    new SocketTrial(url, examples).node,
+    new SocketConsole(url, examples).node,
     element("h3", {}, "How it closes"),
     table(
       ["Code", "Meaning"],

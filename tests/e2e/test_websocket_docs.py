@@ -61,12 +61,12 @@ def test_an_address_opens_its_message_and_keys_suffice(page: Page) -> None:
 
 def test_an_example_can_be_tried(page: Page) -> None:
     page.goto("/docs/websocket")
-    page.get_by_test_id("trial-send").first.click()
-    log = page.get_by_test_id("trial-log").first
+    page.get_by_test_id("console-send").first.click()
+    log = page.get_by_test_id("console-log").first
     expect(log).to_contain_text('"finish_reason":"stop"')
-    text = page.get_by_test_id("trial-text").first
+    text = page.get_by_test_id("console-text").first
     text.fill('{"type":"nonsense"}')
-    page.get_by_test_id("trial-send").first.click()
+    page.get_by_test_id("console-send").first.click()
     expect(log).to_contain_text('"unknown_type"')
     page.get_by_role("button", name="Disconnect").first.click()
     expect(page.get_by_text("closed", exact=True)).to_be_visible()

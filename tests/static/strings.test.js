@@ -8,7 +8,7 @@ import {
   queueText,
   statsText,
   statusText,
-} from "../../static/wording.js";
+} from "../../static/strings.js";
 import { timings, usage } from "./fakes.js";
 
 const reply = (more) => ({

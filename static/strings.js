@@ -47,11 +47,11 @@ export function statusText(reply) {
 /** @param {ProtocolError} error */
 export function errorText(error) {
   const wait = error.retry_after_s ? ` Try again in ${duration(error.retry_after_s)}.` : "";
-  return `${WORDS[error.code] ?? error.message}${wait}`;
+  return `${ERROR_MESSAGES[error.code] ?? error.message}${wait}`;
 }
 
 /** @type {Record<string, string>} */
-const WORDS = {
+const ERROR_MESSAGES = {
   overloaded: "The server is busy: its queue is full.",
   rate_limited: "Too many requests for now.",
   shutting_down: "The server is shutting down.",

@@ -10,19 +10,19 @@ const MAX_LINES = 500;
 
 /** @typedef {{label: string, payload: unknown}} Example */
 
-export class SocketTrial {
+export class SocketConsole {
   /** @type {WebSocket | null} */
   #socket = null;
   #url;
   #log = element("ol", {
-    className: "trial-log",
-    testId: "trial-log",
+    className: "console-log",
+    testId: "console-log",
     attributes: { tabindex: "0", role: "log", "aria-label": "Messages" },
   });
-  #state = element("span", { className: "trial-state", attributes: { role: "status" } }, "not connected");
+  #state = element("span", { className: "console-state", attributes: { role: "status" } }, "not connected");
   #key = element("input", { attributes: { type: "password", autocomplete: "off", spellcheck: "false" } });
   #text = element("textarea", {
-    testId: "trial-text",
+    testId: "console-text",
     attributes: { spellcheck: "false", rows: "7", "aria-label": "Message to send" },
   });
   #close = element(
@@ -41,20 +41,20 @@ export class SocketTrial {
     );
     const send = element(
       "button",
-      { className: "button primary", testId: "trial-send", attributes: { type: "submit" } },
+      { className: "button primary", testId: "console-send", attributes: { type: "submit" } },
       "Send",
     );
     this.node = element(
       "form",
-      { className: "trial", on: { submit: (event) => this.#submit(event) } },
+      { className: "console", on: { submit: (event) => this.#submit(event) } },
       element(
         "div",
-        { className: "trial-row" },
+        { className: "console-row" },
         element("label", {}, "Example ", choices),
         element("label", {}, "API key, if the server has keys ", this.#key),
       ),
       this.#text,
-      element("div", { className: "trial-row" }, send, this.#close, this.#state),
+      element("div", { className: "console-row" }, send, this.#close, this.#state),
       this.#log,
     );
     this.#show(examples[0]);
