@@ -12,7 +12,7 @@ import { Lexer } from "./vendor/marked/marked.esm.js";
 
 export class BlockSplitter {
   #start = 0;
-  #numLooked = 0;
+  #numScanned = 0;
 
   /** Where the tail begins. */
   get start() {
@@ -24,10 +24,10 @@ export class BlockSplitter {
    * @param {string} text
    * @returns {Token[]}
    */
-  finished(text) {
+  advance(text) {
     const end = text.lastIndexOf("\n") + 1;
-    if (end <= this.#numLooked) return [];
-    this.#numLooked = end;
+    if (end <= this.#numScanned) return [];
+    this.#numScanned = end;
     const tokens = lex(text.slice(this.#start, end));
     const last = tokens.findLastIndex(({ type }) => type !== "space");
     const finished = tokens.slice(0, Math.max(0, last));

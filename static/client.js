@@ -36,7 +36,7 @@ import { CLOSE_FRAME_TOO_BIG, LOST_CODES } from "./protocol.js";
  * @property {number} numAttempts requests sent since the last `accepted`
  * @property {boolean} isCancelled
  * @property {boolean} isCancelSent on the present socket
- * @property {boolean} isForgotten nobody listens; it only remains to be cancelled
+ * @property {boolean} isDetached nobody listens; it only remains to be cancelled
  */
 
 /** Silence after which open streams are taken up on a new socket; that costs nothing. */
@@ -61,9 +61,9 @@ export class StreamClient {
     this.#emit = options.onEvent;
     this.#connection = new Connection(options, {
       onStatus: (status) => this.#emit({ type: "connection_changed", status }),
-      onOpen: () => this.#opened(),
-      onMessage: (text) => this.#received(text),
-      onDrop: (code) => this.#dropped(code),
+      onOpen: () => this.#handleOpen(),
+      onMessage: (text) => this.#handleMessage(text),
+      onDrop: (code) => this.#handleDrop(code),
     });
   }
 
@@ -77,8 +77,8 @@ export class StreamClient {
   }
 
   /** Try now what was to be tried later: the page is looked at again. */
-  wake() {
-    this.#connection.wake();
+  retryNow() {
+    this.#connection.retryNow();
   }
 
   /** @param {string} key */
@@ -110,7 +110,7 @@ export class StreamClient {
     const stream = this.#streams.get(replyId);
     if (!stream || stream.isCancelled) return;
     stream.isCancelled = true;
-    if (!this.#connection.isOpen) this.#stopHere(stream);
+    if (!this.#connection.isOpen) this.#stopLocally(stream);
     // A resume that is on its way names no stream of this socket yet.
     else if (stream.isAccepted || !stream.generationId) this.#sendCancel(stream);
   }
@@ -118,15 +118,15 @@ export class StreamClient {
   /** @param {Pick<Stream, 'id' | 'request' | 'generationId' | 'seq'>} start */
   #add(start) {
     const fresh = { isAccepted: false, numAttempts: 0 };
-    const flags = { isCancelled: false, isCancelSent: false, isForgotten: false };
+    const flags = { isCancelled: false, isCancelSent: false, isDetached: false };
     const stream = { ...start, ...fresh, ...flags };
     this.#streams.set(stream.id, stream);
-    if (this.#connection.isOpen) this.#transmit(stream);
-    else this.#connection.wake();
+    if (this.#connection.isOpen) this.#sendRequest(stream);
+    else this.#connection.retryNow();
   }
 
   /** @param {Stream} stream */
-  #transmit(stream) {
+  #sendRequest(stream) {
     const { id, generationId, seq, request } = stream;
     stream.numAttempts += 1;
     if (generationId) {
@@ -136,7 +136,7 @@ export class StreamClient {
     } else {
       this.#fail(stream, "connection_lost", "The connection broke each time this was sent.");
     }
-    this.#watchForStall();
+    this.#restartStallTimer();
   }
 
   /** @param {ClientFrame} frame */
@@ -150,32 +150,32 @@ export class StreamClient {
     this.#send({ type: "cancel", id: stream.id });
   }
 
-  #opened() {
-    for (const stream of [...this.#streams.values()]) this.#transmit(stream);
+  #handleOpen() {
+    for (const stream of [...this.#streams.values()]) this.#sendRequest(stream);
   }
 
   /** @param {string} text */
-  #received(text) {
+  #handleMessage(text) {
     /** @type {ServerFrame} */
     let frame;
     try {
       frame = JSON.parse(text);
     } catch {
-      this.#notice("invalid_json", "The server sent something that is not JSON.");
+      this.#raiseNotice("invalid_json", "The server sent something that is not JSON.");
       return;
     }
-    this.#watchForStall();
+    this.#restartStallTimer();
     if (frame.type === "error" && (!frame.id || frame.error.code === "unauthorized")) {
-      this.#connectionError(frame.error);
+      this.#handleConnectionError(frame.error);
       return;
     }
     const stream = this.#streams.get(frame.id ?? "");
-    if (stream) this.#streamFrame(stream, frame);
+    if (stream) this.#handleStreamFrame(stream, frame);
     else this.#reportUnknown(frame);
   }
 
   /** @param {Stream} stream @param {ServerFrame} frame */
-  #streamFrame(stream, frame) {
+  #handleStreamFrame(stream, frame) {
     switch (frame.type) {
       case "accepted":
         stream.isAccepted = true;
@@ -195,14 +195,14 @@ export class StreamClient {
         this.#streams.delete(stream.id);
         break;
       case "error":
-        if (this.#retriesResume(stream, frame.error)) return;
+        if (this.#retryResume(stream, frame.error)) return;
         this.#streams.delete(stream.id);
         break;
       default:
         this.#reportUnknown(frame);
         return;
     }
-    if (stream.isForgotten) return;
+    if (stream.isDetached) return;
     if (frame.type === "error" && LOST_CODES.has(frame.error.code)) {
       this.#emit({ type: "reply_lost", replyId: stream.id, error: frame.error });
     } else {
@@ -214,13 +214,13 @@ export class StreamClient {
    * Put a refused resume off, where waiting helps: the reply itself has not failed.
    * @param {Stream} stream @param {ProtocolError} error
    */
-  #retriesResume(stream, error) {
+  #retryResume(stream, error) {
     const isRefusedResume = stream.generationId !== null && !stream.isAccepted;
     if (!isRefusedResume || !error.retryable || stream.numAttempts > MAX_ATTEMPTS) return false;
     this.#clock.setTimeout(
       () => {
         const isWaiting = this.#streams.get(stream.id) === stream && !stream.isAccepted;
-        if (isWaiting && this.#connection.isOpen) this.#transmit(stream);
+        if (isWaiting && this.#connection.isOpen) this.#sendRequest(stream);
       },
       (error.retry_after_s ?? 1) * 1000,
     );
@@ -238,25 +238,25 @@ export class StreamClient {
       case "error":
         return;
       default:
-        this.#notice("unknown_type", "The server sent a frame that this page does not know.");
+        this.#raiseNotice("unknown_type", "The server sent a frame that this page does not know.");
     }
   }
 
   /** @param {ProtocolError} error */
-  #connectionError(error) {
-    if (error.code === "unauthorized") this.#connection.refuse();
+  #handleConnectionError(error) {
+    if (error.code === "unauthorized") this.#connection.rejectKey();
     else this.#emit({ type: "notice_raised", error });
   }
 
   /** @param {number} code */
-  #dropped(code) {
+  #handleDrop(code) {
     this.#clock.clearTimeout(this.#stallTimer);
     for (const stream of [...this.#streams.values()]) {
       stream.isAccepted = false;
       stream.isCancelSent = false;
-      if (stream.isForgotten) continue;
+      if (stream.isDetached) continue;
       if (stream.isCancelled) {
-        this.#stopHere(stream);
+        this.#stopLocally(stream);
       } else if (!stream.generationId && code === CLOSE_FRAME_TOO_BIG) {
         this.#fail(stream, "frame_too_big", "This conversation is larger than the server takes.");
       } else {
@@ -266,8 +266,8 @@ export class StreamClient {
   }
 
   /** @param {Stream} stream */
-  #stopHere(stream) {
-    if (stream.generationId) stream.isForgotten = true;
+  #stopLocally(stream) {
+    if (stream.generationId) stream.isDetached = true;
     else this.#streams.delete(stream.id);
     this.#emit({ type: "reply_stopped", replyId: stream.id });
   }
@@ -281,11 +281,11 @@ export class StreamClient {
   }
 
   /** @param {string} code @param {string} message */
-  #notice(code, message) {
+  #raiseNotice(code, message) {
     this.#emit({ type: "notice_raised", error: { code, message, retryable: false } });
   }
 
-  #watchForStall() {
+  #restartStallTimer() {
     this.#clock.clearTimeout(this.#stallTimer);
     this.#stallTimer = this.#clock.setTimeout(() => {
       if (!this.#streams.size || !this.#connection.isOpen) return;

@@ -18,7 +18,7 @@ export class Composer {
   #area = byId("composer", HTMLTextAreaElement);
   #send = byId("send", HTMLButtonElement);
   #stop = byId("stop", HTMLButtonElement);
-  #note = byId("composer-state");
+  #status = byId("composer-state");
   #handlers;
   /** @type {ComposerState} */
   #state = "connecting";
@@ -26,8 +26,8 @@ export class Composer {
   /** @param {ComposerHandlers} handlers */
   constructor(handlers) {
     this.#handlers = handlers;
-    this.#area.addEventListener("input", () => this.#fit());
-    this.#area.addEventListener("keydown", (event) => this.#pressed(event));
+    this.#area.addEventListener("input", () => this.#resize());
+    this.#area.addEventListener("keydown", (event) => this.#handleKeydown(event));
     byId("composer-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.#submit();
@@ -41,7 +41,7 @@ export class Composer {
 
   set text(text) {
     this.#area.value = text;
-    this.#fit();
+    this.#resize();
   }
 
   get hasFocus() {
@@ -61,8 +61,8 @@ export class Composer {
     this.#send.hidden = isStreaming;
     this.#stop.hidden = !isStreaming;
     this.#stop.disabled = isStopping;
-    if (this.#note.textContent !== note) this.#note.textContent = note;
-    this.#fitSend();
+    if (this.#status.textContent !== note) this.#status.textContent = note;
+    this.#updateSendButton();
     // A button that is hidden or disabled under the focus would leave the keyboard nowhere. Where
     // one touches, the focus would only raise the keys.
     const isGone = focused !== undefined && (focused.hidden || focused.disabled);
@@ -70,7 +70,7 @@ export class Composer {
   }
 
   /** @param {KeyboardEvent} event */
-  #pressed(event) {
+  #handleKeydown(event) {
     if (isComposing(event)) return;
     if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.altKey && !event.metaKey) {
       event.preventDefault();
@@ -88,13 +88,13 @@ export class Composer {
     this.#handlers.onSend(text);
   }
 
-  #fit() {
+  #resize() {
     this.#area.style.height = "auto";
     this.#area.style.height = `${this.#area.scrollHeight}px`;
-    this.#fitSend();
+    this.#updateSendButton();
   }
 
-  #fitSend() {
+  #updateSendButton() {
     this.#send.disabled = !this.#area.value.trim() || this.#state === "closed";
   }
 }

@@ -9,13 +9,13 @@ import { subprotocols } from "./protocol.js";
 
 /** @typedef {'connecting' | 'open' | 'reconnecting' | 'unauthorized' | 'closed'} ConnectionState */
 
-/** Why a handshake failed. @typedef {'unauthorized' | 'refused' | 'busy' | 'unreachable'} Verdict */
+/** Why a handshake failed. @typedef {'unauthorized' | 'refused' | 'busy' | 'unreachable'} FailureReason */
 
 /**
  * @typedef {object} ConnectionStatus
  * @property {ConnectionState} state
  * @property {number | null} retryAt when the next attempt is made, in milliseconds of the clock
- * @property {Verdict | null} verdict
+ * @property {FailureReason | null} failureReason
  */
 
 /**
@@ -32,7 +32,7 @@ import { subprotocols } from "./protocol.js";
  * @property {string} key the API key; empty when there is none
  * @property {typeof WebSocket} WebSocket
  * @property {Clock} clock
- * @property {() => Promise<Verdict>} probe asked why a handshake failed, which the browser hides
+ * @property {() => Promise<FailureReason>} probe asked why a handshake failed, which the browser hides
  */
 
 /**
@@ -80,30 +80,30 @@ export class Connection {
     this.#cancelRetry();
     if (this.#socket) return;
     this.#numAttempts += 1;
-    this.#tell(this.#hasBeenOpen || this.#numFailures ? "reconnecting" : "connecting");
+    this.#setState(this.#hasBeenOpen || this.#numFailures ? "reconnecting" : "connecting");
     const { WebSocket, url } = this.#options;
     const socket = new WebSocket(url, subprotocols(this.#key));
     this.#socket = socket;
     socket.onopen = () => {
-      if (this.#socket === socket) this.#opened();
+      if (this.#socket === socket) this.#handleOpen();
     };
     socket.onmessage = ({ data }) => {
       if (this.#socket === socket) this.#handlers.onMessage(String(data));
     };
     socket.onclose = ({ code }) => {
-      if (this.#socket === socket) this.#dropped(code);
+      if (this.#socket === socket) this.#handleClose(code);
     };
   }
 
   /** Leave the present socket, if there is one, and connect at once. */
   reconnect() {
     this.#numFailures = 0;
-    this.#leave(0);
+    this.#closeSocket(0);
     this.connect();
   }
 
   /** Try now what was to be tried later. */
-  wake() {
+  retryNow() {
     if (this.#retryTimer !== null) this.reconnect();
   }
 
@@ -114,12 +114,12 @@ export class Connection {
   }
 
   close() {
-    this.#end("closed", null);
+    this.#stop("closed", null);
   }
 
   /** The server does not know this caller; only another key helps. */
-  refuse() {
-    this.#end("unauthorized", "unauthorized");
+  rejectKey() {
+    this.#stop("unauthorized", "unauthorized");
   }
 
   /** @param {string} text */
@@ -127,27 +127,27 @@ export class Connection {
     this.#socket?.send(text);
   }
 
-  #opened() {
+  #handleOpen() {
     this.#isOpen = true;
     this.#hasBeenOpen = true;
     this.#stableTimer = this.#options.clock.setTimeout(() => {
       this.#numFailures = 0;
     }, STABLE_MS);
-    this.#tell("open");
+    this.#setState("open");
     this.#handlers.onOpen();
   }
 
   /** @param {number} code */
-  #dropped(code) {
+  #handleClose(code) {
     const wasOpen = this.#isOpen;
     this.#numFailures += 1;
-    this.#leave(code);
-    if (wasOpen) this.#retryLater(null);
-    else void this.#retryWhenProbed();
+    this.#closeSocket(code);
+    if (wasOpen) this.#scheduleRetry(null);
+    else void this.#probeAndRetry();
   }
 
   /** @param {number} code */
-  #leave(code) {
+  #closeSocket(code) {
     const socket = this.#socket;
     const wasOpen = this.#isOpen;
     this.#socket = null;
@@ -157,31 +157,31 @@ export class Connection {
     if (wasOpen) this.#handlers.onDrop(code);
   }
 
-  /** @param {ConnectionState} state @param {Verdict | null} verdict */
-  #end(state, verdict) {
+  /** @param {ConnectionState} state @param {FailureReason | null} failureReason */
+  #stop(state, failureReason) {
     this.#isClosed = true;
     this.#cancelRetry();
-    this.#leave(0);
-    this.#tell(state, null, verdict);
+    this.#closeSocket(0);
+    this.#setState(state, null, failureReason);
   }
 
-  async #retryWhenProbed() {
+  async #probeAndRetry() {
     const attempt = this.#numAttempts;
-    const verdict = await this.#options.probe();
+    const failureReason = await this.#options.probe();
     // Someone may have connected or closed while the answer was on its way.
     if (this.#isClosed || this.#numAttempts !== attempt) return;
-    if (verdict === "unauthorized") this.refuse();
-    else this.#retryLater(verdict);
+    if (failureReason === "unauthorized") this.rejectKey();
+    else this.#scheduleRetry(failureReason);
   }
 
-  /** @param {Verdict | null} verdict */
-  #retryLater(verdict) {
+  /** @param {FailureReason | null} failureReason */
+  #scheduleRetry(failureReason) {
     const { clock } = this.#options;
     const ceiling = Math.min(MAX_DELAY_MS, BASE_DELAY_MS * 2 ** (this.#numFailures - 1));
     // Jitter keeps many pages from coming back in the same instant.
     const delay = ceiling * (0.5 + 0.5 * clock.random());
     this.#retryTimer = clock.setTimeout(() => this.connect(), delay);
-    this.#tell("reconnecting", clock.now() + delay, verdict);
+    this.#setState("reconnecting", clock.now() + delay, failureReason);
   }
 
   #cancelRetry() {
@@ -189,8 +189,8 @@ export class Connection {
     this.#retryTimer = null;
   }
 
-  /** @param {ConnectionState} state @param {number | null} retryAt @param {Verdict | null} verdict */
-  #tell(state, retryAt = null, verdict = null) {
-    this.#handlers.onStatus({ state, retryAt, verdict });
+  /** @param {ConnectionState} state @param {number | null} retryAt @param {FailureReason | null} failureReason */
+  #setState(state, retryAt = null, failureReason = null) {
+    this.#handlers.onStatus({ state, retryAt, failureReason });
   }
 }

@@ -14,7 +14,7 @@
 /** @typedef {'queued' | 'streaming' | 'reconnecting' | 'done' | 'stopped' | 'error' | 'interrupted'} ReplyStatus */
 
 /**
- * @typedef {object} Question
+ * @typedef {object} UserMessage
  * @property {'user'} role
  * @property {string} id
  * @property {string} parentId
@@ -40,12 +40,12 @@
  * @property {Timings | null} timings
  * @property {ProtocolError | null} error
  * @property {boolean} isStopping the user asked for the end
- * @property {boolean} wasAway the connection was lost at least once
- * @property {{seq: number, at: number} | null} paceStart where the pace is measured from, on this page
- * @property {{seq: number, at: number} | null} paceEnd
+ * @property {boolean} wasDisconnected the connection was lost at least once
+ * @property {{seq: number, at: number} | null} rateStart where the pace is measured from, on this page
+ * @property {{seq: number, at: number} | null} rateEnd
  */
 
-/** @typedef {Question | Reply} Message */
+/** @typedef {UserMessage | Reply} Message */
 
 /**
  * @typedef {object} Conversation
@@ -107,17 +107,17 @@ export function path(conversation) {
  */
 export function history(conversation, lastId, systemPrompt) {
   /** @type {Message[]} */
-  const line = [];
+  const branch = [];
   for (
     let message = conversation.messages[lastId];
     message;
     message = conversation.messages[message.parentId]
   ) {
-    line.unshift(message);
+    branch.unshift(message);
   }
   /** @type {ChatMessage[]} */
   const messages = systemPrompt.trim() ? [{ role: "system", content: systemPrompt.trim() }] : [];
-  for (const { role, text } of line) {
+  for (const { role, text } of branch) {
     const last = messages.at(-1);
     if (!text.trim()) continue;
     // Some chat templates insist on turns: a question whose answer failed joins the next one.
@@ -129,9 +129,9 @@ export function history(conversation, lastId, systemPrompt) {
 
 /** @param {string} text the first message */
 export function titleOf(text) {
-  const line = text.trim().split("\n", 1)[0].replace(/\s+/g, " ");
-  const chars = Array.from(line);
-  if (chars.length <= MAX_TITLE_CHARS) return line || "New chat";
+  const branch = text.trim().split("\n", 1)[0].replace(/\s+/g, " ");
+  const chars = Array.from(branch);
+  if (chars.length <= MAX_TITLE_CHARS) return branch || "New chat";
   return `${chars
     .slice(0, MAX_TITLE_CHARS - 1)
     .join("")
@@ -141,28 +141,28 @@ export function titleOf(text) {
 /**
  * Join what another tab has stored with what this one has; `ours` itself when nothing is new.
  * @param {Conversation} ours @param {Conversation} theirs
- * @param {(replyId: string) => boolean} isCarried replies that this tab receives itself
+ * @param {(replyId: string) => boolean} isReceivedHere replies that this tab receives itself
  * @returns {Conversation}
  */
-export function merge(ours, theirs, isCarried) {
+export function merge(ours, theirs, isReceivedHere) {
   /** @type {Record<string, Message>} */
-  const news = {};
+  const updates = {};
   for (const message of Object.values(theirs.messages)) {
     const known = ours.messages[message.id];
-    if (!known) news[message.id] = message;
-    else if (!isCarried(message.id) && isFurther(message, known)) news[message.id] = message;
+    if (!known) updates[message.id] = message;
+    else if (!isReceivedHere(message.id) && isNewer(message, known)) updates[message.id] = message;
   }
-  if (!Object.keys(news).length && ours.title === theirs.title) return ours;
+  if (!Object.keys(updates).length && ours.title === theirs.title) return ours;
   return {
     ...ours,
     title: theirs.title,
     updatedAt: Math.max(ours.updatedAt, theirs.updatedAt),
-    messages: { ...ours.messages, ...news },
+    messages: { ...ours.messages, ...updates },
   };
 }
 
 /** @param {Message} theirs @param {Message} ours */
-function isFurther(theirs, ours) {
+function isNewer(theirs, ours) {
   if (theirs.role !== "assistant" || ours.role !== "assistant") return false;
   if (ours.status === "interrupted") {
     // The rest is only missing here: the other tab may have been given it, or still be.

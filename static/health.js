@@ -5,7 +5,7 @@
 
 import { byteString } from "./protocol.js";
 
-/** @typedef {import("./connection.js").Verdict} Verdict */
+/** @typedef {import("./connection.js").FailureReason} FailureReason */
 
 /**
  * The fields of `GET /health` that the page uses.
@@ -35,7 +35,7 @@ export async function fetchHealth(fetch) {
 /**
  * Find out why a socket was refused: a browser does not tell its status.
  * @param {typeof fetch} fetch @param {string} key the API key; empty when there is none
- * @returns {Promise<Verdict>}
+ * @returns {Promise<FailureReason>}
  */
 export async function probe(fetch, key) {
   /** @type {Record<string, string>} */

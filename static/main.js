@@ -17,7 +17,7 @@ import { Toast } from "./toast.js";
 /** @typedef {import("./state.js").Action} Action */
 /** @typedef {import("./conversation.js").Conversation} Conversation */
 
-const HEALTH_EVERY_MS = 30_000;
+const HEALTH_INTERVAL_MS = 30_000;
 
 const clock = {
   now: () => performance.now(),
@@ -28,7 +28,7 @@ const clock = {
   random: () => Math.random(),
 };
 
-const store = new Store({ storage: openStorage(), clock, onFailure: storageFailed });
+const store = new Store({ storage: openStorage(), clock, onFailure: handleStorageFailure });
 const { conversations, numUnreadable } = store.load();
 let apiKey = String(store.loadValue("api_key") ?? "");
 let state = initialState(
@@ -48,34 +48,34 @@ const client = new StreamClient({
 
 const toast = new Toast(byId("toast"));
 const page = new Page({
-  onSend: (text) => send(lastShownId(), text),
-  onStop: stopShown,
+  onSend: (text) => send(lastMessageId(), text),
+  onStop: stopActive,
   onRegenerate: regenerate,
   onContinue: (messageId) => {
     send(messageId, "Continue.");
-    backToComposer();
+    focusComposer();
   },
   onEdit: (messageId, text) => {
-    send(shown().messages[messageId].parentId, text);
-    backToComposer();
+    send(activeConversation().messages[messageId].parentId, text);
+    focusComposer();
   },
-  onChoose: (messageId) => dispatch({ type: "branch_chosen", conversationId: shown().id, messageId }),
+  onChoose: (messageId) => dispatch({ type: "branch_chosen", conversationId: activeConversation().id, messageId }),
   onOpen: (conversationId) => {
     dispatch({ type: "conversation_opened", conversationId });
-    backToComposer();
+    focusComposer();
   },
   onRename: (conversationId, title) => dispatch({ type: "conversation_renamed", conversationId, title }),
-  onDelete: remove,
-  onExport: saveAsFile,
+  onDelete: deleteConversation,
+  onExport: exportConversation,
   onChange: (settings) => dispatch({ type: "settings_changed", settings }),
   onKey: setKey,
   onDismiss: () => {
     dispatch({ type: "notice_dismissed" });
-    backToComposer();
+    focusComposer();
   },
 });
 
-let isPaintAsked = false;
+let isRenderScheduled = false;
 let hasStorageFailed = false;
 
 /** Apply an event at once; it is painted with the next frame. @param {Action} action */
@@ -83,18 +83,18 @@ function dispatch(action) {
   const before = state;
   state = reduce(before, action);
   persist(before, action);
-  if (state.activeId !== before.activeId) page.changeDraft(before.activeId, state.activeId);
+  if (state.activeId !== before.activeId) page.switchDraft(before.activeId, state.activeId);
   if (action.type === "connection_changed" && action.status.state === "open") void checkHealth();
   if (action.type === "conversation_merged") resumeOpenReplies();
-  askPaint();
+  scheduleRender();
 }
 
-function askPaint() {
-  if (isPaintAsked) return;
-  isPaintAsked = true;
+function scheduleRender() {
+  if (isRenderScheduled) return;
+  isRenderScheduled = true;
   requestAnimationFrame(() => {
-    isPaintAsked = false;
-    if (!page.render(state)) askPaint();
+    isRenderScheduled = false;
+    if (!page.render(state)) scheduleRender();
   });
 }
 
@@ -116,33 +116,33 @@ function send(parentId, text) {
   const replyId = newId();
   const messageId = newId();
   dispatch({ type: "message_sent", conversationId, parentId, messageId, replyId, text, at: Date.now() });
-  ask(conversationId, messageId, replyId);
+  requestReply(conversationId, messageId, replyId);
 }
 
 /** @param {string} messageId the reply that another is wanted for */
 function regenerate(messageId) {
-  const { id, messages } = shown();
+  const { id, messages } = activeConversation();
   const { parentId } = messages[messageId];
   const replyId = newId();
   dispatch({ type: "reply_requested", conversationId: id, parentId, replyId, at: Date.now() });
-  ask(id, parentId, replyId);
-  backToComposer();
+  requestReply(id, parentId, replyId);
+  focusComposer();
 }
 
 /** Keep the focus where a keyboard goes on; on a phone it would only raise the keys. */
-function backToComposer() {
+function focusComposer() {
   if (matchMedia("(hover: hover)").matches) page.focusComposer();
 }
 
 /** @param {string} conversationId @param {string} messageId @param {string} replyId */
-function ask(conversationId, messageId, replyId) {
+function requestReply(conversationId, messageId, replyId) {
   const { systemPrompt } = state.settings;
   const messages = history(state.conversations[conversationId], messageId, systemPrompt);
   client.generate(replyId, toRequest(state.settings, messages));
 }
 
-function stopShown() {
-  if (state.activeId !== null) stop(shown());
+function stopActive() {
+  if (state.activeId !== null) stop(activeConversation());
 }
 
 /** @param {Conversation} conversation */
@@ -154,18 +154,18 @@ function stop(conversation) {
 }
 
 /** @param {string} conversationId */
-function remove(conversationId) {
+function deleteConversation(conversationId) {
   stop(state.conversations[conversationId]);
   dispatch({ type: "conversation_deleted", conversationId });
   store.remove(conversationId);
   const restore = () => {
     dispatch({ type: "conversation_restored", conversationId });
     store.save(state.conversations[conversationId]);
-    backToComposer();
+    focusComposer();
   };
   const purge = () => dispatch({ type: "conversation_purged", conversationId });
   toast.show("Conversation deleted.", "Undo", restore, purge);
-  backToComposer();
+  focusComposer();
 }
 
 /** Go on with replies that nobody on this page receives yet: after a reload, or from another tab. */
@@ -179,7 +179,7 @@ function resumeOpenReplies() {
 }
 
 /** @param {string} conversationId @param {'json' | 'markdown'} format */
-function saveAsFile(conversationId, format) {
+function exportConversation(conversationId, format) {
   const conversation = state.conversations[conversationId];
   const isJson = format === "json";
   const text = isJson ? JSON.stringify(conversation, null, 2) : toMarkdown(conversation);
@@ -203,12 +203,12 @@ async function checkHealth() {
   dispatch({ type: "health_changed", health: health ?? state.health });
 }
 
-function shown() {
+function activeConversation() {
   return state.conversations[/** @type {string} */ (state.activeId)];
 }
 
-function lastShownId() {
-  return state.activeId === null ? ROOT : (path(shown()).at(-1)?.id ?? ROOT);
+function lastMessageId() {
+  return state.activeId === null ? ROOT : (path(activeConversation()).at(-1)?.id ?? ROOT);
 }
 
 /** Also where the page is served over plain HTTP, and `crypto.randomUUID` is missing. */
@@ -225,7 +225,7 @@ function openStorage() {
   }
 }
 
-function storageFailed() {
+function handleStorageFailure() {
   if (hasStorageFailed) return;
   hasStorageFailed = true;
   const message = "This browser keeps no more: what you write now will be gone after a reload.";
@@ -235,7 +235,7 @@ function storageFailed() {
 }
 
 new ThemeToggle(byId("theme-toggle"), store.loadValue("theme"), (theme) => store.saveValue("theme", theme));
-byId("jump-latest").addEventListener("click", backToComposer);
+byId("jump-latest").addEventListener("click", focusComposer);
 byId("open-settings").addEventListener("click", () => page.openSettings(state, apiKey));
 
 window.addEventListener("pagehide", () => store.flush());
@@ -245,29 +245,29 @@ window.addEventListener("pageshow", ({ persisted }) => {
 window.addEventListener("online", () => client.reconnect());
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) store.flush();
-  else client.wake();
+  else client.retryNow();
 });
 window.addEventListener("storage", ({ key, newValue }) => {
   const conversationId = conversationIdOf(key);
   if (conversationId === null || state.deletedIds.includes(conversationId)) return;
   const conversation = parseConversation(newValue);
   if (conversation) {
-    const isCarried = (/** @type {string} */ replyId) => client.has(replyId);
-    dispatch({ type: "conversation_merged", conversation, isCarried });
+    const isReceivedHere = (/** @type {string} */ replyId) => client.has(replyId);
+    dispatch({ type: "conversation_merged", conversation, isReceivedHere });
   } else if (newValue === null) {
     dispatch({ type: "conversation_purged", conversationId });
   }
 });
 setInterval(() => {
   if (!document.hidden && state.connection.state === "open") void checkHealth();
-}, HEALTH_EVERY_MS);
+}, HEALTH_INTERVAL_MS);
 
 if (numUnreadable) {
   const message = `${numUnreadable} stored conversations could not be read and are not shown.`;
   dispatch({ type: "notice_raised", error: { code: "storage", message, retryable: false } });
 }
-askPaint();
+scheduleRender();
 void checkHealth();
 client.connect();
 resumeOpenReplies();
-backToComposer();
+focusComposer();

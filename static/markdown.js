@@ -13,9 +13,9 @@ import { Parser, Renderer } from "./vendor/marked/marked.esm.js";
 /** @typedef {import("./blocks.js").Token} Token */
 
 /** A tail that takes long to render is rendered less often, to leave the page its time. */
-const IDLE_SHARE = 4;
+const MIN_IDLE_RATIO = 4;
 
-const SANITISER = {
+const SANITIZER_CONFIG = {
   ALLOWED_TAGS: [
     ..."a p br strong em del code pre ul ol li blockquote hr h1 h2 h3 h4 h5 h6".split(" "),
     ..."table thead tbody tr th td".split(" "),
@@ -84,18 +84,18 @@ export class MarkdownView {
     const text = source.replaceAll("\r", "");
     if (text === this.#text && isFinal === this.#isFinal) return true;
     const now = performance.now();
-    if (!isFinal && now - this.#renderedAt < IDLE_SHARE * this.#renderCost) return false;
+    if (!isFinal && now - this.#renderedAt < MIN_IDLE_RATIO * this.#renderCost) return false;
     if (!text.startsWith(this.#text)) this.#reset();
     this.#text = text;
     this.#isFinal = isFinal;
-    const finished = this.#splitter.finished(text);
+    const finished = this.#splitter.advance(text);
     const tail = lex(text.slice(this.#splitter.start));
     this.#hasDefinitions ||= [...finished, ...tail].some(({ type }) => type === "def");
     if (isFinal && this.#hasDefinitions) {
       // Links may refer to definitions in other blocks, which only the whole shows.
       this.#reset();
       this.#root.append(toNodes(lex(text)));
-    } else if (finished.length || !this.#growCode(tail)) {
+    } else if (finished.length || !this.#updateOpenCode(tail)) {
       this.#replaceTail(finished, tail);
     }
     this.#renderedAt = performance.now();
@@ -119,9 +119,9 @@ export class MarkdownView {
   }
 
   /** Put more text into a code block that is being written, and keep its button where it is. @param {Token[]} tail */
-  #growCode(tail) {
+  #updateOpenCode(tail) {
     const [token, ...others] = tail;
-    const code = this.#tail.length === 1 ? codeOf(this.#tail[0]) : null;
+    const code = this.#tail.length === 1 ? codeElementOf(this.#tail[0]) : null;
     if (token?.type !== "code" || others.length || !code) return false;
     if (code.dataset.language !== languageOf(token.lang)) return false;
     code.textContent = token.text;
@@ -131,14 +131,14 @@ export class MarkdownView {
 
 /** @param {Token[]} tokens */
 function toNodes(tokens) {
-  const fragment = DOMPurify.sanitize(parser.parse(tokens), SANITISER);
+  const fragment = DOMPurify.sanitize(parser.parse(tokens), SANITIZER_CONFIG);
   for (const link of fragment.querySelectorAll("a[href]")) {
     link.setAttribute("target", "_blank");
     link.setAttribute("rel", "noopener noreferrer nofollow");
   }
   // Each block runs as its first letter does; code always from the left.
   for (const block of fragment.children) if (!block.matches("pre")) block.setAttribute("dir", "auto");
-  for (const pre of fragment.querySelectorAll("pre")) frameCode(pre);
+  for (const pre of fragment.querySelectorAll("pre")) addCodeHeader(pre);
   for (const table of fragment.querySelectorAll("table")) {
     const attributes = { tabindex: "0", role: "region", "aria-label": "Table" };
     const frame = element("div", { className: "table-scroll", attributes });
@@ -149,7 +149,7 @@ function toNodes(tokens) {
 }
 
 /** Give a code block its header: the language, and a button that copies. @param {HTMLPreElement} pre */
-function frameCode(pre) {
+function addCodeHeader(pre) {
   const code = /** @type {HTMLElement} */ (pre.querySelector("code"));
   const label = element("span", {}, "Copy");
   const copy = element(
@@ -176,7 +176,7 @@ function frameCode(pre) {
 }
 
 /** @param {Node} node @returns {HTMLElement | null} */
-function codeOf(node) {
+function codeElementOf(node) {
   const isFrame = node instanceof HTMLElement && node.classList.contains("code-block");
   return isFrame ? node.querySelector("pre > code") : null;
 }

@@ -22,7 +22,7 @@ import { queueText, statsText, statusText } from "./strings.js";
 
 /**
  * Where a message stands in its conversation.
- * @typedef {object} Place
+ * @typedef {object} MessageContext
  * @property {string[]} siblingIds with itself, oldest first
  * @property {boolean} isLast
  * @property {boolean} isBusy a reply of this conversation is on its way
@@ -31,8 +31,8 @@ import { queueText, statsText, statusText } from "./strings.js";
 export class MessageView {
   /** @type {Message | null} */
   #message = null;
-  #isCurrent = false;
-  #place = "";
+  #isUpToDate = false;
+  #contextKey = "";
   #isEditing = false;
   #handlers;
   #text = element("div", { className: "message-text", testId: "message-text" });
@@ -60,23 +60,23 @@ export class MessageView {
   }
 
   /**
-   * @param {Message} message @param {Place} place
+   * @param {Message} message @param {MessageContext} context
    * @returns {boolean} false when not all is shown yet and this should be called again
    */
-  update(message, place) {
-    const placeKey = JSON.stringify(place);
-    const isSamePlace = placeKey === this.#place;
-    if (message === this.#message && isSamePlace && this.#isCurrent) return true;
+  update(message, context) {
+    const contextKey = JSON.stringify(context);
+    const isSameContext = contextKey === this.#contextKey;
+    if (message === this.#message && isSameContext && this.#isUpToDate) return true;
     const isSameActions =
-      isSamePlace && this.#message !== null && actionsKey(this.#message) === actionsKey(message);
-    this.#place = placeKey;
+      isSameContext && this.#message !== null && actionsKey(this.#message) === actionsKey(message);
+    this.#contextKey = contextKey;
     this.#message = message;
-    this.#isCurrent = true;
-    if (message.role === "assistant") this.#isCurrent = this.#showReply(message);
+    this.#isUpToDate = true;
+    if (message.role === "assistant") this.#isUpToDate = this.#showReply(message);
     else if (!this.#isEditing) this.#text.textContent = message.text;
     // Buttons stay as they are while text flows in, so that a focused one keeps its focus.
-    if (!isSameActions) this.#showActions(message, place);
-    return this.#isCurrent;
+    if (!isSameActions) this.#showActions(message, context);
+    return this.#isUpToDate;
   }
 
   /** Let the user change a message; the changed one is sent as a new branch. */
@@ -121,7 +121,7 @@ export class MessageView {
   }
 
   /** Put the focus on this button, or on the first if it leads nowhere. @param {string} testId */
-  focusVersions(testId) {
+  focusVersionButton(testId) {
     if (testId && !this.#focusAction(`[data-testid="${testId}"]`)) this.#focusAction("button");
   }
 
@@ -157,13 +157,13 @@ export class MessageView {
     this.#note.append(note);
   }
 
-  /** @param {Message} message @param {Place} place */
-  #showActions(message, place) {
+  /** @param {Message} message @param {MessageContext} context */
+  #showActions(message, context) {
     const { onRegenerate, onContinue } = this.#handlers;
     const isReply = message.role === "assistant";
-    const buttons = [...this.#branchButtons(message, place)];
+    const buttons = [...this.#branchButtons(message, context)];
     if (message.text) buttons.push(this.#copyButton());
-    if (!place.isBusy && isReply) {
+    if (!context.isBusy && isReply) {
       const isFailed = message.status === "error" || message.status === "interrupted";
       const label = isFailed ? "Try again" : "Regenerate";
       buttons.push(
@@ -172,10 +172,10 @@ export class MessageView {
           : iconButton("retry", label, () => onRegenerate(message.id), "regenerate"),
       );
       const isCut = ["interrupted", "stopped"].includes(message.status) || message.finishReason === "length";
-      if (place.isLast && message.text && isCut) {
+      if (context.isLast && message.text && isCut) {
         buttons.push(textButton("Continue", () => onContinue(message.id), "continue"));
       }
-    } else if (!place.isBusy) {
+    } else if (!context.isBusy) {
       buttons.push(iconButton("edit", "Edit", () => this.edit(), "edit"));
     }
     if (isReply) buttons.push(this.#stats);
@@ -202,7 +202,7 @@ export class MessageView {
     return button;
   }
 
-  /** @param {Message} message @param {Place} place @returns {HTMLElement[]} */
+  /** @param {Message} message @param {MessageContext} context @returns {HTMLElement[]} */
   #branchButtons(message, { siblingIds, isBusy }) {
     if (siblingIds.length < 2) return [];
     const index = siblingIds.indexOf(message.id);

@@ -47,7 +47,7 @@ export class Page {
   /** @type {string | null | undefined} */
   #shownId = undefined;
   #announced = "";
-  #lastQuestionId = "";
+  #lastUserMessageId = "";
   #hasTriedKey = false;
   /** @type {Map<string | null, string>} */
   #drafts = new Map();
@@ -93,7 +93,7 @@ export class Page {
    * once, not with the next frame: what is typed until then belongs to the other one.
    * @param {string | null} fromId @param {string | null} toId
    */
-  changeDraft(fromId, toId) {
+  switchDraft(fromId, toId) {
     this.#drafts.set(fromId, this.#composer.text);
     this.#composer.text = this.#drafts.get(toId) ?? "";
   }
@@ -106,10 +106,10 @@ export class Page {
     this.#renderTop(state, conversation);
     this.#renderBanners(state);
     this.#renderComposer(state, conversation);
-    const isCurrent = this.#renderLog(conversation);
+    const isUpToDate = this.#renderLog(conversation);
     byId("empty").hidden = conversation !== null;
     this.#scroll.follow();
-    return isCurrent;
+    return isUpToDate;
   }
 
   /** @param {string | null} id */
@@ -141,7 +141,7 @@ export class Page {
 
   /** @param {State} state */
   #renderBanners({ connection, health, notice }) {
-    const isRefused = connection.verdict === "refused";
+    const isRefused = connection.failureReason === "refused";
     this.#showKeyPanel(connection.state === "unauthorized" || isRefused);
     setText(
       byId("key-reason"),
@@ -203,7 +203,7 @@ export class Page {
     const messages = conversation ? path(conversation) : [];
     const isBusy = messages.some(isOpen);
     this.#log.setAttribute("aria-busy", String(isBusy));
-    let isCurrent = true;
+    let isUpToDate = true;
     messages.forEach((message, index) => {
       let view = this.#views.get(message.id);
       if (!view) {
@@ -214,16 +214,16 @@ export class Page {
         ({ id }) => id,
       );
       const isLast = index === messages.length - 1;
-      isCurrent = view.update(message, { siblingIds, isLast, isBusy }) && isCurrent;
+      isUpToDate = view.update(message, { siblingIds, isLast, isBusy }) && isUpToDate;
       if (this.#log.children[index] !== view.root)
         this.#log.insertBefore(view.root, this.#log.children[index] ?? null);
     });
     while (this.#log.children.length > messages.length) this.#log.lastElementChild?.remove();
-    this.#views.get(this.#chosen.messageId)?.focusVersions(this.#chosen.testId);
+    this.#views.get(this.#chosen.messageId)?.focusVersionButton(this.#chosen.testId);
     this.#chosen = { messageId: "", testId: "" };
-    this.#lastQuestionId = messages.findLast(({ role }) => role === "user")?.id ?? "";
+    this.#lastUserMessageId = messages.findLast(({ role }) => role === "user")?.id ?? "";
     this.#announce(messages.at(-1));
-    return isCurrent;
+    return isUpToDate;
   }
 
   /** The button goes away with its message; the focus goes on to that of the other. @param {string} messageId */
@@ -239,15 +239,15 @@ export class Page {
     const text = announcement(message);
     const key = `${message.id} ${text}`;
     if (key === this.#announced) return;
-    const isFirstSight = !this.#announced;
+    const isFirst = !this.#announced;
     this.#announced = key;
     // What stood there when the conversation was opened is not news.
-    if (!isFirstSight || isOpen(message)) this.#announcer.textContent = text;
+    if (!isFirst || isOpen(message)) this.#announcer.textContent = text;
   }
 
   #editLast() {
-    if (this.#lastQuestionId && this.#log.getAttribute("aria-busy") !== "true") {
-      this.#views.get(this.#lastQuestionId)?.edit();
+    if (this.#lastUserMessageId && this.#log.getAttribute("aria-busy") !== "true") {
+      this.#views.get(this.#lastUserMessageId)?.edit();
     }
   }
 

@@ -4,7 +4,7 @@
  */
 
 /** How near to the end the reader has to come back for it to be followed again, in CSS pixels. */
-const NEAR_PX = 48;
+const STICK_DISTANCE_PX = 48;
 
 export class StickyScroll {
   #scroller;
@@ -16,7 +16,7 @@ export class StickyScroll {
   constructor(scroller, button) {
     this.#scroller = scroller;
     this.#button = button;
-    scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    scroller.addEventListener("scroll", () => this.#handleScroll(), { passive: true });
     button.addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => this.follow()).observe(scroller);
   }
@@ -34,13 +34,13 @@ export class StickyScroll {
     this.#button.hidden = this.#isStuck || this.#distance() <= 1;
   }
 
-  #scrolled() {
+  #handleScroll() {
     const { scrollTop } = this.#scroller;
     const distance = this.#distance();
     // Only the reader scrolls up and away from the end, be it by a pixel; text that shrinks scrolls
     // up too, but stays at the end.
     if (scrollTop < this.#lastTop && distance > 1) this.#isStuck = false;
-    else if (scrollTop > this.#lastTop && distance <= NEAR_PX) this.#isStuck = true;
+    else if (scrollTop > this.#lastTop && distance <= STICK_DISTANCE_PX) this.#isStuck = true;
     this.#lastTop = scrollTop;
     this.#button.hidden = this.#isStuck;
   }

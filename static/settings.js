@@ -107,14 +107,14 @@ export function defaultSettings() {
 /**
  * Read what was typed into a number field.
  * @param {NumberField} field @param {string} text
- * @returns {{value: number | null} | {problem: string}}
+ * @returns {{value: number | null} | {error: string}}
  */
 export function parseNumber(field, text) {
   if (!text.trim()) return { value: null };
   const value = Number(text);
   const isLow = field.isAboveMin ? value <= field.min : value < field.min;
-  if (!Number.isFinite(value) || isLow || value > field.max) return { problem: rangeOf(field) };
-  if (field.step === 1 && !Number.isInteger(value)) return { problem: "Must be a whole number." };
+  if (!Number.isFinite(value) || isLow || value > field.max) return { error: rangeOf(field) };
+  if (field.step === 1 && !Number.isInteger(value)) return { error: "Must be a whole number." };
   return { value };
 }
 
@@ -127,13 +127,13 @@ function rangeOf({ min, max, isAboveMin }) {
 /**
  * Read stop strings, one a line, in which \n and \t stand for a new line and a tab.
  * @param {string} text
- * @returns {{value: string[]} | {problem: string}}
+ * @returns {{value: string[]} | {error: string}}
  */
 export function parseStop(text) {
   const value = text.split("\n").filter(Boolean).map(unescape);
-  if (value.length > MAX_STOP_STRINGS) return { problem: `At most ${MAX_STOP_STRINGS} lines.` };
+  if (value.length > MAX_STOP_STRINGS) return { error: `At most ${MAX_STOP_STRINGS} lines.` };
   if (value.some((stop) => stop.length > MAX_STOP_CHARS)) {
-    return { problem: `At most ${MAX_STOP_CHARS} characters a line.` };
+    return { error: `At most ${MAX_STOP_CHARS} characters a line.` };
   }
   return { value };
 }

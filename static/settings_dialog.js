@@ -44,7 +44,7 @@ export class SettingsDialog {
     });
     this.#stop.addEventListener("input", () => {
       const parsed = parseStop(this.#stop.value);
-      mark(this.#stop, this.#stopHint, "problem" in parsed ? parsed.problem : "");
+      showError(this.#stop, this.#stopHint, "error" in parsed ? parsed.error : "");
       if ("value" in parsed) this.#change({ stop: parsed.value });
     });
     byId("save-key").addEventListener("click", () => handlers.onKey(this.#key.value.trim()));
@@ -68,11 +68,11 @@ export class SettingsDialog {
   #fill() {
     this.#systemPrompt.value = this.#settings.systemPrompt;
     this.#stop.value = formatStop(this.#settings.stop);
-    mark(this.#stop, this.#stopHint, "");
+    showError(this.#stop, this.#stopHint, "");
     for (const [field, { input, hint }] of this.#numbers) {
       const value = this.#settings[field.name];
       input.value = value === null ? "" : String(value);
-      mark(input, hint, "");
+      showError(input, hint, "");
     }
   }
 
@@ -92,7 +92,7 @@ export class SettingsDialog {
     const input = element("input", { testId: id, attributes });
     input.addEventListener("input", () => {
       const parsed = parseNumber(field, input.value);
-      mark(input, hint, "problem" in parsed ? parsed.problem : "");
+      showError(input, hint, "error" in parsed ? parsed.error : "");
       if ("value" in parsed) this.#change({ [field.name]: parsed.value });
     });
     this.#numbers.set(field, { input, hint });
@@ -112,14 +112,14 @@ export class SettingsDialog {
   }
 }
 
-/** Say what is wrong with a field in place of its hint; an empty `problem` is none. */
-function mark(
+/** Say what is wrong with a field in place of its hint; an empty `error` is none. */
+function showError(
   /** @type {HTMLElement} */ field,
   /** @type {HTMLElement} */ hint,
-  /** @type {string} */ problem,
+  /** @type {string} */ error,
 ) {
   hint.dataset.hint ??= hint.textContent ?? "";
-  field.setAttribute("aria-invalid", String(problem !== ""));
-  hint.classList.toggle("problem", problem !== "");
-  hint.textContent = problem || hint.dataset.hint;
+  field.setAttribute("aria-invalid", String(error !== ""));
+  hint.classList.toggle("error", error !== "");
+  hint.textContent = error || hint.dataset.hint;
 }

@@ -48,7 +48,7 @@ export class Sidebar {
       this.#setDrawer(false);
     });
     this.#narrow.addEventListener("change", () => this.#setDrawer(false));
-    this.#menu.addEventListener("keydown", (event) => this.#moveInMenu(event));
+    this.#menu.addEventListener("keydown", (event) => this.#moveMenuFocus(event));
     this.#menu.addEventListener("toggle", (event) => {
       if (/** @type {ToggleEvent} */ (event).newState === "closed") {
         this.#menuOpener?.setAttribute("aria-expanded", "false");
@@ -62,33 +62,33 @@ export class Sidebar {
     const conversations = Object.values(state.conversations)
       .filter(({ id }) => !state.deletedIds.includes(id))
       .sort((a, b) => b.updatedAt - a.updatedAt);
-    const rows = conversations.map((one) => ({
-      one,
-      isActive: one.id === state.activeId,
-      isStreaming: openReplies(one).length > 0,
-      group: groupOf(one.updatedAt, Date.now()),
+    const rows = conversations.map((conversation) => ({
+      conversation,
+      isActive: conversation.id === state.activeId,
+      isStreaming: openReplies(conversation).length > 0,
+      group: groupOf(conversation.updatedAt, Date.now()),
     }));
-    const shown = JSON.stringify(rows.map(({ one, ...row }) => [one.id, one.title, row]));
+    const shown = JSON.stringify(rows.map(({ conversation, ...row }) => [conversation.id, conversation.title, row]));
     if (shown === this.#shown || this.#renamingId) return;
     this.#shown = shown;
     const focusedId = this.#focusedId();
     const nodes = [];
     let lastGroup = "";
-    for (const { one, isActive, isStreaming, group } of rows) {
+    for (const { conversation, isActive, isStreaming, group } of rows) {
       if (group !== lastGroup) nodes.push(element("h2", { className: "group" }, group));
       lastGroup = group;
-      nodes.push(this.#row(one, isActive, isStreaming));
+      nodes.push(this.#row(conversation, isActive, isStreaming));
     }
     this.#list.replaceChildren(...nodes);
     if (focusedId) this.#rowOf(focusedId)?.querySelector("button")?.focus();
   }
 
-  /** @param {Conversation} one @param {boolean} isActive @param {boolean} isStreaming */
-  #row(one, isActive, isStreaming) {
-    const title = element("span", { className: "row-title", attributes: { dir: "auto" } }, one.title);
+  /** @param {Conversation} conversation @param {boolean} isActive @param {boolean} isStreaming */
+  #row(conversation, isActive, isStreaming) {
+    const title = element("span", { className: "row-title", attributes: { dir: "auto" } }, conversation.title);
     const open = element(
       "button",
-      { className: "row-open", attributes: { type: "button" }, on: { click: () => this.#open(one.id) } },
+      { className: "row-open", attributes: { type: "button" }, on: { click: () => this.#open(conversation.id) } },
       title,
     );
     if (isStreaming) {
@@ -101,15 +101,15 @@ export class Sidebar {
     }
     const more = iconButton(
       "more",
-      `More for ${one.title}`,
-      () => this.#openMenu(one, more),
+      `More for ${conversation.title}`,
+      () => this.#openMenu(conversation, more),
       "conversation-more",
     );
     more.setAttribute("aria-haspopup", "menu");
     more.setAttribute("aria-expanded", "false");
     const row = element(
       "div",
-      { className: "row", testId: "conversation", attributes: { "data-id": one.id } },
+      { className: "row", testId: "conversation", attributes: { "data-id": conversation.id } },
       open,
       more,
     );
@@ -120,14 +120,14 @@ export class Sidebar {
     return row;
   }
 
-  /** @param {Conversation} one @param {HTMLElement} opener */
-  #openMenu(one, opener) {
+  /** @param {Conversation} conversation @param {HTMLElement} opener */
+  #openMenu(conversation, opener) {
     const { onDelete, onExport } = this.#handlers;
     this.#menu.replaceChildren(
-      this.#menuItem("Rename", "rename", () => this.#rename(one)),
-      this.#menuItem("Save as Markdown", "export-markdown", () => onExport(one.id, "markdown")),
-      this.#menuItem("Save as JSON", "export-json", () => onExport(one.id, "json")),
-      this.#menuItem("Delete", "delete", () => onDelete(one.id)),
+      this.#menuItem("Rename", "rename", () => this.#rename(conversation)),
+      this.#menuItem("Save as Markdown", "export-markdown", () => onExport(conversation.id, "markdown")),
+      this.#menuItem("Save as JSON", "export-json", () => onExport(conversation.id, "json")),
+      this.#menuItem("Delete", "delete", () => onDelete(conversation.id)),
     );
     this.#menuOpener = opener;
     opener.setAttribute("aria-expanded", "true");
@@ -150,7 +150,7 @@ export class Sidebar {
   }
 
   /** @param {KeyboardEvent} event */
-  #moveInMenu(event) {
+  #moveMenuFocus(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step) return;
     const items = [...this.#menu.querySelectorAll("button")];
@@ -159,9 +159,9 @@ export class Sidebar {
     event.preventDefault();
   }
 
-  /** @param {Conversation} one */
-  #rename(one) {
-    const row = this.#rowOf(one.id);
+  /** @param {Conversation} conversation */
+  #rename(conversation) {
+    const row = this.#rowOf(conversation.id);
     if (!row) return;
     const attributes = { "aria-label": "Title", maxlength: "120" };
     const input = element("input", { className: "row-rename", testId: "rename-input", attributes });
@@ -171,16 +171,16 @@ export class Sidebar {
       this.#renamingId = null;
       this.#shown = "";
       const title = input.value.trim();
-      this.#handlers.onRename(one.id, isKept && title ? title : one.title);
+      this.#handlers.onRename(conversation.id, isKept && title ? title : conversation.title);
     };
-    input.value = one.title;
+    input.value = conversation.title;
     input.addEventListener("keydown", (event) => {
       if (isComposing(event) || !["Enter", "Escape"].includes(event.key)) return;
       event.stopPropagation();
       finish(event.key === "Enter");
     });
     input.addEventListener("blur", () => finish(true));
-    this.#renamingId = one.id;
+    this.#renamingId = conversation.id;
     row.replaceChildren(input);
     input.focus();
     input.select();

@@ -77,15 +77,15 @@ export class SocketConsole {
   #open(first) {
     const socket = new WebSocket(this.#url, subprotocols(this.#key.value));
     this.#socket = socket;
-    this.#tell("connecting", true);
+    this.#setState("connecting", true);
     socket.addEventListener("open", () => {
-      this.#tell("connected", true);
+      this.#setState("connected", true);
       this.#send(socket, first);
     });
-    socket.addEventListener("message", ({ data }) => this.#write("heard", data));
+    socket.addEventListener("message", ({ data }) => this.#append("received", data));
     socket.addEventListener("close", ({ code, reason }) => {
       this.#socket = null;
-      this.#tell(code === 1000 ? "closed" : `closed with code ${code}${reason && `: ${reason}`}`, false);
+      this.#setState(code === 1000 ? "closed" : `closed with code ${code}${reason && `: ${reason}`}`, false);
     });
   }
 
@@ -93,18 +93,18 @@ export class SocketConsole {
   #send(socket, text) {
     if (socket.readyState !== WebSocket.OPEN) return;
     socket.send(text);
-    this.#write("sent", compact(text));
+    this.#append("sent", compact(text));
   }
 
-  /** @param {'sent' | 'heard'} direction @param {string} text */
-  #write(direction, text) {
+  /** @param {'sent' | 'received'} direction @param {string} text */
+  #append(direction, text) {
     this.#log.append(element("li", { className: direction }, `${direction === "sent" ? "→" : "←"} ${text}`));
     if (this.#log.childElementCount > MAX_LINES) this.#log.firstElementChild?.remove();
     this.#log.scrollTop = this.#log.scrollHeight;
   }
 
   /** @param {string} state @param {boolean} isOpen */
-  #tell(state, isOpen) {
+  #setState(state, isOpen) {
     this.#state.textContent = state;
     this.#close.disabled = !isOpen;
   }

@@ -36,7 +36,7 @@ import { isOpen, merge, titleOf } from "./conversation.js";
  *   | {type: 'conversation_deleted', conversationId: string}
  *   | {type: 'conversation_restored', conversationId: string}
  *   | {type: 'conversation_purged', conversationId: string}
- *   | {type: 'conversation_merged', conversation: Conversation, isCarried: (replyId: string) => boolean}
+ *   | {type: 'conversation_merged', conversation: Conversation, isReceivedHere: (replyId: string) => boolean}
  *   | {type: 'settings_changed', settings: Settings}
  *   | {type: 'health_changed', health: Health | null}
  *   | {type: 'notice_dismissed'}} Action
@@ -52,7 +52,7 @@ export function initialState(conversations, activeId, settings) {
     conversations: byId,
     activeId: activeId !== null && activeId in byId ? activeId : null,
     deletedIds: [],
-    connection: { state: "connecting", retryAt: null, verdict: null },
+    connection: { state: "connecting", retryAt: null, failureReason: null },
     settings,
     health: null,
     notice: null,
@@ -65,41 +65,41 @@ export function reduce(state, action) {
     case "connection_changed":
       return { ...state, connection: action.status };
     case "frame_received":
-      return changeReply(state, action.replyId, (reply) => receive(reply, action.frame, action.at));
+      return updateReply(state, action.replyId, (reply) => receive(reply, action.frame, action.at));
     case "reply_dropped":
-      return changeReply(state, action.replyId, (reply) => ({
+      return updateReply(state, action.replyId, (reply) => ({
         ...reply,
         status: reply.generationId ? "reconnecting" : "queued",
         queue: null,
-        wasAway: true,
-        paceStart: null,
-        paceEnd: null,
+        wasDisconnected: true,
+        rateStart: null,
+        rateEnd: null,
       }));
     case "reply_stopped":
-      return changeReply(state, action.replyId, (reply) => ({ ...ended(reply), status: "stopped" }));
+      return updateReply(state, action.replyId, (reply) => ({ ...finished(reply), status: "stopped" }));
     case "reply_lost":
-      return changeReply(state, action.replyId, (reply) => ({
-        ...ended(reply),
+      return updateReply(state, action.replyId, (reply) => ({
+        ...finished(reply),
         status: "interrupted",
         error: action.error,
       }));
     case "stop_requested":
-      return changeReply(state, action.replyId, (reply) => ({ ...reply, isStopping: true }));
+      return updateReply(state, action.replyId, (reply) => ({ ...reply, isStopping: true }));
     case "message_sent":
       return sendMessage(state, action);
     case "reply_requested":
-      return changeConversation(state, action.conversationId, (one) =>
+      return updateConversation(state, action.conversationId, (one) =>
         addReply(one, action.parentId, action.replyId, action.at),
       );
     case "branch_chosen":
-      return changeConversation(state, action.conversationId, (one) => {
+      return updateConversation(state, action.conversationId, (one) => {
         const { parentId } = one.messages[action.messageId];
         return { ...one, choices: { ...one.choices, [parentId]: action.messageId } };
       });
     case "conversation_opened":
       return { ...state, activeId: action.conversationId };
     case "conversation_renamed":
-      return changeConversation(state, action.conversationId, (one) => ({ ...one, title: action.title }));
+      return updateConversation(state, action.conversationId, (one) => ({ ...one, title: action.title }));
     case "conversation_deleted":
       return {
         ...state,
@@ -115,7 +115,7 @@ export function reduce(state, action) {
     case "conversation_purged":
       return purge(state, action.conversationId);
     case "conversation_merged":
-      return mergeConversation(state, action.conversation, action.isCarried);
+      return mergeConversation(state, action.conversation, action.isReceivedHere);
     case "settings_changed":
       return { ...state, settings: action.settings };
     case "health_changed":
@@ -153,14 +153,14 @@ function receive(reply, frame, at) {
         text: reply.text + frame.text,
         seq: frame.seq,
         queue: null,
-        paceStart: reply.paceStart ?? mark,
-        paceEnd: mark,
+        rateStart: reply.rateStart ?? mark,
+        rateEnd: mark,
       };
     }
     case "done": {
-      const isLeftAlone = frame.finish_reason === "cancelled" && reply.wasAway && !reply.isStopping;
+      const isLeftAlone = frame.finish_reason === "cancelled" && reply.wasDisconnected && !reply.isStopping;
       return {
-        ...ended(reply),
+        ...finished(reply),
         status: /** @type {Reply['status']} */ (
           isLeftAlone ? "interrupted" : frame.finish_reason === "cancelled" ? "stopped" : "done"
         ),
@@ -172,7 +172,7 @@ function receive(reply, frame, at) {
     }
     case "error":
       return {
-        ...ended(reply),
+        ...finished(reply),
         status: /** @type {const} */ ("error"),
         seq: Math.max(reply.seq, frame.seq ?? -1),
         error: frame.error,
@@ -183,8 +183,8 @@ function receive(reply, frame, at) {
 }
 
 /** @param {Reply} reply @returns {Reply} */
-function ended(reply) {
-  return { ...reply, queue: null, paceStart: null, paceEnd: null, isStopping: false };
+function finished(reply) {
+  return { ...reply, queue: null, rateStart: null, rateEnd: null, isStopping: false };
 }
 
 /** @param {State} state @param {Extract<Action, {type: 'message_sent'}>} action */
@@ -200,14 +200,14 @@ function sendMessage(state, action) {
     messages: {},
     choices: {},
   };
-  /** @type {import("./conversation.js").Question} */
-  const question = { role: "user", id: messageId, parentId, createdAt: at, text };
-  const asked = {
+  /** @type {import("./conversation.js").UserMessage} */
+  const userMessage = { role: "user", id: messageId, parentId, createdAt: at, text };
+  const withMessage = {
     ...one,
-    messages: { ...one.messages, [messageId]: question },
+    messages: { ...one.messages, [messageId]: userMessage },
     choices: { ...one.choices, [parentId]: messageId },
   };
-  const conversation = addReply(asked, messageId, replyId, at);
+  const conversation = addReply(withMessage, messageId, replyId, at);
   return {
     ...state,
     activeId: conversationId,
@@ -234,9 +234,9 @@ function addReply(conversation, parentId, replyId, at) {
     timings: null,
     error: null,
     isStopping: false,
-    wasAway: false,
-    paceStart: null,
-    paceEnd: null,
+    wasDisconnected: false,
+    rateStart: null,
+    rateEnd: null,
   };
   return {
     ...conversation,
@@ -246,21 +246,21 @@ function addReply(conversation, parentId, replyId, at) {
   };
 }
 
-/** Change an open reply; one that has ended stays as it is. @param {State} state @param {string} replyId @param {(reply: Reply) => Reply} change */
-function changeReply(state, replyId, change) {
+/** Change an open reply; one that has finished stays as it is. @param {State} state @param {string} replyId @param {(reply: Reply) => Reply} change */
+function updateReply(state, replyId, change) {
   const conversation = Object.values(state.conversations).find((one) => replyId in one.messages);
   const reply = conversation?.messages[replyId];
   if (!conversation || !reply || !isOpen(reply)) return state;
   const changed = change(reply);
   if (changed === reply) return state;
-  return changeConversation(state, conversation.id, (one) => ({
+  return updateConversation(state, conversation.id, (one) => ({
     ...one,
     messages: { ...one.messages, [replyId]: changed },
   }));
 }
 
 /** @param {State} state @param {string} id @param {(conversation: Conversation) => Conversation} change */
-function changeConversation(state, id, change) {
+function updateConversation(state, id, change) {
   const conversation = state.conversations[id];
   if (!conversation) return state;
   return { ...state, conversations: { ...state.conversations, [id]: change(conversation) } };
@@ -277,10 +277,10 @@ function purge(state, id) {
   };
 }
 
-/** @param {State} state @param {Conversation} theirs @param {(replyId: string) => boolean} isCarried */
-function mergeConversation(state, theirs, isCarried) {
+/** @param {State} state @param {Conversation} theirs @param {(replyId: string) => boolean} isReceivedHere */
+function mergeConversation(state, theirs, isReceivedHere) {
   const ours = state.conversations[theirs.id];
-  const merged = ours ? merge(ours, theirs, isCarried) : theirs;
+  const merged = ours ? merge(ours, theirs, isReceivedHere) : theirs;
   if (merged === ours) return state;
   return { ...state, conversations: { ...state.conversations, [theirs.id]: merged } };
 }

@@ -14,9 +14,9 @@ import { isOpen } from "./conversation.js";
 
 const PREFIX = "tokenwire.v1.";
 const CONVERSATION_PREFIX = `${PREFIX}conversation.`;
-const WRITE_EVERY_MS = 500;
+const WRITE_INTERVAL_MS = 500;
 
-/** @typedef {Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>} KeyValues */
+/** @typedef {Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>} KeyValueStorage */
 
 export class Store {
   /** @type {Map<string, Conversation>} */
@@ -29,7 +29,7 @@ export class Store {
 
   /**
    * @param {object} options
-   * @param {KeyValues} options.storage
+   * @param {KeyValueStorage} options.storage
    * @param {Clock} options.clock
    * @param {() => void} options.onFailure called when something could not be written
    */
@@ -46,7 +46,7 @@ export class Store {
     let numUnreadable = 0;
     for (const key of keys.filter((one) => one.startsWith(CONVERSATION_PREFIX))) {
       const conversation = parseConversation(this.#storage.getItem(key));
-      if (conversation) conversations.push(settle(conversation));
+      if (conversation) conversations.push(restoreReplies(conversation));
       else numUnreadable += 1;
     }
     return { conversations, numUnreadable };
@@ -55,7 +55,7 @@ export class Store {
   /** Write soon; several calls are one write. @param {Conversation} conversation */
   save(conversation) {
     this.#pending.set(conversation.id, conversation);
-    this.#timer ??= this.#clock.setTimeout(() => this.flush(), WRITE_EVERY_MS);
+    this.#timer ??= this.#clock.setTimeout(() => this.flush(), WRITE_INTERVAL_MS);
   }
 
   /** @param {string} id */
@@ -103,7 +103,7 @@ export function conversationIdOf(key) {
 /** @param {string | null} text @returns {Conversation | null} null when it cannot be used */
 export function parseConversation(text) {
   const value = /** @type {Partial<Conversation> | null} */ (parse(text));
-  const isSound =
+  const isValid =
     typeof value === "object" &&
     typeof value?.id === "string" &&
     typeof value.title === "string" &&
@@ -111,7 +111,7 @@ export function parseConversation(text) {
     isRecord(value.choices) &&
     isRecord(value.messages) &&
     Object.values(value.messages ?? {}).every(isMessage);
-  return isSound ? /** @type {Conversation} */ (value) : null;
+  return isValid ? /** @type {Conversation} */ (value) : null;
 }
 
 /** @param {unknown} value */
@@ -127,7 +127,7 @@ function isMessage(message) {
 }
 
 /** Bring replies that were open when the page ended into a state to go on from. @param {Conversation} conversation */
-function settle(conversation) {
+function restoreReplies(conversation) {
   /** @type {Record<string, Message>} */
   const messages = {};
   for (const message of Object.values(conversation.messages)) {
@@ -137,9 +137,9 @@ function settle(conversation) {
           // Without a handle the server may never have seen the request.
           status: message.generationId ? "reconnecting" : "interrupted",
           queue: null,
-          wasAway: true,
-          paceStart: null,
-          paceEnd: null,
+          wasDisconnected: true,
+          rateStart: null,
+          rateEnd: null,
         }
       : message;
   }
@@ -156,7 +156,7 @@ function parse(text) {
   }
 }
 
-/** A `Storage` for browsers that allow none. @returns {KeyValues} */
+/** A `Storage` for browsers that allow none. @returns {KeyValueStorage} */
 export function memoryStorage() {
   /** @type {Map<string, string>} */
   const values = new Map();

@@ -10,13 +10,13 @@ import { isOpen } from "./conversation.js";
 /** @typedef {import("./health.js").Health} Health */
 /** @typedef {import("./protocol.js").ProtocolError} ProtocolError */
 
-/** A pace over fewer tokens than this says little. */
-const MIN_PACE_TOKENS = 8;
+/** A rate over fewer tokens than this says little. */
+const MIN_RATE_TOKENS = 8;
 
 /** @param {NonNullable<Reply['queue']>} queue */
 export function queueText({ position, estimatedWaitS }) {
   const place = position === 0 ? "Next in the queue" : `Place ${position + 1} in the queue`;
-  return estimatedWaitS === null ? place : `${place} · about ${duration(estimatedWaitS)}`;
+  return estimatedWaitS === null ? place : `${place} · about ${formatDuration(estimatedWaitS)}`;
 }
 
 /** What is to be said of a reply beside its text; empty when nothing is. @param {Reply} reply */
@@ -46,7 +46,7 @@ export function statusText(reply) {
 
 /** @param {ProtocolError} error */
 export function errorText(error) {
-  const wait = error.retry_after_s ? ` Try again in ${duration(error.retry_after_s)}.` : "";
+  const wait = error.retry_after_s ? ` Try again in ${formatDuration(error.retry_after_s)}.` : "";
   return `${ERROR_MESSAGES[error.code] ?? error.message}${wait}`;
 }
 
@@ -59,36 +59,36 @@ const ERROR_MESSAGES = {
   engine_error: "The model failed on this reply.",
 };
 
-/** Pace and waiting time; while the reply flows, the pace seen here. @param {Reply} reply */
+/** Pace and waiting time; while the reply flows, the rate seen here. @param {Reply} reply */
 export function statsText(reply) {
   const { usage, timings } = reply;
   const parts = [];
-  const pace = timings ? timings.tokens_per_s : livePace(reply);
-  if (pace !== null) parts.push(`${pace.toFixed(1)} tokens/s`);
+  const rate = timings ? timings.tokens_per_s : liveRate(reply);
+  if (rate !== null) parts.push(`${rate.toFixed(1)} tokens/s`);
   const wait = timings?.ttft_s ?? null;
   if (wait !== null)
     parts.push(`first token ${wait < 1 ? `${Math.round(wait * 1000)} ms` : `${wait.toFixed(1)} s`}`);
-  if (usage) parts.push(counted(usage.completion_tokens, "token"));
+  if (usage) parts.push(pluralize(usage.completion_tokens, "token"));
   return parts.join(" · ");
 }
 
 /** @param {Reply} reply */
-function livePace({ paceStart, paceEnd }) {
-  if (!paceStart || !paceEnd) return null;
-  const numTokens = paceEnd.seq - paceStart.seq;
-  const seconds = (paceEnd.at - paceStart.at) / 1000;
-  return numTokens < MIN_PACE_TOKENS || seconds <= 0 ? null : numTokens / seconds;
+function liveRate({ rateStart, rateEnd }) {
+  if (!rateStart || !rateEnd) return null;
+  const numTokens = rateEnd.seq - rateStart.seq;
+  const seconds = (rateEnd.at - rateStart.at) / 1000;
+  return numTokens < MIN_RATE_TOKENS || seconds <= 0 ? null : numTokens / seconds;
 }
 
 /** @param {ConnectionStatus} connection @param {Health | null} health */
-export function connectionText({ state, verdict }, health) {
+export function connectionText({ state, failureReason }, health) {
   switch (state) {
     case "connecting":
       return "Connecting…";
     case "open":
       return health?.model ?? "Connected";
     case "reconnecting":
-      return verdict === "busy" ? "Server busy, retrying…" : "Reconnecting…";
+      return failureReason === "busy" ? "Server busy, retrying…" : "Reconnecting…";
     case "unauthorized":
       return "API key needed";
     case "closed":
@@ -105,12 +105,12 @@ export function announcement(reply) {
 }
 
 /** @param {number} count @param {string} noun */
-function counted(count, noun) {
+function pluralize(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 /** @param {number} seconds */
-function duration(seconds) {
+function formatDuration(seconds) {
   if (seconds < 1) return "a second";
   if (seconds < 90) return `${Math.round(seconds)} s`;
   return `${Math.round(seconds / 60)} min`;

@@ -5,14 +5,14 @@
 
 import { element } from "./element.js";
 
-const SHOWN_MS = 8000;
+const DURATION_MS = 8000;
 
 export class Toast {
   #root;
   /** @type {any} */
   #timer = null;
   /** @type {(() => void) | null} */
-  #onGone = null;
+  #onExpire = null;
 
   /** @param {HTMLElement} root */
   constructor(root) {
@@ -22,13 +22,13 @@ export class Toast {
   /**
    * @param {string} text @param {string} label of the button
    * @param {() => void} onAction the button was pressed
-   * @param {() => void} onGone it was not, and the moment is over
+   * @param {() => void} onExpire it was not, and the moment is over
    */
-  show(text, label, onAction, onGone) {
+  show(text, label, onAction, onExpire) {
     this.dismiss();
-    this.#onGone = onGone;
+    this.#onExpire = onExpire;
     const act = () => {
-      this.#onGone = null;
+      this.#onExpire = null;
       this.dismiss();
       onAction();
     };
@@ -40,14 +40,14 @@ export class Toast {
     );
     this.#root.replaceChildren(element("span", {}, text), button);
     this.#root.hidden = false;
-    this.#timer = setTimeout(() => this.dismiss(), SHOWN_MS);
+    this.#timer = setTimeout(() => this.dismiss(), DURATION_MS);
   }
 
   dismiss() {
     clearTimeout(this.#timer);
     this.#root.hidden = true;
-    const onGone = this.#onGone;
-    this.#onGone = null;
-    onGone?.();
+    const onExpire = this.#onExpire;
+    this.#onExpire = null;
+    onExpire?.();
   }
 }

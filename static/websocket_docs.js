@@ -13,7 +13,7 @@ import { ThemeToggle } from "./theme_toggle.js";
 /** @typedef {import("./schema.js").Schema} Schema */
 
 const THEME_KEY = "tokenwire.v1.theme";
-const SHOWN_MS = 1500;
+const COPIED_MS = 1500;
 
 /** @param {Schema} document */
 function show(document) {
@@ -51,12 +51,12 @@ function channelView(name, document) {
   const operations = Object.values(document.operations).filter(
     ({ channel: { $ref } }) => $ref === `#/channels/${name}`,
   );
-  const received = operations.filter(({ action }) => action === "receive");
-  const heard = Object.keys(channel.messages).filter(
-    (message) => !received.some(({ messages }) => nameOf(messages[0]) === message),
+  const receiveOperations = operations.filter(({ action }) => action === "receive");
+  const serverMessages = Object.keys(channel.messages).filter(
+    (message) => !receiveOperations.some(({ messages }) => nameOf(messages[0]) === message),
   );
   const security = operations[0].security.map((/** @type {Schema} */ scheme) => resolve(scheme, document));
-  const examples = received.flatMap(({ messages }) =>
+  const examples = receiveOperations.flatMap(({ messages }) =>
     examplesOf(messages[0], document).map(({ name: label, payload }) => ({
       label: label === payload.type ? label : `${payload.type}: ${label}`,
       payload,
@@ -72,9 +72,9 @@ function channelView(name, document) {
     element("h3", {}, "Keys"),
     ...security.map((/** @type {Schema} */ { description }) => prose(description)),
     element("h3", {}, "What you send"),
-    ...received.map((operation) => messageView(name, nameOf(operation.messages[0]), document, operation.reply)),
+    ...receiveOperations.map((operation) => messageView(name, nameOf(operation.messages[0]), document, operation.reply)),
     element("h3", {}, "What you hear"),
-    ...heard.map((message) => messageView(name, message, document)),
+    ...serverMessages.map((message) => messageView(name, message, document)),
     element("h3", {}, "Try it"),
     new SocketConsole(url, examples).node,
     element("h3", {}, "How it closes"),
@@ -92,7 +92,7 @@ function messageView(channel, name, document, reply) {
   const message = resolve(document.channels[channel].messages[name], document);
   const payload = resolve(message.payload, document);
   const description = payload.description ?? "";
-  const answers = reply?.messages.map((/** @type {Schema} */ answer) => nameOf(answer)) ?? [];
+  const responses = reply?.messages.map((/** @type {Schema} */ response) => nameOf(response)) ?? [];
   return element(
     "details",
     { className: "message", testId: "message", attributes: { id: `${channel}.${name}` } },
@@ -107,16 +107,16 @@ function messageView(channel, name, document, reply) {
       { className: "message-body" },
       prose(description),
       ...examplesOf(document.channels[channel].messages[name], document).map(exampleView),
-      ...(answers.length ? [answersView(channel, answers, document)] : []),
+      ...(responses.length ? [responsesView(channel, responses, document)] : []),
       fieldTable(payload, document),
     ),
   );
 }
 
 /** @param {string} channel @param {string[]} names @param {Schema} document */
-function answersView(channel, names, document) {
+function responsesView(channel, names, document) {
   const links = names.flatMap((name) => [" ", messageLink(channel, name, document)]);
-  return element("p", { className: "answers" }, "Answered with", ...links);
+  return element("p", { className: "responses" }, "Answered with", ...links);
 }
 
 /** @param {{name: string, payload: unknown}} example */
@@ -147,7 +147,7 @@ function errorsView(document) {
     "section",
     { attributes: { "aria-labelledby": "errors" } },
     element("h2", { attributes: { id: "errors" } }, "Errors"),
-    prose("One table for all transports. The status is that of an HTTP answer or of a refused handshake."),
+    prose("One table for all transports. The status is that of an HTTP response or of a refused handshake."),
     table(["Code", "Status", "Try again", "Closes with"], rows),
   );
 }
@@ -194,13 +194,13 @@ function copyButton(text, label) {
     setTimeout(() => {
       button.classList.remove("done");
       button.replaceChildren(icon("copy"));
-    }, SHOWN_MS);
+    }, COPIED_MS);
   });
   return button;
 }
 
 /** Open and show the message that the address names. */
-function followAddress() {
+function openLinkedMessage() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target instanceof HTMLDetailsElement) target.open = true;
   target?.scrollIntoView();
@@ -224,12 +224,12 @@ function storeTheme(theme) {
 }
 
 new ThemeToggle(byId("theme-toggle"), storedTheme(), storeTheme);
-addEventListener("hashchange", followAddress);
+addEventListener("hashchange", openLinkedMessage);
 try {
-  const answer = await fetch("../asyncapi.json");
-  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
-  show(await answer.json());
-  followAddress();
+  const response = await fetch("../asyncapi.json");
+  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  show(await response.json());
+  openLinkedMessage();
 } catch (error) {
   const reason = error instanceof Error ? error.message : String(error);
   byId("main").replaceChildren(

@@ -23,14 +23,14 @@ for (const [name, text] of Object.entries(documents)) {
   test(`${name}: grown letter by letter, the blocks are those of the whole`, () => {
     const splitter = new BlockSplitter();
     const finished = [];
-    for (let end = 1; end <= text.length; end += 1) finished.push(...splitter.finished(text.slice(0, end)));
+    for (let end = 1; end <= text.length; end += 1) finished.push(...splitter.advance(text.slice(0, end)));
     assert.deepEqual(key([...finished, ...lex(text.slice(splitter.start))]), key(lex(text)));
   });
 
   test(`${name}: cut anywhere in two, the blocks are those of the whole`, () => {
     for (let cut = 0; cut <= text.length; cut += 1) {
       const splitter = new BlockSplitter();
-      const finished = [...splitter.finished(text.slice(0, cut)), ...splitter.finished(text)];
+      const finished = [...splitter.advance(text.slice(0, cut)), ...splitter.advance(text)];
       assert.deepEqual(key([...finished, ...lex(text.slice(splitter.start))]), key(lex(text)));
     }
   });
@@ -38,12 +38,12 @@ for (const [name, text] of Object.entries(documents)) {
 
 test("a finished block is given out once and not looked at again", () => {
   const splitter = new BlockSplitter();
-  assert.deepEqual(key(splitter.finished("one\n\ntw")), []);
-  assert.deepEqual(key(splitter.finished("one\n\ntwo\n")), [
+  assert.deepEqual(key(splitter.advance("one\n\ntw")), []);
+  assert.deepEqual(key(splitter.advance("one\n\ntwo\n")), [
     ["paragraph", "one"],
     ["space", "\n\n"],
   ]);
-  assert.deepEqual(key(splitter.finished("one\n\ntwo\n")), []);
+  assert.deepEqual(key(splitter.advance("one\n\ntwo\n")), []);
   assert.equal(splitter.start, 5);
 });
 
@@ -53,7 +53,7 @@ test("the tail of a long reply of many blocks stays short", () => {
   const splitter = new BlockSplitter();
   let longest = 0;
   for (let end = 1; end <= text.length; end += 50) {
-    splitter.finished(text.slice(0, end));
+    splitter.advance(text.slice(0, end));
     longest = Math.max(longest, end - splitter.start);
   }
   assert.ok(longest <= 2 * paragraph.length + 54, `a tail of ${longest} characters`);

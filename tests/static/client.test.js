@@ -6,7 +6,7 @@ import { ManualClock, accepted, delta, done, failed, fakeWebSocket, queued, star
 
 const request = { messages: [{ role: "user", content: "hi" }] };
 
-function setUp({ verdict = "unreachable", key = "" } = {}) {
+function setUp({ failureReason = "unreachable", key = "" } = {}) {
   const clock = new ManualClock();
   const WebSocket = fakeWebSocket();
   const events = [];
@@ -15,7 +15,7 @@ function setUp({ verdict = "unreachable", key = "" } = {}) {
     key,
     WebSocket,
     clock,
-    probe: async () => verdict,
+    probe: async () => failureReason,
     onEvent: (event) => events.push(event),
   });
   const socket = () => WebSocket.instances.at(-1);
@@ -162,11 +162,11 @@ test("attempts back off, and a socket that lasts starts over", async () => {
 });
 
 test("the retry says when it comes and why the last attempt failed", async () => {
-  const { client, socket, events } = setUp({ verdict: "busy" });
+  const { client, socket, events } = setUp({ failureReason: "busy" });
   client.connect();
   socket().drop();
   await settled();
-  assert.deepEqual(events.at(-1).status, { state: "reconnecting", retryAt: 500, verdict: "busy" });
+  assert.deepEqual(events.at(-1).status, { state: "reconnecting", retryAt: 500, failureReason: "busy" });
 });
 
 test("waking up makes a waiting retry come at once", async () => {
@@ -174,14 +174,14 @@ test("waking up makes a waiting retry come at once", async () => {
   client.connect();
   socket().drop();
   await settled();
-  client.wake();
+  client.retryNow();
   assert.equal(WebSocket.instances.length, 2);
-  client.wake();
+  client.retryNow();
   assert.equal(WebSocket.instances.length, 2);
 });
 
 test("a caller that is not known stops trying until there is another key", async () => {
-  const { client, clock, WebSocket, socket, states } = setUp({ verdict: "unauthorized" });
+  const { client, clock, WebSocket, socket, states } = setUp({ failureReason: "unauthorized" });
   client.connect();
   socket().drop();
   await settled();
@@ -207,7 +207,7 @@ test("an unauthorized error on an open socket keeps the replies for the next key
 });
 
 test("a probe that answers after a reconnect changes nothing", async () => {
-  const { client, clock, WebSocket, socket, states } = setUp({ verdict: "unauthorized" });
+  const { client, clock, WebSocket, socket, states } = setUp({ failureReason: "unauthorized" });
   client.connect();
   socket().drop();
   client.reconnect();

@@ -9,8 +9,8 @@ const noAnswer = async () => {
 };
 
 test("why a handshake was refused is told by the status of a plain request", async () => {
-  const verdicts = await Promise.all([401, 200, 429, 503].map((status) => probe(answer(status), "")));
-  assert.deepEqual(verdicts, ["unauthorized", "refused", "busy", "busy"]);
+  const failureReasons = await Promise.all([401, 200, 429, 503].map((status) => probe(answer(status), "")));
+  assert.deepEqual(failureReasons, ["unauthorized", "refused", "busy", "busy"]);
   assert.equal(await probe(noAnswer, ""), "unreachable");
 });
 

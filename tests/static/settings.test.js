@@ -41,7 +41,7 @@ test("only what is set is sent, under the names of the protocol", () => {
 });
 
 test("the values at the edge of each range", () => {
-  const isSound = (name, text) => "value" in parseNumber(field(name), text);
+  const isValid = (name, text) => "value" in parseNumber(field(name), text);
   for (const [name, sound, unsound] of [
     ["temperature", ["0", "2", "0.7"], ["-0.1", "2.1", "x", "NaN", "Infinity"]],
     ["top_p", ["0.01", "1"], ["0", "1.1"]],
@@ -52,12 +52,12 @@ test("the values at the edge of each range", () => {
     ["seed", ["-5", "0", "9007199254740991"], ["1.5", "9007199254740993"]],
   ]) {
     assert.deepEqual(
-      sound.filter((text) => !isSound(name, text)),
+      sound.filter((text) => !isValid(name, text)),
       [],
       name,
     );
     assert.deepEqual(
-      unsound.filter((text) => isSound(name, text)),
+      unsound.filter((text) => isValid(name, text)),
       [],
       name,
     );
@@ -75,9 +75,9 @@ test("stop strings are lines with escapes, and back", () => {
 });
 
 test("more stop strings than the server takes are refused here", () => {
-  assert.ok("problem" in parseStop(Array(17).fill("x").join("\n")));
+  assert.ok("error" in parseStop(Array(17).fill("x").join("\n")));
   assert.ok("value" in parseStop(Array(16).fill("x").join("\n")));
-  assert.ok("problem" in parseStop("x".repeat(257)));
+  assert.ok("error" in parseStop("x".repeat(257)));
 });
 
 test("stored settings come back, and what is not sound does not", () => {

@@ -179,11 +179,11 @@ test("the pace is measured on this page and this connection only", () => {
     receive(delta("r1", 5, "a"), 1000),
     receive(delta("r1", 25, "b"), 2000),
   );
-  assert.deepEqual(pick(reply(state), "paceStart", "paceEnd"), {
-    paceStart: { seq: 5, at: 1000 },
-    paceEnd: { seq: 25, at: 2000 },
+  assert.deepEqual(pick(reply(state), "rateStart", "rateEnd"), {
+    rateStart: { seq: 5, at: 1000 },
+    rateEnd: { seq: 25, at: 2000 },
   });
-  assert.equal(reply(run(state, { type: "reply_dropped", replyId: "r1" })).paceStart, null);
+  assert.equal(reply(run(state, { type: "reply_dropped", replyId: "r1" })).rateStart, null);
 });
 
 test("another answer is a sibling, and the first can be shown again", () => {
@@ -250,7 +250,7 @@ test("renaming and opening", () => {
 });
 
 test("connection, settings, health and notices are kept as they come", () => {
-  const status = { state: "open", retryAt: null, verdict: null };
+  const status = { state: "open", retryAt: null, failureReason: null };
   const settings = { ...defaultSettings(), temperature: 1 };
   const { error } = failed(null, "rate_limited");
   const state = run(

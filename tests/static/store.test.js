@@ -77,11 +77,11 @@ test("a flush writes at once, and nothing is written twice", () => {
 
 test("a reply that was open comes back ready to be resumed", () => {
   const { store } = setUp();
-  store.save(conversation("Hel", 2, { paceStart: { seq: 0, at: 1 } }));
+  store.save(conversation("Hel", 2, { rateStart: { seq: 0, at: 1 } }));
   store.flush();
   const { r1 } = store.load().conversations[0].messages;
   assert.deepEqual([r1.status, r1.text, r1.seq, r1.generationId], ["reconnecting", "Hel", 2, "gen_1"]);
-  assert.deepEqual([r1.wasAway, r1.paceStart], [true, null]);
+  assert.deepEqual([r1.wasDisconnected, r1.rateStart], [true, null]);
 });
 
 test("a reply that the server may never have seen comes back as interrupted", () => {

@@ -38,7 +38,7 @@ test("an ended reply tells its pace, its first token and its size", () => {
 
 test("a flowing reply tells the pace seen here, once there is enough to see", () => {
   const pace = (to, at) =>
-    reply({ status: "streaming", paceStart: { seq: 0, at: 0 }, paceEnd: { seq: to, at } });
+    reply({ status: "streaming", rateStart: { seq: 0, at: 0 }, rateEnd: { seq: to, at } });
   assert.equal(statsText(pace(3, 100)), "");
   assert.equal(statsText(pace(50, 2000)), "25.0 tokens/s");
 });
@@ -69,7 +69,7 @@ test("an error of a known kind is put in plain words, others speak for themselve
 });
 
 test("the connection names the model when all is well", () => {
-  const open = { state: "open", retryAt: null, verdict: null };
+  const open = { state: "open", retryAt: null, failureReason: null };
   assert.equal(connectionText(open, { model: "SmolLM2" }), "SmolLM2");
   assert.equal(connectionText(open, null), "Connected");
   assert.equal(connectionText({ ...open, state: "unauthorized" }, null), "API key needed");
