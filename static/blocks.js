@@ -1,27 +1,29 @@
 // @ts-check
 /**
- * Splits growing markdown into blocks that are finished and a tail that may still change. No DOM.
+ * Splits streaming Markdown into finished blocks and a tail that may still change. No DOM access.
  *
- * A block is finished when another has begun after it. Only whole lines are looked at: half a line
- * can look like a new block and turn out to belong to the one before ("- a" and then "-" of "- b").
+ * A block is finished once another block starts after it. The splitter reads complete lines only:
+ * a partial line can look like a new block and later turn out to continue the previous one, such as
+ * "-", the start of "- b", after "- a".
  */
 
 import { Lexer } from "./vendor/marked/marked.esm.js";
 
 /** @typedef {import("./vendor/marked/marked.esm.js").Token} Token */
 
+/** Tracks which part of a growing text has already been split off as finished blocks. */
 export class BlockSplitter {
   #start = 0;
   #numScanned = 0;
 
-  /** Where the tail begins. */
+  /** Index in the text where the unfinished tail starts. */
   get start() {
     return this.#start;
   }
 
   /**
-   * Take the text so far, which only ever grows, and return the blocks that have become finished.
-   * @param {string} text
+   * Return the blocks that have finished since the last call. Each block is returned once.
+   * @param {string} text the whole text so far; it must start with the text of the last call
    * @returns {Token[]}
    */
   advance(text) {
@@ -37,7 +39,7 @@ export class BlockSplitter {
 }
 
 /**
- * Return the blocks of a text. Joined, their `raw` is the text itself.
+ * Return the blocks of a text. Their `raw` values, joined, equal the text.
  * @param {string} text
  * @returns {Token[]}
  */
@@ -46,7 +48,7 @@ export function lex(text) {
     return new Lexer({ gfm: true, breaks: true }).lex(text);
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
-    // Nested deeper than the lexer can go down, as in ">>>>>" without end: shown as it was written.
+    // The nesting is too deep for the recursive lexer (">>>>>…"): return one block of plain text.
     return [{ type: "paragraph", raw: text, text, tokens: [{ type: "text", raw: text, text }] }];
   }
 }

@@ -1,9 +1,9 @@
 // @ts-check
 /**
- * Many replies on one socket, each with its cursor. No DOM.
+ * Streams several replies over one WebSocket and tracks a cursor for each. No DOM access.
  *
- * What is known of a stream is enough to take it up on a new socket: before `accepted` its
- * `generate` is sent once more, after it `resume` from the cursor.
+ * After a reconnect, the client restores each stream: it sends `generate` again if the stream was
+ * not accepted yet, and `resume` with the cursor otherwise.
  */
 
 import { Connection } from "./connection.js";
@@ -18,6 +18,7 @@ import { CLOSE_FRAME_TOO_BIG, LOST_CODES } from "./protocol.js";
 /** @typedef {import("./connection.js").ConnectionOptions} ConnectionOptions */
 
 /**
+ * What the client reports to the page.
  * @typedef {{type: 'connection_changed', status: ConnectionStatus}
  *   | {type: 'frame_received', replyId: string, frame: ServerFrame, at: number}
  *   | {type: 'reply_dropped', replyId: string}
@@ -27,24 +28,26 @@ import { CLOSE_FRAME_TOO_BIG, LOST_CODES } from "./protocol.js";
  */
 
 /**
+ * A reply that the client is receiving.
  * @typedef {object} Stream
  * @property {string} id
- * @property {GenerateRequest | null} request null after a reload, when only the cursor is left
+ * @property {GenerateRequest | null} request null after a page reload: only the cursor is stored
  * @property {string | null} generationId
- * @property {number} seq
- * @property {boolean} isAccepted on the present socket
+ * @property {number} seq the cursor: `seq` of the last delta received, or -1
+ * @property {boolean} isAccepted on the current socket
  * @property {number} numAttempts requests sent since the last `accepted`
  * @property {boolean} isCancelled
- * @property {boolean} isCancelSent on the present socket
- * @property {boolean} isDetached nobody listens; it only remains to be cancelled
+ * @property {boolean} isCancelSent on the current socket
+ * @property {boolean} isDetached the page has stopped it; only the server's copy is left to cancel
  */
 
-/** Silence after which open streams are taken up on a new socket; that costs nothing. */
+/** Reconnect when open streams receive no frame for this long. Resuming them is cheap. */
 const STALL_MS = 30_000;
 const MAX_STALL_MS = 480_000;
-/** A request that takes the connection down with it is not sent for ever. */
+/** Limit on sending one request again, in case the request itself breaks the connection. */
 const MAX_ATTEMPTS = 4;
 
+/** Sends requests, routes frames to their replies, and resumes replies after a reconnect. */
 export class StreamClient {
   /** @type {Map<string, Stream>} */
   #streams = new Map();
@@ -67,51 +70,56 @@ export class StreamClient {
     });
   }
 
+  /** Open the connection; a client starts disconnected. */
   connect() {
     this.#connection.connect();
   }
 
-  /** Connect anew: the network has changed, and the present socket may be dead without a sign. */
+  /** Open a new socket. Call this when the network changes: the old socket may be dead silently. */
   reconnect() {
     this.#connection.reconnect();
   }
 
-  /** Try now what was to be tried later: the page is looked at again. */
+  /** Skip the wait before the next reconnect attempt. Call this when the page becomes visible. */
   retryNow() {
     this.#connection.retryNow();
   }
 
-  /** @param {string} key */
+  /** Reconnect with another API key. @param {string} key */
   setKey(key) {
     this.#connection.setKey(key);
   }
 
+  /** Close the connection and stop reconnecting. */
   close() {
     this.#connection.close();
   }
 
-  /** Whether this client carries the reply. @param {string} replyId */
+  /** Return whether this client is receiving the reply. @param {string} replyId */
   has(replyId) {
     return this.#streams.has(replyId);
   }
 
-  /** @param {string} replyId @param {GenerateRequest} request */
+  /** Request a new reply. @param {string} replyId @param {GenerateRequest} request */
   generate(replyId, request) {
     this.#add({ id: replyId, request, generationId: null, seq: -1 });
   }
 
-  /** @param {string} replyId @param {string} generationId @param {number} after */
+  /**
+   * Resume a reply after the record `after`.
+   * @param {string} replyId @param {string} generationId @param {number} after
+   */
   resume(replyId, generationId, after) {
     this.#add({ id: replyId, request: null, generationId, seq: after });
   }
 
-  /** Stop a reply; away from the server it stops here at once, and there as soon as it can. */
+  /** Stop a reply. When offline, stop it on the page now and cancel it on the server later. */
   cancel(/** @type {string} */ replyId) {
     const stream = this.#streams.get(replyId);
     if (!stream || stream.isCancelled) return;
     stream.isCancelled = true;
     if (!this.#connection.isOpen) this.#stopLocally(stream);
-    // A resume that is on its way names no stream of this socket yet.
+    // Until a pending resume is accepted, the server does not know the id; cancel it then.
     else if (stream.isAccepted || !stream.generationId) this.#sendCancel(stream);
   }
 
@@ -134,7 +142,7 @@ export class StreamClient {
     } else if (request && stream.numAttempts <= MAX_ATTEMPTS) {
       this.#send({ type: "generate", id, ...request });
     } else {
-      this.#fail(stream, "connection_lost", "The connection broke each time this was sent.");
+      this.#fail(stream, "connection_lost", "The connection was lost each time this message was sent.");
     }
     this.#restartStallTimer();
   }
@@ -161,7 +169,7 @@ export class StreamClient {
     try {
       frame = JSON.parse(text);
     } catch {
-      this.#raiseNotice("invalid_json", "The server sent something that is not JSON.");
+      this.#raiseNotice("invalid_json", "The server sent a message that is not valid JSON.");
       return;
     }
     this.#restartStallTimer();
@@ -211,7 +219,8 @@ export class StreamClient {
   }
 
   /**
-   * Put a refused resume off, where waiting helps: the reply itself has not failed.
+   * Schedule another attempt at a rejected resume if the error is retryable.
+   * @returns {boolean} whether an attempt is scheduled; the reply itself has not failed then
    * @param {Stream} stream @param {ProtocolError} error
    */
   #retryResume(stream, error) {
@@ -227,7 +236,10 @@ export class StreamClient {
     return true;
   }
 
-  /** Frames of a reply that is not carried any more are late, not wrong. @param {ServerFrame} frame */
+  /**
+   * Report frames of unknown types; ignore late frames of replies that have ended.
+   * @param {ServerFrame} frame
+   */
   #reportUnknown(frame) {
     switch (frame.type) {
       case "accepted":
@@ -238,7 +250,7 @@ export class StreamClient {
       case "error":
         return;
       default:
-        this.#raiseNotice("unknown_type", "The server sent a frame that this page does not know.");
+        this.#raiseNotice("unknown_type", "The server sent a frame of an unknown type.");
     }
   }
 
@@ -258,7 +270,7 @@ export class StreamClient {
       if (stream.isCancelled) {
         this.#stopLocally(stream);
       } else if (!stream.generationId && code === CLOSE_FRAME_TOO_BIG) {
-        this.#fail(stream, "frame_too_big", "This conversation is larger than the server takes.");
+        this.#fail(stream, "frame_too_big", "This conversation is too large for the server.");
       } else {
         this.#emit({ type: "reply_dropped", replyId: stream.id });
       }
@@ -289,7 +301,7 @@ export class StreamClient {
     this.#clock.clearTimeout(this.#stallTimer);
     this.#stallTimer = this.#clock.setTimeout(() => {
       if (!this.#streams.size || !this.#connection.isOpen) return;
-      // A slow model must not be disturbed again and again.
+      // Back off, so that a slow model does not cause repeated reconnects.
       this.#stallMs = Math.min(MAX_STALL_MS, this.#stallMs * 2);
       this.#connection.reconnect();
     }, this.#stallMs);

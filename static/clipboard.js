@@ -1,9 +1,12 @@
 // @ts-check
 /**
- * Copies text, also where the page is served over plain HTTP and browsers hide the clipboard.
+ * Copies text to the clipboard. Also works over plain HTTP, where browsers hide `navigator.clipboard`.
  */
 
-/** @param {string} text @returns {Promise<boolean>} whether it was copied */
+/**
+ * Copy the text and return whether that succeeded.
+ * @param {string} text @returns {Promise<boolean>}
+ */
 export async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -13,7 +16,7 @@ export async function copyText(text) {
   }
 }
 
-/** @param {string} text */
+/** Copy through a hidden textarea and the old `execCommand`. @param {string} text */
 function copyBySelection(text) {
   const area = document.createElement("textarea");
   const focused = document.activeElement;

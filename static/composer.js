@@ -1,11 +1,14 @@
 // @ts-check
 /**
- * Where messages are written. It is always in one of four states, and says which.
+ * The message box with its Send and Stop buttons and a status line below.
  */
 
 import { byId, isComposing } from "./element.js";
 
-/** @typedef {'idle' | 'connecting' | 'streaming' | 'closed'} ComposerState */
+/**
+ * In the state `connecting`, messages can be sent; in the state `closed`, they cannot.
+ * @typedef {'idle' | 'connecting' | 'streaming' | 'closed'} ComposerState
+ */
 
 /**
  * @typedef {object} ComposerHandlers
@@ -14,6 +17,7 @@ import { byId, isComposing } from "./element.js";
  * @property {() => void} onEditLast
  */
 
+/** Controls the elements of the composer form. */
 export class Composer {
   #area = byId("composer", HTMLTextAreaElement);
   #send = byId("send", HTMLButtonElement);
@@ -35,6 +39,7 @@ export class Composer {
     this.#stop.addEventListener("click", () => handlers.onStop());
   }
 
+  /** The draft message. */
   get text() {
     return this.#area.value;
   }
@@ -44,16 +49,22 @@ export class Composer {
     this.#resize();
   }
 
+  /** Whether the message box has the keyboard focus. */
   get hasFocus() {
     return this.#area === document.activeElement;
   }
 
+  /** Move the keyboard focus to the message box. */
   focus() {
     this.#area.focus();
   }
 
-  /** @param {ComposerState} state @param {string} note @param {boolean} isStopping */
-  render(state, note, isStopping) {
+  /**
+   * Show the state.
+   * @param {ComposerState} state @param {string} status text below the message box
+   * @param {boolean} isStopping disables the Stop button
+   */
+  render(state, status, isStopping) {
     const isStreaming = state === "streaming";
     const focused = [this.#send, this.#stop].find((button) => button === document.activeElement);
     this.#state = state;
@@ -61,10 +72,10 @@ export class Composer {
     this.#send.hidden = isStreaming;
     this.#stop.hidden = !isStreaming;
     this.#stop.disabled = isStopping;
-    if (this.#status.textContent !== note) this.#status.textContent = note;
+    if (this.#status.textContent !== status) this.#status.textContent = status;
     this.#updateSendButton();
-    // A button that is hidden or disabled under the focus would leave the keyboard nowhere. Where
-    // one touches, the focus would only raise the keys.
+    // If the focused button is now hidden or disabled, move the focus to the message box. Skip this
+    // on touch screens, where the focus opens the on-screen keyboard.
     const isGone = focused !== undefined && (focused.hidden || focused.disabled);
     if (isGone && matchMedia("(hover: hover)").matches) this.focus();
   }

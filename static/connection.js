@@ -1,8 +1,8 @@
 // @ts-check
 /**
- * One socket at a time, and the way back to it after a drop. Knows frames only as text. No DOM.
+ * Keeps one WebSocket open and reconnects after a drop. Messages are plain text here. No DOM access.
  *
- * Handlers are bound to their socket: what an old socket still says is ignored.
+ * Each handler is bound to its socket, so events of a replaced socket are ignored.
  */
 
 import { subprotocols } from "./protocol.js";
@@ -14,25 +14,26 @@ import { subprotocols } from "./protocol.js";
 /**
  * @typedef {object} ConnectionStatus
  * @property {ConnectionState} state
- * @property {number | null} retryAt when the next attempt is made, in milliseconds of the clock
- * @property {FailureReason | null} failureReason
+ * @property {number | null} retryAt time of the next attempt, in milliseconds of the clock
+ * @property {FailureReason | null} failureReason why the last handshake failed
  */
 
 /**
+ * Time and randomness, replaced in tests.
  * @typedef {object} Clock
- * @property {() => number} now milliseconds
+ * @property {() => number} now in milliseconds
  * @property {(callback: () => void, ms: number) => any} setTimeout
  * @property {(timer: any) => void} clearTimeout
- * @property {() => number} random at least 0, less than 1
+ * @property {() => number} random in the range [0, 1)
  */
 
 /**
  * @typedef {object} ConnectionOptions
  * @property {string} url
- * @property {string} key the API key; empty when there is none
+ * @property {string} key the API key, or an empty string
  * @property {typeof WebSocket} WebSocket
  * @property {Clock} clock
- * @property {() => Promise<FailureReason>} probe asked why a handshake failed, which the browser hides
+ * @property {() => Promise<FailureReason>} probe finds out why a handshake failed
  */
 
 /**
@@ -40,14 +41,15 @@ import { subprotocols } from "./protocol.js";
  * @property {(status: ConnectionStatus) => void} onStatus
  * @property {() => void} onOpen
  * @property {(text: string) => void} onMessage
- * @property {(code: number) => void} onDrop an open socket is gone; 0 when it was left from here
+ * @property {(code: number) => void} onDrop an open socket closed; 0 if this side closed it
  */
 
 const BASE_DELAY_MS = 500;
 const MAX_DELAY_MS = 30_000;
-/** A socket that stays open this long has proved itself: the next failure starts over. */
+/** Reset the backoff once a socket has stayed open for this long. */
 const STABLE_MS = 5_000;
 
+/** A WebSocket that reconnects with exponential backoff and jitter. */
 export class Connection {
   /** @type {WebSocket | null} */
   #socket = null;
@@ -71,10 +73,12 @@ export class Connection {
     this.#key = options.key;
   }
 
+  /** Whether messages can be sent now. */
   get isOpen() {
     return this.#isOpen;
   }
 
+  /** Connect unless a socket is already open or opening. */
   connect() {
     this.#isClosed = false;
     this.#cancelRetry();
@@ -95,34 +99,35 @@ export class Connection {
     };
   }
 
-  /** Leave the present socket, if there is one, and connect at once. */
+  /** Close the current socket, if any, and connect immediately. */
   reconnect() {
     this.#numFailures = 0;
     this.#closeSocket(0);
     this.connect();
   }
 
-  /** Try now what was to be tried later. */
+  /** Skip the wait before the next reconnect attempt, if one is scheduled. */
   retryNow() {
     if (this.#retryTimer !== null) this.reconnect();
   }
 
-  /** Connect as another caller. @param {string} key */
+  /** Reconnect with another API key. @param {string} key */
   setKey(key) {
     this.#key = key;
     this.reconnect();
   }
 
+  /** Close the socket and stop reconnecting. */
   close() {
     this.#stop("closed", null);
   }
 
-  /** The server does not know this caller; only another key helps. */
+  /** Stop reconnecting because the server rejected the API key. `setKey` starts again. */
   rejectKey() {
     this.#stop("unauthorized", "unauthorized");
   }
 
-  /** @param {string} text */
+  /** Send a text message. The socket must be open. @param {string} text */
   send(text) {
     this.#socket?.send(text);
   }
@@ -168,7 +173,7 @@ export class Connection {
   async #probeAndRetry() {
     const attempt = this.#numAttempts;
     const failureReason = await this.#options.probe();
-    // Someone may have connected or closed while the answer was on its way.
+    // Skip the retry if the caller connected or closed during the probe.
     if (this.#isClosed || this.#numAttempts !== attempt) return;
     if (failureReason === "unauthorized") this.rejectKey();
     else this.#scheduleRetry(failureReason);
@@ -178,7 +183,7 @@ export class Connection {
   #scheduleRetry(failureReason) {
     const { clock } = this.#options;
     const ceiling = Math.min(MAX_DELAY_MS, BASE_DELAY_MS * 2 ** (this.#numFailures - 1));
-    // Jitter keeps many pages from coming back in the same instant.
+    // Jitter spreads the reconnects of many pages after an outage.
     const delay = ceiling * (0.5 + 0.5 * clock.random());
     this.#retryTimer = clock.setTimeout(() => this.connect(), delay);
     this.#setState("reconnecting", clock.now() + delay, failureReason);

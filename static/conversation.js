@@ -1,8 +1,8 @@
 // @ts-check
 /**
- * A conversation: a tree of messages of which one path is shown. Pure functions, no state.
+ * A conversation is a tree of messages; the page shows one path through it. Pure functions.
  *
- * Editing a message or asking for another answer adds a sibling, so nothing that was said is lost.
+ * Editing a message or regenerating a reply adds a sibling, so earlier versions are kept.
  */
 
 /** @typedef {import("./protocol.js").ChatMessage} ChatMessage */
@@ -23,7 +23,7 @@
  */
 
 /**
- * `text` is always the text of the log up to and with record `seq`.
+ * A reply of the model. `text` is always the text of the server's log up to and including `seq`.
  * @typedef {object} Reply
  * @property {'assistant'} role
  * @property {string} id
@@ -39,10 +39,10 @@
  * @property {Usage | null} usage
  * @property {Timings | null} timings
  * @property {ProtocolError | null} error
- * @property {boolean} isStopping the user asked for the end
+ * @property {boolean} isStopping the user pressed Stop
  * @property {boolean} wasDisconnected the connection was lost at least once
- * @property {{seq: number, at: number} | null} rateStart where the pace is measured from, on this page
- * @property {{seq: number, at: number} | null} rateEnd
+ * @property {{seq: number, at: number} | null} rateStart first delta on this connection
+ * @property {{seq: number, at: number} | null} rateEnd latest delta
  */
 
 /** @typedef {UserMessage | Reply} Message */
@@ -54,32 +54,39 @@
  * @property {number} createdAt unix milliseconds
  * @property {number} updatedAt unix milliseconds
  * @property {Record<string, Message>} messages
- * @property {Record<string, string>} choices which child of a message is shown; others: the newest
+ * @property {Record<string, string>} choices shown child by parent id; the default is the newest
  */
 
+/** Parent id of the first message. */
 export const ROOT = "root";
 const MAX_TITLE_CHARS = 60;
 
 const OPEN = new Set(["queued", "streaming", "reconnecting"]);
 
-/** Whether more of the reply is to come. @param {Message} message @returns {message is Reply} */
+/**
+ * Return whether the reply is still in progress.
+ * @param {Message} message @returns {message is Reply}
+ */
 export function isOpen(message) {
   return message.role === "assistant" && OPEN.has(message.status);
 }
 
-/** @param {Conversation} conversation @returns {Reply[]} */
+/** Return the replies in progress. @param {Conversation} conversation @returns {Reply[]} */
 export function openReplies(conversation) {
   return Object.values(conversation.messages).filter(isOpen);
 }
 
-/** Messages with the same parent, oldest first. @param {Conversation} conversation @param {string} parentId */
+/**
+ * Return the messages with this parent, oldest first.
+ * @param {Conversation} conversation @param {string} parentId
+ */
 export function children(conversation, parentId) {
   return Object.values(conversation.messages)
     .filter((message) => message.parentId === parentId)
     .sort((a, b) => a.createdAt - b.createdAt);
 }
 
-/** The messages that are shown, from the first on. @param {Conversation} conversation */
+/** Return the messages that the page shows, in order. @param {Conversation} conversation */
 export function path(conversation) {
   /** @type {Map<string, Message[]>} */
   const byParent = new Map();
@@ -95,13 +102,13 @@ export function path(conversation) {
     const chosen = siblings.find(({ id }) => id === conversation.choices[parentId]) ?? newest;
     shown.push(chosen);
     parentId = chosen.id;
-    byParent.delete(chosen.parentId); // a damaged tree must not go round in circles
+    byParent.delete(chosen.parentId); // a damaged tree may contain a cycle
   }
   return shown;
 }
 
 /**
- * What the model is told: everything up to and with the message `lastId`.
+ * Return the messages to send to the model: the branch up to and including `lastId`.
  * @param {Conversation} conversation @param {string} lastId @param {string} systemPrompt
  * @returns {ChatMessage[]}
  */
@@ -120,18 +127,18 @@ export function history(conversation, lastId, systemPrompt) {
   for (const { role, text } of branch) {
     const last = messages.at(-1);
     if (!text.trim()) continue;
-    // Some chat templates insist on turns: a question whose answer failed joins the next one.
+    // Some chat templates require alternating roles: after a failed reply, join two user messages.
     if (last?.role === role) last.content += `\n\n${text}`;
     else messages.push({ role, content: text });
   }
   return messages;
 }
 
-/** @param {string} text the first message */
+/** Return a title for a new conversation. @param {string} text the first message */
 export function titleOf(text) {
-  const branch = text.trim().split("\n", 1)[0].replace(/\s+/g, " ");
-  const chars = Array.from(branch);
-  if (chars.length <= MAX_TITLE_CHARS) return branch || "New chat";
+  const firstLine = text.trim().split("\n", 1)[0].replace(/\s+/g, " ");
+  const chars = Array.from(firstLine);
+  if (chars.length <= MAX_TITLE_CHARS) return firstLine || "New chat";
   return `${chars
     .slice(0, MAX_TITLE_CHARS - 1)
     .join("")
@@ -139,9 +146,9 @@ export function titleOf(text) {
 }
 
 /**
- * Join what another tab has stored with what this one has; `ours` itself when nothing is new.
+ * Merge a copy stored by another tab into ours. Returns `ours` itself if nothing is new.
  * @param {Conversation} ours @param {Conversation} theirs
- * @param {(replyId: string) => boolean} isReceivedHere replies that this tab receives itself
+ * @param {(replyId: string) => boolean} isReceivedHere whether this tab receives the reply itself
  * @returns {Conversation}
  */
 export function merge(ours, theirs, isReceivedHere) {
@@ -161,18 +168,21 @@ export function merge(ours, theirs, isReceivedHere) {
   };
 }
 
-/** @param {Message} theirs @param {Message} ours */
+/**
+ * Return whether their copy of a message is more complete.
+ * @param {Message} theirs @param {Message} ours
+ */
 function isNewer(theirs, ours) {
   if (theirs.role !== "assistant" || ours.role !== "assistant") return false;
   if (ours.status === "interrupted") {
-    // The rest is only missing here: the other tab may have been given it, or still be.
+    // The rest is missing only here: the other tab may have received it or still be receiving it.
     return isOpen(theirs) ? !ours.generationId && !!theirs.generationId : theirs.status !== "interrupted";
   }
   if (!isOpen(ours)) return false;
   return !isOpen(theirs) || theirs.seq > ours.seq || (!ours.generationId && !!theirs.generationId);
 }
 
-/** The shown messages as a document. @param {Conversation} conversation */
+/** Return the shown messages as a Markdown document. @param {Conversation} conversation */
 export function toMarkdown(conversation) {
   const parts = path(conversation).map(
     ({ role, text }) => `## ${role === "user" ? "You" : "Assistant"}\n\n${text.trim()}\n`,

@@ -1,6 +1,6 @@
 /**
- * Starts Swagger UI over the server's own OpenAPI document. A file of its own, because the page's
- * policy allows no inline scripts.
+ * Starts Swagger UI with the server's OpenAPI document. This is a separate file because the
+ * Content-Security-Policy does not allow inline scripts.
  */
 
 /* global SwaggerUIBundle */

@@ -1,17 +1,18 @@
 // @ts-check
 /**
- * Makes DOM elements from plain values. Text becomes text nodes, never HTML.
+ * Creates DOM elements. Text always becomes text nodes, never HTML.
  */
 
 /**
  * @typedef {object} Properties
  * @property {string} [className]
- * @property {string} [testId] a stable name for browser tests
+ * @property {string} [testId] value of `data-testid`, for browser tests
  * @property {Record<string, string>} [attributes]
- * @property {Record<string, (event: any) => void>} [on] listeners by event
+ * @property {Record<string, (event: any) => void>} [on] listeners by event type
  */
 
 /**
+ * Create an element.
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag @param {Properties} [properties] @param {(Node | string)[]} children
  * @returns {HTMLElementTagNameMap[Tag]}
@@ -27,7 +28,7 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A picture from the sprite in index.html; it says nothing to a screen reader. @param {string} name */
+/** Create an icon from the page's SVG sprite, hidden from screen readers. @param {string} name */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
@@ -39,8 +40,8 @@ export function icon(name) {
 }
 
 /**
- * A button that shows a picture and is called by its label.
- * @param {string} name of the picture @param {string} label @param {() => void} onClick
+ * Create a button that shows an icon; the label is its accessible name and tooltip.
+ * @param {string} name of the icon @param {string} label @param {() => void} onClick
  * @param {string} [testId]
  */
 export function iconButton(name, label, onClick, testId) {
@@ -57,22 +58,24 @@ export function iconButton(name, label, onClick, testId) {
 }
 
 /**
- * The element of the page with this id.
+ * Return the element with this id.
  * @template {HTMLElement} [T=HTMLElement]
  * @param {string} id
  * @param {new () => T} [type]
  * @returns {T}
- * @throws {Error} when the page has none, or one of another type
+ * @throws {Error} if there is no such element or it has another type
  */
 export function byId(id, type) {
   const node = document.getElementById(id);
-  if (!(node instanceof (type ?? HTMLElement))) throw new Error(`the page lacks #${id}`);
+  const expected = type ?? HTMLElement;
+  if (!(node instanceof expected)) throw new Error(`no ${expected.name} with id "${id}"`);
   return /** @type {T} */ (node);
 }
 
 /**
- * Whether a key belongs to the choice of a character (IME): Enter that ends it is not Enter that sends.
- * Safari sends that Enter when the choice is over, and tells it by its code only.
+ * Return whether a key event belongs to an input method (IME), so that the Enter that confirms a
+ * character does not send the message. Safari sends that Enter after the composition has ended, with
+ * `keyCode` 229 as the only sign.
  * @param {KeyboardEvent} event
  */
 export function isComposing(event) {

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * What the server says of itself over HTTP. No DOM.
+ * Asks the server for its health, and why it rejected a handshake, over HTTP. No DOM access.
  */
 
 import { byteString } from "./protocol.js";
@@ -20,8 +20,9 @@ import { byteString } from "./protocol.js";
  */
 
 /**
+ * Fetch `GET /health`.
  * @param {typeof fetch} fetch
- * @returns {Promise<Health | null>} null when the server does not answer
+ * @returns {Promise<Health | null>} null if the server does not respond
  */
 export async function fetchHealth(fetch) {
   try {
@@ -33,8 +34,8 @@ export async function fetchHealth(fetch) {
 }
 
 /**
- * Find out why a socket was refused: a browser does not tell its status.
- * @param {typeof fetch} fetch @param {string} key the API key; empty when there is none
+ * Find out why a WebSocket handshake failed; browsers do not expose its HTTP status.
+ * @param {typeof fetch} fetch @param {string} key the API key, or an empty string
  * @returns {Promise<FailureReason>}
  */
 export async function probe(fetch, key) {

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Wires socket, state, storage and page together; nothing is decided here.
+ * Connects the WebSocket client, the state, the storage and the page.
  */
 
 import { StreamClient } from "./client.js";
@@ -59,7 +59,8 @@ const page = new Page({
     send(activeConversation().messages[messageId].parentId, text);
     focusComposer();
   },
-  onChoose: (messageId) => dispatch({ type: "branch_chosen", conversationId: activeConversation().id, messageId }),
+  onChoose: (messageId) =>
+    dispatch({ type: "branch_chosen", conversationId: activeConversation().id, messageId }),
   onOpen: (conversationId) => {
     dispatch({ type: "conversation_opened", conversationId });
     focusComposer();
@@ -78,7 +79,7 @@ const page = new Page({
 let isRenderScheduled = false;
 let hasStorageFailed = false;
 
-/** Apply an event at once; it is painted with the next frame. @param {Action} action */
+/** Update the state now, and render it with the next animation frame. @param {Action} action */
 function dispatch(action) {
   const before = state;
   state = reduce(before, action);
@@ -104,7 +105,7 @@ function persist(before, action) {
     const isChanged = conversation !== before.conversations[conversation.id];
     if (isChanged && !state.deletedIds.includes(conversation.id)) store.save(conversation);
   }
-  // Only text may wait: a handle or an ending that is lost cannot be had again.
+  // Delay only deltas: the server can send them again, but not a lost generation id or ending.
   if (action.type !== "frame_received" || action.frame.type !== "delta") store.flush();
   if (state.settings !== before.settings) store.saveValue("settings", state.settings);
   if (state.activeId !== before.activeId) store.saveValue("active", state.activeId);
@@ -119,7 +120,7 @@ function send(parentId, text) {
   requestReply(conversationId, messageId, replyId);
 }
 
-/** @param {string} messageId the reply that another is wanted for */
+/** Request another version of a reply. @param {string} messageId */
 function regenerate(messageId) {
   const { id, messages } = activeConversation();
   const { parentId } = messages[messageId];
@@ -129,7 +130,7 @@ function regenerate(messageId) {
   focusComposer();
 }
 
-/** Keep the focus where a keyboard goes on; on a phone it would only raise the keys. */
+/** Focus the message box, except on touch screens, where that opens the on-screen keyboard. */
 function focusComposer() {
   if (matchMedia("(hover: hover)").matches) page.focusComposer();
 }
@@ -168,12 +169,12 @@ function deleteConversation(conversationId) {
   focusComposer();
 }
 
-/** Go on with replies that nobody on this page receives yet: after a reload, or from another tab. */
+/** Resume replies in progress that this page is not receiving: after a reload, or from another tab. */
 function resumeOpenReplies() {
   for (const reply of Object.values(state.conversations).flatMap(openReplies)) {
     if (!reply.generationId || client.has(reply.id)) continue;
     client.resume(reply.id, reply.generationId, reply.seq);
-    // The page may have ended before its cancel was on the way.
+    // The page may have been closed before it sent the cancel.
     if (reply.isStopping) client.cancel(reply.id);
   }
 }
@@ -211,7 +212,7 @@ function lastMessageId() {
   return state.activeId === null ? ROOT : (path(activeConversation()).at(-1)?.id ?? ROOT);
 }
 
-/** Also where the page is served over plain HTTP, and `crypto.randomUUID` is missing. */
+/** Return a random id. `crypto.randomUUID` is missing over plain HTTP. */
 function newId() {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -228,7 +229,7 @@ function openStorage() {
 function handleStorageFailure() {
   if (hasStorageFailed) return;
   hasStorageFailed = true;
-  const message = "This browser keeps no more: what you write now will be gone after a reload.";
+  const message = "Browser storage is full or blocked. Reloading the page loses new messages.";
   queueMicrotask(() =>
     dispatch({ type: "notice_raised", error: { code: "storage", message, retryable: false } }),
   );
@@ -263,7 +264,7 @@ setInterval(() => {
 }, HEALTH_INTERVAL_MS);
 
 if (numUnreadable) {
-  const message = `${numUnreadable} stored conversations could not be read and are not shown.`;
+  const message = `Stored conversations that could not be read and are not shown: ${numUnreadable}.`;
   dispatch({ type: "notice_raised", error: { code: "storage", message, retryable: false } });
 }
 scheduleRender();

@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * Shows markdown as it grows. All that the model writes goes through the renderer and the sanitiser;
- * HTML in it is shown as text, and images as links, since the page loads nothing from elsewhere.
+ * Renders Markdown while it streams in. All model output passes the renderer and the sanitizer. HTML
+ * is shown as text and images as links, because the page loads nothing from other hosts.
  */
 
 import { BlockSplitter, lex } from "./blocks.js";
@@ -12,7 +12,7 @@ import { Parser, Renderer } from "./vendor/marked/marked.esm.js";
 
 /** @typedef {import("./blocks.js").Token} Token */
 
-/** A tail that takes long to render is rendered less often, to leave the page its time. */
+/** Wait at least this many times the last render's duration, to keep the page responsive. */
 const MIN_IDLE_RATIO = 4;
 
 const SANITIZER_CONFIG = {
@@ -22,13 +22,14 @@ const SANITIZER_CONFIG = {
   ],
   ALLOWED_ATTR: ["href", "start", "align", "data-language"],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto):/i,
-  // The pattern above is for addresses; these are none.
+  // The pattern above applies to URLs only; these attributes are not URLs.
   ADD_URI_SAFE_ATTR: ["start", "align", "data-language"],
   ALLOW_ARIA_ATTR: false,
   ALLOW_DATA_ATTR: false,
   RETURN_DOM_FRAGMENT: /** @type {const} */ (true),
 };
 
+/** Escapes everything that Markdown does not define, such as HTML. */
 class TextRenderer extends Renderer {
   /** @param {{text: string, lang?: string}} token */
   code({ text, lang }) {
@@ -41,7 +42,10 @@ class TextRenderer extends Renderer {
     return block ? `<p>${escape(text)}</p>` : escape(text);
   }
 
-  /** Also between tags, where marked takes text for HTML. @param {{text: string, tokens?: Token[]}} token */
+  /**
+   * Escapes text between tags too, where marked would treat it as HTML.
+   * @param {{text: string, tokens?: Token[]}} token
+   */
   text({ text, tokens }) {
     return tokens ? this.parser.parseInline(tokens) : escape(text);
   }
@@ -59,6 +63,7 @@ class TextRenderer extends Renderer {
 
 const parser = new Parser({ renderer: new TextRenderer(), gfm: true, breaks: true });
 
+/** Shows a growing Markdown text in an element. */
 export class MarkdownView {
   #root;
   #text = "";
@@ -76,9 +81,9 @@ export class MarkdownView {
   }
 
   /**
-   * Show `text`; blocks that were finished before are not touched.
-   * @param {string} source @param {boolean} isFinal nothing more will come
-   * @returns {boolean} false when the end is not shown yet and should be asked for again
+   * Render the text. Blocks that were already finished keep their DOM nodes.
+   * @param {string} source the whole text so far @param {boolean} isFinal whether it is complete
+   * @returns {boolean} false if this call was skipped and must be repeated later
    */
   update(source, isFinal) {
     const text = source.replaceAll("\r", "");
@@ -92,7 +97,7 @@ export class MarkdownView {
     const tail = lex(text.slice(this.#splitter.start));
     this.#hasDefinitions ||= [...finished, ...tail].some(({ type }) => type === "def");
     if (isFinal && this.#hasDefinitions) {
-      // Links may refer to definitions in other blocks, which only the whole shows.
+      // Links may refer to definitions in other blocks, so render the whole text once more.
       this.#reset();
       this.#root.append(toNodes(lex(text)));
     } else if (finished.length || !this.#updateOpenCode(tail)) {
@@ -118,7 +123,10 @@ export class MarkdownView {
     this.#root.append(nodes);
   }
 
-  /** Put more text into a code block that is being written, and keep its button where it is. @param {Token[]} tail */
+  /**
+   * If the tail is one open code block, update only its text, so that the Copy button keeps its state.
+   * @param {Token[]} tail
+   */
   #updateOpenCode(tail) {
     const [token, ...others] = tail;
     const code = this.#tail.length === 1 ? codeElementOf(this.#tail[0]) : null;
@@ -136,7 +144,7 @@ function toNodes(tokens) {
     link.setAttribute("target", "_blank");
     link.setAttribute("rel", "noopener noreferrer nofollow");
   }
-  // Each block runs as its first letter does; code always from the left.
+  // Take the text direction of each block from its first letter; code is always left to right.
   for (const block of fragment.children) if (!block.matches("pre")) block.setAttribute("dir", "auto");
   for (const pre of fragment.querySelectorAll("pre")) addCodeHeader(pre);
   for (const table of fragment.querySelectorAll("table")) {
@@ -148,7 +156,7 @@ function toNodes(tokens) {
   return fragment;
 }
 
-/** Give a code block its header: the language, and a button that copies. @param {HTMLPreElement} pre */
+/** Add a header to a code block: its language and a Copy button. @param {HTMLPreElement} pre */
 function addCodeHeader(pre) {
   const code = /** @type {HTMLElement} */ (pre.querySelector("code"));
   const label = element("span", {}, "Copy");
@@ -160,7 +168,7 @@ function addCodeHeader(pre) {
       attributes: { type: "button", "aria-label": "Copy code" },
       on: {
         click: async () => {
-          label.textContent = (await copyText(code.textContent ?? "")) ? "Copied" : "Not copied";
+          label.textContent = (await copyText(code.textContent ?? "")) ? "Copied" : "Copy failed";
           setTimeout(() => (label.textContent = "Copy"), 2000);
         },
       },
@@ -171,7 +179,7 @@ function addCodeHeader(pre) {
   const language = element("span", { className: "code-language" }, code.dataset.language || "Code");
   const frame = element("div", { className: "code-block" });
   pre.replaceWith(frame);
-  pre.tabIndex = 0; // long lines scroll, by keyboard too
+  pre.tabIndex = 0; // allows scrolling long lines by keyboard
   frame.append(element("div", { className: "code-header" }, language, copy), pre);
 }
 
@@ -181,7 +189,10 @@ function codeElementOf(node) {
   return isFrame ? node.querySelector("pre > code") : null;
 }
 
-/** @param {string | undefined} info what follows the fence */
+/**
+ * Return the language of a code block.
+ * @param {string | undefined} info the text after the fence
+ */
 function languageOf(info) {
   return (info ?? "").trim().split(/\s/, 1)[0];
 }

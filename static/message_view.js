@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * One message on the page: its text, how it stands, and what can be done with it.
+ * Shows one message: its text, its status and its action buttons.
  */
 
 import { copyText } from "./clipboard.js";
@@ -17,17 +17,18 @@ import { queueText, statsText, statusText } from "./strings.js";
  * @property {(messageId: string) => void} onRegenerate
  * @property {(messageId: string) => void} onContinue
  * @property {(messageId: string, text: string) => void} onEdit
- * @property {(messageId: string) => void} onChoose show this sibling
+ * @property {(messageId: string) => void} onChoose show this version
  */
 
 /**
- * Where a message stands in its conversation.
+ * What a message view shows besides the message itself.
  * @typedef {object} MessageContext
- * @property {string[]} siblingIds with itself, oldest first
- * @property {boolean} isLast
- * @property {boolean} isBusy a reply of this conversation is on its way
+ * @property {string[]} siblingIds all versions including itself, oldest first
+ * @property {boolean} isLast whether it is the last shown message
+ * @property {boolean} isBusy whether a shown reply is in progress
  */
 
+/** The DOM of one message; `root` is its element. */
 export class MessageView {
   /** @type {Message | null} */
   #message = null;
@@ -60,8 +61,9 @@ export class MessageView {
   }
 
   /**
+   * Show a new state of the message.
    * @param {Message} message @param {MessageContext} context
-   * @returns {boolean} false when not all is shown yet and this should be called again
+   * @returns {boolean} false if rendering is not complete and this must be called again
    */
   update(message, context) {
     const contextKey = JSON.stringify(context);
@@ -74,12 +76,12 @@ export class MessageView {
     this.#isUpToDate = true;
     if (message.role === "assistant") this.#isUpToDate = this.#showReply(message);
     else if (!this.#isEditing) this.#text.textContent = message.text;
-    // Buttons stay as they are while text flows in, so that a focused one keeps its focus.
+    // Keep the buttons while text streams in, so that a focused button keeps its focus.
     if (!isSameActions) this.#showActions(message, context);
     return this.#isUpToDate;
   }
 
-  /** Let the user change a message; the changed one is sent as a new branch. */
+  /** Open the editor. Sending the edited message starts a new branch. */
   edit() {
     const message = this.#message;
     if (!message || this.#isEditing) return;
@@ -120,12 +122,12 @@ export class MessageView {
     area.setSelectionRange(area.value.length, area.value.length);
   }
 
-  /** Put the focus on this button, or on the first if it leads nowhere. @param {string} testId */
+  /** Focus this button, or the first button if it is disabled. @param {string} testId */
   focusVersionButton(testId) {
     if (testId && !this.#focusAction(`[data-testid="${testId}"]`)) this.#focusAction("button");
   }
 
-  /** @param {string} selector @returns {boolean} whether there is such a button that can be pressed */
+  /** @param {string} selector @returns {boolean} whether there is such an enabled button */
   #focusAction(selector) {
     const button = this.#actions.querySelector(`${selector}:enabled`);
     if (button instanceof HTMLElement) button.focus();
@@ -189,7 +191,7 @@ export class MessageView {
       async () => {
         const isCopied = await copyText(this.#message?.text ?? "");
         button.classList.toggle("done", isCopied);
-        button.setAttribute("aria-label", isCopied ? "Copied" : "Not copied");
+        button.setAttribute("aria-label", isCopied ? "Copied" : "Copy failed");
         button.querySelector("use")?.setAttribute("href", isCopied ? "#icon-check" : "#icon-close");
         setTimeout(() => {
           button.classList.remove("done");
@@ -225,7 +227,7 @@ export class MessageView {
   }
 }
 
-/** What the buttons of a message depend on. @param {Message} message */
+/** Return a key that changes when the buttons of a message must change. @param {Message} message */
 function actionsKey(message) {
   return message.role === "assistant" ? `${message.status} ${message.text !== ""}` : "";
 }

@@ -1,12 +1,12 @@
 // @ts-check
 /**
- * The frames of `WS /v1/stream` as types, and the subprotocols that its handshake needs.
+ * Types for the frames of `WS /v1/stream`, and the subprotocols for its handshake.
  */
 
 /** @typedef {{role: 'system' | 'user' | 'assistant', content: string}} ChatMessage */
 
 /**
- * Sampling fields of `generate`; a field that is absent takes the server's default.
+ * Sampling fields of `generate`. For a missing field, the server uses its default.
  * @typedef {object} Sampling
  * @property {number} [temperature]
  * @property {number} [top_p]
@@ -25,7 +25,7 @@
 /** @typedef {GenerateRequest & {type: 'generate', id: string}} GenerateFrame */
 /** @typedef {{type: 'cancel', id: string}} CancelFrame */
 /**
- * `after` is the `seq` of the last record that the client has; -1 is the start.
+ * `after` is the `seq` of the last record that the client has received; -1 means none.
  * @typedef {{type: 'resume', id: string, generation_id: string, after: number}} ResumeFrame
  */
 /** @typedef {GenerateFrame | CancelFrame | ResumeFrame} ClientFrame */
@@ -38,14 +38,14 @@
  * @property {string} id
  * @property {string} generation_id the handle for `resume`
  * @property {string} model
- * @property {number} created_at unix seconds
+ * @property {number} created_at Unix time in seconds
  */
 
 /**
  * @typedef {object} QueuedFrame
  * @property {'queued'} type
  * @property {string} id
- * @property {number} position 0 is next
+ * @property {number} position 0 means next
  * @property {number | null} estimated_wait_s
  */
 
@@ -61,7 +61,7 @@
  * @typedef {object} DeltaFrame
  * @property {'delta'} type
  * @property {string} id
- * @property {number} seq index of the last record inside: the new cursor
+ * @property {number} seq index of the last record in this frame: the new cursor
  * @property {string} text
  */
 
@@ -74,7 +74,7 @@
  */
 
 /**
- * Seconds, and null where the generation never got that far.
+ * Times in seconds; null if the generation ended before that point.
  * @typedef {object} Timings
  * @property {number | null} queue_s
  * @property {number | null} prefill_s
@@ -105,7 +105,7 @@
  */
 
 /**
- * With `id` it ends that generation; without, it concerns the connection.
+ * With `id`, it ends that generation; without, it applies to the connection.
  * @typedef {{type: 'error', id?: string | null, seq?: number | null, error: ProtocolError}} ErrorFrame
  */
 
@@ -114,22 +114,26 @@
 
 export const SUBPROTOCOL = "tokenwire.v1";
 
-/** Close code of a frame that is larger than the server takes: RFC 6455 §7.4.1. */
+/** Close code for a frame that exceeds the server's size limit: RFC 6455 §7.4.1. */
 export const CLOSE_FRAME_TOO_BIG = 1009;
 
-/** Errors that say that a log, or the place in it, is gone for good. */
+/** Error codes that mean that the log, or the requested position in it, no longer exists. */
 export const LOST_CODES = new Set(["generation_not_found", "cursor_lost"]);
 
 /**
- * Return what to offer in the handshake; browsers cannot set an Authorization header.
- * @param {string} key the API key; empty when there is none
+ * Return the subprotocols to offer in the handshake. They carry the API key because browsers cannot
+ * set an `Authorization` header.
+ * @param {string} key the API key, or an empty string
  * @returns {string[]}
  */
 export function subprotocols(key) {
   return key ? [SUBPROTOCOL, `tokenwire.key.${base64url(key)}`] : [SUBPROTOCOL];
 }
 
-/** The UTF-8 of a text, one character a byte, as headers and `btoa` want it. @param {string} text */
+/**
+ * Return the UTF-8 bytes as a binary string, one character per byte, for `btoa` and headers.
+ * @param {string} text
+ */
 export function byteString(text) {
   return Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte)).join("");
 }

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Shows a state on the page. No socket, no storage; what the user does goes out through handlers.
+ * Renders the state to the page, and reports user actions through handlers. No socket, no storage.
  */
 
 import { Composer } from "./composer.js";
@@ -29,6 +29,7 @@ const EXAMPLES = [
   "Show me a Python function that reverses a string.",
 ];
 
+/** The whole chat page. */
 export class Page {
   #log = byId("log");
   #banner = byId("banner");
@@ -40,7 +41,7 @@ export class Page {
   #settings;
   #handlers;
   #onChoose;
-  /** The version that comes into view next, and the button that asked for it, if it had the focus. */
+  /** The version that the user has just chosen, and the test id of the button that had the focus. */
   #chosen = { messageId: "", testId: "" };
   /** @type {Map<string, MessageView>} */
   #views = new Map();
@@ -79,18 +80,19 @@ export class Page {
     });
   }
 
-  /** @param {State} state @param {string} key the API key */
+  /** Open the settings dialog. @param {State} state @param {string} key the API key */
   openSettings(state, key) {
     this.#settings.open(state.settings, key);
   }
 
+  /** Focus the message box. */
   focusComposer() {
     this.#composer.focus();
   }
 
   /**
-   * Put away what is being written in one conversation, and bring what was in another. To be called at
-   * once, not with the next frame: what is typed until then belongs to the other one.
+   * Save the draft of one conversation and show the draft of another. Call this immediately, not with
+   * the next animation frame: what the user types until then belongs to the other conversation.
    * @param {string | null} fromId @param {string | null} toId
    */
   switchDraft(fromId, toId) {
@@ -98,7 +100,10 @@ export class Page {
     this.#composer.text = this.#drafts.get(toId) ?? "";
   }
 
-  /** @param {State} state @returns {boolean} false when it should be called again soon */
+  /**
+   * Show the state.
+   * @param {State} state @returns {boolean} false if this must be called again soon
+   */
   render(state) {
     const conversation = state.activeId === null ? null : state.conversations[state.activeId];
     this.#switchTo(state.activeId);
@@ -115,7 +120,7 @@ export class Page {
   /** @param {string | null} id */
   #switchTo(id) {
     if (id === this.#shownId) return;
-    // Other messages come into the log now, but none of them is news to be read out.
+    // Screen readers must not announce the existing messages of the other conversation.
     this.#log.setAttribute("aria-live", "off");
     requestAnimationFrame(() => this.#log.setAttribute("aria-live", "polite"));
     this.#views.clear();
@@ -133,8 +138,8 @@ export class Page {
     byId("connection").dataset.state = connection.state;
     setText(byId("connection-text"), connectionText(connection, health));
     const note = health?.model
-      ? `${health.model} runs on this server. Small models make mistakes.`
-      : "Answers come from the model that this server runs.";
+      ? `You are chatting with ${health.model}. Small models can make mistakes.`
+      : "Replies come from the model on this server.";
     setText(byId("empty-note"), note);
     byId("examples").hidden = health !== null && !canChat(health);
   }
@@ -146,10 +151,10 @@ export class Page {
     setText(
       byId("key-reason"),
       isRefused
-        ? "The server refuses the connection. If it needs an API key, enter it here."
+        ? "The server refused the connection. If it requires an API key, enter it here."
         : this.#hasTriedKey
-          ? "The server does not know this key."
-          : "This server needs an API key.",
+          ? "This API key is not valid."
+          : "This server requires an API key.",
     );
     const text = health && !canChat(health) ? NO_TEMPLATE : notice ? errorText(notice) : "";
     if (this.#banner.dataset.text === text) return;
@@ -160,7 +165,10 @@ export class Page {
     this.#banner.replaceChildren(element("p", {}, text), ...dismiss);
   }
 
-  /** Take the keyboard to where the key goes, and back; not away from what is being written. @param {boolean} isShown */
+  /**
+   * Show or hide the key panel and move the focus, unless the user is typing.
+   * @param {boolean} isShown
+   */
   #showKeyPanel(isShown) {
     if (this.#keyPanel.hidden === !isShown) return;
     const focused = document.activeElement;
@@ -178,24 +186,24 @@ export class Page {
     const isEnded = connection.state === "unauthorized" || connection.state === "closed";
     /** @type {ComposerState} */
     let state = "idle";
-    let note = "Enter sends, Shift+Enter makes a new line.";
+    let note = "Enter to send, Shift+Enter for a new line.";
     if (replies.length) {
       state = "streaming";
       const isWaiting = replies.every(({ status }) => status === "queued");
-      note = isWaiting ? "Waiting. Escape stops." : "Replying. Escape stops.";
-      if (connection.state !== "open") note = "Reconnecting. Escape gives up.";
+      note = isWaiting ? "Waiting. Press Escape to stop." : "Replying. Press Escape to stop.";
+      if (connection.state !== "open") note = "Reconnecting. Press Escape to stop.";
       if (replies.every(({ isStopping }) => isStopping)) note = "Stopping…";
     } else if (health && !canChat(health)) {
       state = "closed";
-      note = "This model cannot chat.";
+      note = "This model does not support chat.";
     } else if (isEnded) {
       state = "closed";
-      note = connection.state === "unauthorized" ? "Enter the API key to go on." : "Not connected.";
+      note = connection.state === "unauthorized" ? "Enter the API key to continue." : "Not connected.";
     } else if (connection.state !== "open") {
       state = "connecting";
-      note = "Not connected yet. What you send now goes out as soon as the server is there.";
+      note = "Connecting. Messages that you send now are delivered once connected.";
     }
-    this.#composer.render(state, note, replies.length > 0 && replies.every((one) => one.isStopping));
+    this.#composer.render(state, note, replies.length > 0 && replies.every(({ isStopping }) => isStopping));
   }
 
   /** @param {Conversation | null} conversation */
@@ -226,7 +234,10 @@ export class Page {
     return isUpToDate;
   }
 
-  /** The button goes away with its message; the focus goes on to that of the other. @param {string} messageId */
+  /**
+   * Show another version and move the focus to the same button of that version.
+   * @param {string} messageId
+   */
   #choose(messageId) {
     const focused = /** @type {HTMLElement | null} */ (document.activeElement);
     this.#chosen = { messageId, testId: focused?.dataset.testid ?? "" };
@@ -241,7 +252,7 @@ export class Page {
     if (key === this.#announced) return;
     const isFirst = !this.#announced;
     this.#announced = key;
-    // What stood there when the conversation was opened is not news.
+    // Do not announce what was already there when the conversation was opened.
     if (!isFirst || isOpen(message)) this.#announcer.textContent = text;
   }
 
@@ -267,7 +278,7 @@ export class Page {
 }
 
 const NO_TEMPLATE =
-  "This model has no chat template, so it cannot chat here. It still completes text: POST /v1/completions.";
+  "This model has no chat template and does not support chat. Use POST /v1/completions to complete text.";
 
 /** @param {import("./health.js").Health} health */
 function canChat(health) {

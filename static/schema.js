@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Reads the JSON schemas of `/asyncapi.json`, and its prose, for people. No DOM.
+ * Turns the JSON schemas and descriptions of `/asyncapi.json` into readable text. No DOM access.
  */
 
 /** @typedef {Record<string, any>} Schema */
@@ -9,20 +9,20 @@
 /** @typedef {{isItem: boolean, parts: Part[]}} Paragraph */
 
 /**
- * The schema that a reference leads to; what is said beside the reference counts more.
+ * Resolve a `$ref`. Keywords next to the `$ref` override those of the target.
  * @param {Schema} schema @param {Schema} document
  * @returns {Schema}
  */
 export function resolve(schema, document) {
-  const { $ref, ...beside } = schema;
+  const { $ref, ...overrides } = schema;
   if (typeof $ref !== "string") return schema;
-  let found = /** @type {any} */ (document);
-  for (const part of $ref.replace("#/", "").split("/")) found = found[part];
-  return resolve({ ...found, ...beside }, document);
+  let target = /** @type {any} */ (document);
+  for (const part of $ref.replace("#/", "").split("/")) target = target[part];
+  return resolve({ ...target, ...overrides }, document);
 }
 
 /**
- * What a value may be, in a few words.
+ * Describe the type of a value, such as `string or null`.
  * @param {Schema} schema @param {Schema} document
  * @returns {string}
  */
@@ -36,15 +36,15 @@ export function typeText(schema, document) {
   }
   if ("const" in whole) return JSON.stringify(whole.const);
   if (whole.enum) return whole.enum.map((/** @type {any} */ value) => JSON.stringify(value)).join(" or ");
-  if (whole.type === "array") return whole.items ? `list of ${typeText(whole.items, document)}` : "list";
-  if (whole.type !== "object") return whole.type ?? "anything";
+  if (whole.type === "array") return whole.items ? `array of ${typeText(whole.items, document)}` : "array";
+  if (whole.type !== "object") return whole.type ?? "any";
   if (whole.properties) return whole.title ?? "object";
   const values = whole.additionalProperties;
   return values && values !== true ? `object of ${typeText(values, document)}` : "object";
 }
 
 /**
- * The bounds of a value, in a few words; empty where there are none.
+ * Describe the limits of a value, such as `at least 0`; empty if it has none.
  * @param {Schema} schema @param {Schema} document
  * @returns {string}
  */
@@ -57,14 +57,17 @@ export function limitsText(schema, document) {
     minimum === undefined ? "" : `at least ${minimum}`,
     maximum === undefined ? "" : `at most ${maximum}`,
     maxLength === undefined ? "" : `at most ${maxLength} characters`,
-    maxItems === undefined ? "" : `at most ${maxItems} entries`,
+    maxItems === undefined ? "" : `at most ${maxItems} items`,
     pattern === undefined ? "" : `matches \`${pattern}\``,
   ]
     .filter(Boolean)
     .join(", ");
 }
 
-/** The fields of an object, required ones first. @param {Schema} schema @returns {Field[]} */
+/**
+ * Return the fields of an object, required ones first.
+ * @param {Schema} schema @returns {Field[]}
+ */
 export function fieldsOf(schema) {
   const required = new Set(schema.required ?? []);
   const fields = Object.entries(schema.properties ?? {}).map(([name, field]) => ({
@@ -76,7 +79,7 @@ export function fieldsOf(schema) {
 }
 
 /**
- * The objects with fields of their own that a value may be or hold, each once.
+ * Return the object schemas that a value may be or contain, without duplicates.
  * @param {Schema} schema @param {Schema} document
  * @returns {Schema[]}
  */
@@ -94,7 +97,7 @@ export function objectsIn(schema, document) {
 }
 
 /**
- * Prose as the document writes it: paragraphs, items that begin with `* `, and `code`.
+ * Parse a description: paragraphs, list items that begin with `* `, and `code`.
  * @param {string} text
  * @returns {Paragraph[]}
  */

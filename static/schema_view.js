@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * Shows a JSON schema as a table of fields. What lies deeper is made when it is opened: the schemas
- * of one message may hold hundreds of fields, and may hold themselves.
+ * Shows a JSON schema as a table of fields. Nested tables are created when the user opens them: one
+ * message may have hundreds of fields, and schemas may be recursive.
  */
 
 import { element } from "./element.js";
@@ -10,7 +10,10 @@ import { fieldsOf, limitsText, objectsIn, paragraphsOf, resolve, typeText } from
 /** @typedef {import("./schema.js").Schema} Schema */
 /** @typedef {import("./schema.js").Paragraph} Paragraph */
 
-/** @param {Schema} schema of an object @param {Schema} document */
+/**
+ * Create a table of the fields of an object schema.
+ * @param {Schema} schema @param {Schema} document
+ */
 export function fieldTable(schema, document) {
   const rows = fieldsOf(schema).map(({ name, schema: field, isRequired }) =>
     element(
@@ -21,12 +24,15 @@ export function fieldTable(schema, document) {
       element("td", {}, ...description(field, document)),
     ),
   );
-  return table(["Field", "Type", "Meaning"], rows);
+  return table(["Field", "Type", "Description"], rows);
 }
 
-/** @param {string[]} heads @param {HTMLTableRowElement[]} rows */
-export function table(heads, rows) {
-  const head = element("tr", {}, ...heads.map((text) => element("th", { attributes: { scope: "col" } }, text)));
+/**
+ * Create a table that scrolls sideways.
+ * @param {string[]} headings @param {HTMLTableRowElement[]} rows
+ */
+export function table(headings, rows) {
+  const head = element("tr", {}, ...headings.map((text) => element("th", { attributes: { scope: "col" } }, text)));
   return element(
     "div",
     { className: "table-scroll" },
@@ -34,7 +40,7 @@ export function table(heads, rows) {
   );
 }
 
-/** Prose of the document. @param {string} text @returns {HTMLElement} */
+/** Create paragraphs and lists from a description. @param {string} text @returns {HTMLElement} */
 export function prose(text) {
   const node = element("div", { className: "prose" });
   for (const { isItem, parts } of paragraphsOf(text)) {
@@ -62,13 +68,13 @@ function required() {
 
 /** @param {Schema} field @param {Schema} document @returns {Node[]} */
 function description(field, document) {
-  const { description: text = "", default: byDefault } = resolve(field, document);
+  const { description: text = "", default: defaultValue } = resolve(field, document);
   const isObject = objectsIn(field, document).length > 0;
-  const bounds = limitsText(field, document);
+  const limits = limitsText(field, document);
   const sentences = [
     field.description ?? (isObject ? "" : text),
-    bounds && `${bounds[0].toUpperCase()}${bounds.slice(1)}.`,
-    byDefault === undefined || byDefault === null ? "" : `Default \`${JSON.stringify(byDefault)}\`.`,
+    limits && `${limits[0].toUpperCase()}${limits.slice(1)}.`,
+    defaultValue === undefined || defaultValue === null ? "" : `Default: \`${JSON.stringify(defaultValue)}\`.`,
   ].filter(Boolean);
   const nodes = paragraphsOf(sentences.join(" ")).map(({ parts }) => element("div", {}, ...inlineOf(parts)));
   return [...nodes, ...objectsIn(field, document).map((inside) => nested(inside, document))];

@@ -1,18 +1,19 @@
 // @ts-check
 /**
- * Keeps the newest text in sight, as long as the reader has not scrolled away from it.
+ * Scrolls to the newest text automatically until the user scrolls up.
  */
 
-/** How near to the end the reader has to come back for it to be followed again, in CSS pixels. */
+/** Follow the end again once the user scrolls this close to it, in CSS pixels. */
 const STICK_DISTANCE_PX = 48;
 
+/** Keeps a scrolling element at its end, and shows a button to return there. */
 export class StickyScroll {
   #scroller;
   #button;
   #isStuck = true;
   #lastTop = 0;
 
-  /** @param {HTMLElement} scroller @param {HTMLElement} button leads back to the end */
+  /** @param {HTMLElement} scroller @param {HTMLElement} button jumps to the end */
   constructor(scroller, button) {
     this.#scroller = scroller;
     this.#button = button;
@@ -21,13 +22,13 @@ export class StickyScroll {
     new ResizeObserver(() => this.follow()).observe(scroller);
   }
 
-  /** Go to the end and stay there. */
+  /** Scroll to the end and keep following it. */
   toEnd() {
     this.#isStuck = true;
     this.follow();
   }
 
-  /** To be called when the content has grown. */
+  /** Scroll to the end if it is being followed. Call this when the content has grown. */
   follow() {
     if (this.#isStuck) this.#scroller.scrollTop = this.#scroller.scrollHeight;
     this.#lastTop = this.#scroller.scrollTop;
@@ -37,8 +38,8 @@ export class StickyScroll {
   #handleScroll() {
     const { scrollTop } = this.#scroller;
     const distance = this.#distance();
-    // Only the reader scrolls up and away from the end, be it by a pixel; text that shrinks scrolls
-    // up too, but stays at the end.
+    // Scrolling up, even by a pixel, means that the user left the end. Shrinking text scrolls up as
+    // well, but stays at the end.
     if (scrollTop < this.#lastTop && distance > 1) this.#isStuck = false;
     else if (scrollTop > this.#lastTop && distance <= STICK_DISTANCE_PX) this.#isStuck = true;
     this.#lastTop = scrollTop;

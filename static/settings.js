@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * System prompt and sampling settings: their ranges, defaults, and what of them is sent. No DOM.
+ * The system prompt and the sampling settings: ranges, defaults and parsing. No DOM access.
  */
 
 /** @typedef {import("./protocol.js").Sampling} Sampling */
@@ -9,7 +9,7 @@
 /** @typedef {'temperature' | 'top_p' | 'top_k' | 'min_p' | 'max_tokens' | 'repetition_penalty' | 'seed'} NumberName */
 
 /**
- * A number that is null is not sent, so that the server's own default holds.
+ * Numbers that are null are not sent, so that the server uses its default.
  * @typedef {Record<NumberName, number | null> & {systemPrompt: string, stop: string[]}} Settings
  */
 
@@ -22,16 +22,16 @@
  * @property {number} max
  * @property {number | 'any'} step
  * @property {number | null} initial
- * @property {boolean} [isAboveMin] the least value itself is not allowed
+ * @property {boolean} [isAboveMin] whether `min` itself is excluded
  */
 
-/** Ranges are those of the server; the initial values suit a small chat model. */
+/** The ranges match the server's; the initial values suit a small chat model. */
 /** @type {readonly NumberField[]} */
 export const NUMBER_FIELDS = [
   {
     name: "temperature",
     label: "Temperature",
-    hint: "0 always takes the likeliest word; higher is more varied.",
+    hint: "0 picks the most likely token; higher is more varied.",
     min: 0,
     max: 2,
     step: "any",
@@ -39,8 +39,8 @@ export const NUMBER_FIELDS = [
   },
   {
     name: "max_tokens",
-    label: "Longest reply",
-    hint: "In tokens, about ¾ of a word each.",
+    label: "Maximum tokens",
+    hint: "Length limit; a token is about ¾ of a word.",
     min: 1,
     max: 1_000_000,
     step: 1,
@@ -49,7 +49,7 @@ export const NUMBER_FIELDS = [
   {
     name: "top_p",
     label: "Top-p",
-    hint: "Keep the likeliest tokens that sum to this share.",
+    hint: "Sample from the top tokens with this total probability.",
     min: 0,
     max: 1,
     step: "any",
@@ -59,7 +59,7 @@ export const NUMBER_FIELDS = [
   {
     name: "top_k",
     label: "Top-k",
-    hint: "Keep this many tokens; 0 keeps all.",
+    hint: "Sample from this many tokens; 0 means all.",
     min: 0,
     max: 1_000_000,
     step: 1,
@@ -68,7 +68,7 @@ export const NUMBER_FIELDS = [
   {
     name: "min_p",
     label: "Min-p",
-    hint: "Least share of the likeliest token’s probability.",
+    hint: "Minimum probability relative to the top token.",
     min: 0,
     max: 1,
     step: "any",
@@ -77,7 +77,7 @@ export const NUMBER_FIELDS = [
   {
     name: "repetition_penalty",
     label: "Repetition penalty",
-    hint: "Above 1 avoids what was already said.",
+    hint: "Values above 1 reduce repetition.",
     min: 0.01,
     max: 10,
     step: "any",
@@ -97,7 +97,7 @@ export const NUMBER_FIELDS = [
 export const MAX_STOP_STRINGS = 16;
 export const MAX_STOP_CHARS = 256;
 
-/** @returns {Settings} */
+/** Return the initial settings. @returns {Settings} */
 export function defaultSettings() {
   const numbers = Object.fromEntries(NUMBER_FIELDS.map(({ name, initial }) => [name, initial]));
   const initial = /** @type {Record<NumberName, number | null>} */ (numbers);
@@ -105,7 +105,7 @@ export function defaultSettings() {
 }
 
 /**
- * Read what was typed into a number field.
+ * Parse the text of a number field; an empty text is null.
  * @param {NumberField} field @param {string} text
  * @returns {{value: number | null} | {error: string}}
  */
@@ -131,14 +131,14 @@ function rangeOf({ min, max, isAboveMin }) {
  */
 export function parseStop(text) {
   const value = text.split("\n").filter(Boolean).map(unescape);
-  if (value.length > MAX_STOP_STRINGS) return { error: `At most ${MAX_STOP_STRINGS} lines.` };
+  if (value.length > MAX_STOP_STRINGS) return { error: `Use at most ${MAX_STOP_STRINGS} lines.` };
   if (value.some((stop) => stop.length > MAX_STOP_CHARS)) {
-    return { error: `At most ${MAX_STOP_CHARS} characters a line.` };
+    return { error: `Use at most ${MAX_STOP_CHARS} characters per line.` };
   }
   return { value };
 }
 
-/** Undo `parseStop`. @param {string[]} stop */
+/** Format stop sequences for the text field; the inverse of `parseStop`. @param {string[]} stop */
 export function formatStop(stop) {
   return stop
     .map((one) => one.replaceAll("\\", "\\\\").replaceAll("\n", "\\n").replaceAll("\t", "\\t"))
@@ -152,7 +152,10 @@ function unescape(line) {
   return line.replace(/\\[nt\\]/g, (escape) => meanings[escape]);
 }
 
-/** @param {Settings} settings @param {ChatMessage[]} messages @returns {GenerateRequest} */
+/**
+ * Build the request for these settings.
+ * @param {Settings} settings @param {ChatMessage[]} messages @returns {GenerateRequest}
+ */
 export function toRequest(settings, messages) {
   /** @type {GenerateRequest} */
   const request = { messages };
@@ -164,7 +167,10 @@ export function toRequest(settings, messages) {
   return request;
 }
 
-/** Take what is sound of something stored earlier. @param {unknown} stored @returns {Settings} */
+/**
+ * Read stored settings; invalid values become the default.
+ * @param {unknown} stored @returns {Settings}
+ */
 export function readSettings(stored) {
   const settings = defaultSettings();
   if (typeof stored !== "object" || stored === null) return settings;

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The settings: each is kept as soon as it is sound, and says what is wrong when it is not.
+ * The settings dialog. Valid input is saved immediately; invalid input shows an error.
  */
 
 import { byId, element } from "./element.js";
@@ -15,6 +15,7 @@ import { NUMBER_FIELDS, defaultSettings, formatStop, parseNumber, parseStop } fr
  * @property {(key: string) => void} onKey
  */
 
+/** Controls the elements of the settings dialog. */
 export class SettingsDialog {
   #dialog = byId("settings-dialog", HTMLDialogElement);
   #systemPrompt = byId("system-prompt", HTMLTextAreaElement);
@@ -31,7 +32,7 @@ export class SettingsDialog {
     this.#handlers = handlers;
     byId("number-fields").append(...NUMBER_FIELDS.map((field) => this.#numberField(field)));
     byId("settings-form").addEventListener("keydown", (event) => {
-      // Enter in a field must not press the first button, which closes.
+      // Enter in a field would otherwise press the first button, which closes the dialog.
       if (event.key === "Enter" && event.target instanceof HTMLInputElement) event.preventDefault();
       if (event.key === "Enter" && event.target === this.#key) handlers.onKey(this.#key.value.trim());
     });
@@ -57,7 +58,7 @@ export class SettingsDialog {
     });
   }
 
-  /** @param {Settings} settings @param {string} key */
+  /** Show the dialog. @param {Settings} settings @param {string} key the API key */
   open(settings, key) {
     this.#settings = settings;
     this.#key.value = key;
@@ -86,7 +87,7 @@ export class SettingsDialog {
       type: "text",
       inputmode: field.step === 1 && field.min >= 0 ? "numeric" : "decimal",
       autocomplete: "off",
-      placeholder: "default",
+      placeholder: "Default",
       "aria-describedby": hint.id,
     };
     const input = element("input", { testId: id, attributes });
@@ -112,7 +113,7 @@ export class SettingsDialog {
   }
 }
 
-/** Say what is wrong with a field in place of its hint; an empty `error` is none. */
+/** Show an error in place of the field's hint, or the hint if `error` is empty. */
 function showError(
   /** @type {HTMLElement} */ field,
   /** @type {HTMLElement} */ hint,

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The list of conversations, their menu, and the drawer that holds them on a narrow screen.
+ * The list of conversations with their menu; a drawer on narrow screens.
  */
 
 import { openReplies } from "./conversation.js";
@@ -11,7 +11,7 @@ import { byId, element, iconButton, isComposing } from "./element.js";
 
 /**
  * @typedef {object} SidebarHandlers
- * @property {(id: string | null) => void} onOpen null is a new chat
+ * @property {(id: string | null) => void} onOpen null opens a new chat
  * @property {(id: string, title: string) => void} onRename
  * @property {(id: string) => void} onDelete
  * @property {(id: string, format: 'json' | 'markdown') => void} onExport
@@ -19,6 +19,7 @@ import { byId, element, iconButton, isComposing } from "./element.js";
 
 const DAY_MS = 86_400_000;
 
+/** Controls the elements of the sidebar. */
 export class Sidebar {
   #handlers;
   #root = byId("sidebar");
@@ -44,7 +45,7 @@ export class Sidebar {
     document.addEventListener("keydown", (event) => {
       if (event.key !== "Escape" || !this.#isDrawerOpen || event.defaultPrevented) return;
       if (document.querySelector(":popover-open")) return;
-      event.preventDefault(); // this Escape is used up: it stops no reply
+      event.preventDefault(); // keeps this Escape from stopping a reply
       this.#setDrawer(false);
     });
     this.#narrow.addEventListener("change", () => this.#setDrawer(false));
@@ -57,7 +58,7 @@ export class Sidebar {
     this.#setDrawer(false);
   }
 
-  /** @param {State} state */
+  /** Show the conversations, newest first. @param {State} state */
   render(state) {
     const conversations = Object.values(state.conversations)
       .filter(({ id }) => !state.deletedIds.includes(id))
@@ -68,7 +69,7 @@ export class Sidebar {
       isStreaming: openReplies(conversation).length > 0,
       group: groupOf(conversation.updatedAt, Date.now()),
     }));
-    const shown = JSON.stringify(rows.map(({ conversation, ...row }) => [conversation.id, conversation.title, row]));
+    const shown = JSON.stringify(rows.map(({ conversation: { id, title }, ...row }) => [id, title, row]));
     if (shown === this.#shown || this.#renamingId) return;
     this.#shown = shown;
     const focusedId = this.#focusedId();
@@ -85,23 +86,23 @@ export class Sidebar {
 
   /** @param {Conversation} conversation @param {boolean} isActive @param {boolean} isStreaming */
   #row(conversation, isActive, isStreaming) {
-    const title = element("span", { className: "row-title", attributes: { dir: "auto" } }, conversation.title);
+    const { id, title } = conversation;
     const open = element(
       "button",
-      { className: "row-open", attributes: { type: "button" }, on: { click: () => this.#open(conversation.id) } },
-      title,
+      { className: "row-open", attributes: { type: "button" }, on: { click: () => this.#open(id) } },
+      element("span", { className: "row-title", attributes: { dir: "auto" } }, title),
     );
     if (isStreaming) {
       const dot = {
         className: "row-dot",
         testId: "streaming-dot",
-        attributes: { role: "img", "aria-label": "replying" },
+        attributes: { role: "img", "aria-label": "Replying" },
       };
       open.append(element("span", dot));
     }
     const more = iconButton(
       "more",
-      `More for ${conversation.title}`,
+      `More options for ${conversation.title}`,
       () => this.#openMenu(conversation, more),
       "conversation-more",
     );
@@ -125,8 +126,8 @@ export class Sidebar {
     const { onDelete, onExport } = this.#handlers;
     this.#menu.replaceChildren(
       this.#menuItem("Rename", "rename", () => this.#rename(conversation)),
-      this.#menuItem("Save as Markdown", "export-markdown", () => onExport(conversation.id, "markdown")),
-      this.#menuItem("Save as JSON", "export-json", () => onExport(conversation.id, "json")),
+      this.#menuItem("Export as Markdown", "export-markdown", () => onExport(conversation.id, "markdown")),
+      this.#menuItem("Export as JSON", "export-json", () => onExport(conversation.id, "json")),
       this.#menuItem("Delete", "delete", () => onDelete(conversation.id)),
     );
     this.#menuOpener = opener;
@@ -216,10 +217,13 @@ export class Sidebar {
   }
 }
 
-/** @param {number} at @param {number} now both in unix milliseconds */
+/**
+ * Return the heading for a time.
+ * @param {number} at @param {number} now both in Unix milliseconds
+ */
 function groupOf(at, now) {
   const today = new Date(now).setHours(0, 0, 0, 0);
   if (at >= today) return "Today";
   if (at >= today - DAY_MS) return "Yesterday";
-  return at >= today - 7 * DAY_MS ? "Last seven days" : "Earlier";
+  return at >= today - 7 * DAY_MS ? "Last 7 days" : "Earlier";
 }

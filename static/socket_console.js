@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * A place to talk to a WebSocket by hand: pick an example, change it, send it, read what comes.
+ * A console for a WebSocket: choose an example, edit it, send it, and read the responses.
  */
 
 import { element } from "./element.js";
@@ -10,6 +10,7 @@ const MAX_LINES = 500;
 
 /** @typedef {{label: string, payload: unknown}} Example */
 
+/** The form and the log of one WebSocket; `node` is its element. */
 export class SocketConsole {
   /** @type {WebSocket | null} */
   #socket = null;
@@ -19,7 +20,7 @@ export class SocketConsole {
     testId: "console-log",
     attributes: { tabindex: "0", role: "log", "aria-label": "Messages" },
   });
-  #state = element("span", { className: "console-state", attributes: { role: "status" } }, "not connected");
+  #state = element("span", { className: "console-state", attributes: { role: "status" } }, "Not connected");
   #key = element("input", { attributes: { type: "password", autocomplete: "off", spellcheck: "false" } });
   #text = element("textarea", {
     testId: "console-text",
@@ -27,11 +28,15 @@ export class SocketConsole {
   });
   #close = element(
     "button",
-    { className: "button", attributes: { type: "button", disabled: "" }, on: { click: () => this.#socket?.close(1000) } },
+    {
+      className: "button",
+      attributes: { type: "button", disabled: "" },
+      on: { click: () => this.#socket?.close(1000) },
+    },
     "Disconnect",
   );
 
-  /** @param {string} url of the socket @param {Example[]} examples at least one */
+  /** @param {string} url of the WebSocket @param {Example[]} examples at least one */
   constructor(url, examples) {
     this.#url = url;
     const choices = element(
@@ -51,7 +56,7 @@ export class SocketConsole {
         "div",
         { className: "console-row" },
         element("label", {}, "Example ", choices),
-        element("label", {}, "API key, if the server has keys ", this.#key),
+        element("label", {}, "API key (if required) ", this.#key),
       ),
       this.#text,
       element("div", { className: "console-row" }, send, this.#close, this.#state),
@@ -73,19 +78,19 @@ export class SocketConsole {
     else this.#open(text);
   }
 
-  /** @param {string} first what is sent once it is open */
+  /** Connect and send the first message. @param {string} first */
   #open(first) {
     const socket = new WebSocket(this.#url, subprotocols(this.#key.value));
     this.#socket = socket;
-    this.#setState("connecting", true);
+    this.#setState("Connecting…", true);
     socket.addEventListener("open", () => {
-      this.#setState("connected", true);
+      this.#setState("Connected", true);
       this.#send(socket, first);
     });
     socket.addEventListener("message", ({ data }) => this.#append("received", data));
     socket.addEventListener("close", ({ code, reason }) => {
       this.#socket = null;
-      this.#setState(code === 1000 ? "closed" : `closed with code ${code}${reason && `: ${reason}`}`, false);
+      this.#setState(code === 1000 ? "Closed" : `Closed with code ${code}${reason && `: ${reason}`}`, false);
     });
   }
 
@@ -110,7 +115,7 @@ export class SocketConsole {
   }
 }
 
-/** @param {string} text JSON, or what should have been */
+/** Remove whitespace from JSON; return other text unchanged. @param {string} text */
 function compact(text) {
   try {
     return JSON.stringify(JSON.parse(text));

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * What the page knows, and how each event changes it: a pure reducer. No DOM, no socket, no clock.
+ * The state of the page and the reducer that updates it. Pure functions: no DOM, socket or clock.
  */
 
 import { isOpen, merge, titleOf } from "./conversation.js";
@@ -15,10 +15,11 @@ import { isOpen, merge, titleOf } from "./conversation.js";
 /** @typedef {import("./health.js").Health} Health */
 
 /**
+ * The state of the page.
  * @typedef {object} State
  * @property {Record<string, Conversation>} conversations
- * @property {string | null} activeId null is a new chat without messages
- * @property {string[]} deletedIds hidden, and kept for a moment in case the user wants them back
+ * @property {string | null} activeId null for a new chat without messages
+ * @property {string[]} deletedIds hidden conversations that the user can still restore
  * @property {ConnectionStatus} connection
  * @property {Settings} settings
  * @property {Health | null} health
@@ -43,6 +44,7 @@ import { isOpen, merge, titleOf } from "./conversation.js";
  */
 
 /**
+ * Return the state of a page that has just loaded.
  * @param {Conversation[]} conversations @param {string | null} activeId @param {Settings} settings
  * @returns {State}
  */
@@ -59,7 +61,10 @@ export function initialState(conversations, activeId, settings) {
   };
 }
 
-/** @param {State} state @param {Action} action @returns {State} */
+/**
+ * Return the state after an action.
+ * @param {State} state @param {Action} action @returns {State}
+ */
 export function reduce(state, action) {
   switch (action.type) {
     case "connection_changed":
@@ -88,18 +93,21 @@ export function reduce(state, action) {
     case "message_sent":
       return sendMessage(state, action);
     case "reply_requested":
-      return updateConversation(state, action.conversationId, (one) =>
-        addReply(one, action.parentId, action.replyId, action.at),
+      return updateConversation(state, action.conversationId, (conversation) =>
+        addReply(conversation, action.parentId, action.replyId, action.at),
       );
     case "branch_chosen":
-      return updateConversation(state, action.conversationId, (one) => {
-        const { parentId } = one.messages[action.messageId];
-        return { ...one, choices: { ...one.choices, [parentId]: action.messageId } };
+      return updateConversation(state, action.conversationId, (conversation) => {
+        const { parentId } = conversation.messages[action.messageId];
+        return { ...conversation, choices: { ...conversation.choices, [parentId]: action.messageId } };
       });
     case "conversation_opened":
       return { ...state, activeId: action.conversationId };
     case "conversation_renamed":
-      return updateConversation(state, action.conversationId, (one) => ({ ...one, title: action.title }));
+      return updateConversation(state, action.conversationId, (conversation) => ({
+        ...conversation,
+        title: action.title,
+      }));
     case "conversation_deleted":
       return {
         ...state,
@@ -129,13 +137,16 @@ export function reduce(state, action) {
   }
 }
 
-/** What one frame does to its reply. @param {Reply} reply @param {ServerFrame} frame @param {number} at */
+/**
+ * Return the reply after a frame.
+ * @param {Reply} reply @param {ServerFrame} frame @param {number} at
+ */
 function receive(reply, frame, at) {
   switch (frame.type) {
     case "accepted": {
-      const isOther = reply.generationId !== null && reply.generationId !== frame.generation_id;
-      // A cursor belongs to one log; text of another log cannot be gone on with.
-      const start = isOther ? { text: "", seq: -1 } : {};
+      const hasChanged = reply.generationId !== null && reply.generationId !== frame.generation_id;
+      // The cursor is valid for one log only: discard the text if the generation has changed.
+      const start = hasChanged ? { text: "", seq: -1 } : {};
       return { ...reply, ...start, generationId: frame.generation_id, model: frame.model };
     }
     case "queued": {
@@ -158,11 +169,12 @@ function receive(reply, frame, at) {
       };
     }
     case "done": {
-      const isLeftAlone = frame.finish_reason === "cancelled" && reply.wasDisconnected && !reply.isStopping;
+      const isCancelledByServer =
+        frame.finish_reason === "cancelled" && reply.wasDisconnected && !reply.isStopping;
       return {
         ...finished(reply),
         status: /** @type {Reply['status']} */ (
-          isLeftAlone ? "interrupted" : frame.finish_reason === "cancelled" ? "stopped" : "done"
+          isCancelledByServer ? "interrupted" : frame.finish_reason === "cancelled" ? "stopped" : "done"
         ),
         seq: Math.max(reply.seq, frame.seq),
         finishReason: frame.finish_reason,
@@ -182,7 +194,7 @@ function receive(reply, frame, at) {
   }
 }
 
-/** @param {Reply} reply @returns {Reply} */
+/** Clear the fields that only replies in progress use. @param {Reply} reply @returns {Reply} */
 function finished(reply) {
   return { ...reply, queue: null, rateStart: null, rateEnd: null, isStopping: false };
 }
@@ -192,7 +204,7 @@ function sendMessage(state, action) {
   const { conversationId, parentId, messageId, replyId, text, at } = action;
   const existing = state.conversations[conversationId];
   /** @type {Conversation} */
-  const one = existing ?? {
+  const base = existing ?? {
     id: conversationId,
     title: titleOf(text),
     createdAt: at,
@@ -203,9 +215,9 @@ function sendMessage(state, action) {
   /** @type {import("./conversation.js").UserMessage} */
   const userMessage = { role: "user", id: messageId, parentId, createdAt: at, text };
   const withMessage = {
-    ...one,
-    messages: { ...one.messages, [messageId]: userMessage },
-    choices: { ...one.choices, [parentId]: messageId },
+    ...base,
+    messages: { ...base.messages, [messageId]: userMessage },
+    choices: { ...base.choices, [parentId]: messageId },
   };
   const conversation = addReply(withMessage, messageId, replyId, at);
   return {
@@ -246,16 +258,19 @@ function addReply(conversation, parentId, replyId, at) {
   };
 }
 
-/** Change an open reply; one that has finished stays as it is. @param {State} state @param {string} replyId @param {(reply: Reply) => Reply} change */
+/**
+ * Update a reply in progress. A finished reply does not change.
+ * @param {State} state @param {string} replyId @param {(reply: Reply) => Reply} change
+ */
 function updateReply(state, replyId, change) {
   const conversation = Object.values(state.conversations).find((one) => replyId in one.messages);
   const reply = conversation?.messages[replyId];
   if (!conversation || !reply || !isOpen(reply)) return state;
   const changed = change(reply);
   if (changed === reply) return state;
-  return updateConversation(state, conversation.id, (one) => ({
-    ...one,
-    messages: { ...one.messages, [replyId]: changed },
+  return updateConversation(state, conversation.id, (current) => ({
+    ...current,
+    messages: { ...current.messages, [replyId]: changed },
   }));
 }
 
@@ -287,5 +302,5 @@ function mergeConversation(state, theirs, isReceivedHere) {
 
 /** @param {string} type @returns {ProtocolError} */
 function unknown(type) {
-  return { code: "unknown_type", message: `The page does not know the event ${type}.`, retryable: false };
+  return { code: "unknown_type", message: `Unknown event: ${type}.`, retryable: false };
 }

@@ -1,9 +1,9 @@
 // @ts-check
 /**
- * Keeps conversations in the browser. Takes any `Storage`; no DOM.
+ * Stores conversations in the browser, in any `Storage`. No DOM access.
  *
- * A conversation is one value under one key, so the text of a reply and its cursor are always
- * written together: whatever moment the page ends at, what is stored agrees with itself.
+ * Each conversation is one value under one key. The text of a reply and its cursor are therefore
+ * written together and stay consistent, whenever the page is closed.
  */
 
 import { isOpen } from "./conversation.js";
@@ -18,6 +18,7 @@ const WRITE_INTERVAL_MS = 500;
 
 /** @typedef {Pick<Storage, 'getItem' | 'setItem' | 'removeItem' | 'key' | 'length'>} KeyValueStorage */
 
+/** Reads and writes conversations and single values; writes are batched. */
 export class Store {
   /** @type {Map<string, Conversation>} */
   #pending = new Map();
@@ -31,7 +32,7 @@ export class Store {
    * @param {object} options
    * @param {KeyValueStorage} options.storage
    * @param {Clock} options.clock
-   * @param {() => void} options.onFailure called when something could not be written
+   * @param {() => void} options.onFailure called when a write fails
    */
   constructor({ storage, clock, onFailure }) {
     this.#storage = storage;
@@ -39,7 +40,7 @@ export class Store {
     this.#onFailure = onFailure;
   }
 
-  /** @returns {{conversations: Conversation[], numUnreadable: number}} */
+  /** Load all conversations. @returns {{conversations: Conversation[], numUnreadable: number}} */
   load() {
     const keys = Array.from({ length: this.#storage.length }, (_, i) => this.#storage.key(i) ?? "");
     const conversations = [];
@@ -52,19 +53,19 @@ export class Store {
     return { conversations, numUnreadable };
   }
 
-  /** Write soon; several calls are one write. @param {Conversation} conversation */
+  /** Schedule a write; several calls result in one. @param {Conversation} conversation */
   save(conversation) {
     this.#pending.set(conversation.id, conversation);
     this.#timer ??= this.#clock.setTimeout(() => this.flush(), WRITE_INTERVAL_MS);
   }
 
-  /** @param {string} id */
+  /** Delete a conversation, and any write scheduled for it. @param {string} id */
   remove(id) {
     this.#pending.delete(id);
     this.#storage.removeItem(CONVERSATION_PREFIX + id);
   }
 
-  /** Write what waits, now. */
+  /** Write everything that is scheduled now. */
   flush() {
     this.#clock.clearTimeout(this.#timer);
     this.#timer = null;
@@ -74,12 +75,12 @@ export class Store {
     this.#pending.clear();
   }
 
-  /** @param {string} name @returns {unknown} null when there is none */
+  /** Load a single value. @param {string} name @returns {unknown} null if it is missing */
   loadValue(name) {
     return parse(this.#storage.getItem(PREFIX + name));
   }
 
-  /** @param {string} name @param {unknown} value */
+  /** Write a single value now. @param {string} name @param {unknown} value */
   saveValue(name, value) {
     this.#write(PREFIX + name, value);
   }
@@ -89,18 +90,24 @@ export class Store {
     try {
       this.#storage.setItem(key, JSON.stringify(value));
     } catch {
-      // Storage is full or forbidden. The page goes on with what it has in memory.
+      // Storage is full or blocked. The page continues with what it has in memory.
       this.#onFailure();
     }
   }
 }
 
-/** Return the conversation that a storage key belongs to. @param {string | null} key */
+/**
+ * Return the conversation id in a storage key, or null for other keys.
+ * @param {string | null} key
+ */
 export function conversationIdOf(key) {
   return key?.startsWith(CONVERSATION_PREFIX) ? key.slice(CONVERSATION_PREFIX.length) : null;
 }
 
-/** @param {string | null} text @returns {Conversation | null} null when it cannot be used */
+/**
+ * Parse a stored conversation.
+ * @param {string | null} text @returns {Conversation | null} null if it is invalid
+ */
 export function parseConversation(text) {
   const value = /** @type {Partial<Conversation> | null} */ (parse(text));
   const isValid =
@@ -126,7 +133,10 @@ function isMessage(message) {
   return message.role === "user" || (message.role === "assistant" && typeof message.seq === "number");
 }
 
-/** Bring replies that were open when the page ended into a state to go on from. @param {Conversation} conversation */
+/**
+ * Prepare the replies that were in progress when the page was closed for a resume.
+ * @param {Conversation} conversation
+ */
 function restoreReplies(conversation) {
   /** @type {Record<string, Message>} */
   const messages = {};
@@ -134,7 +144,7 @@ function restoreReplies(conversation) {
     messages[message.id] = isOpen(message)
       ? {
           ...message,
-          // Without a handle the server may never have seen the request.
+          // Without a generation id, the server may never have received the request.
           status: message.generationId ? "reconnecting" : "interrupted",
           queue: null,
           wasDisconnected: true,
@@ -156,7 +166,7 @@ function parse(text) {
   }
 }
 
-/** A `Storage` for browsers that allow none. @returns {KeyValueStorage} */
+/** Return an in-memory replacement for browsers that block storage. @returns {KeyValueStorage} */
 export function memoryStorage() {
   /** @type {Map<string, string>} */
   const values = new Map();

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * What the page says about a reply and about the connection. Pure functions, no DOM.
+ * Texts about replies, errors and the connection. Pure functions, no DOM access.
  */
 
 import { isOpen } from "./conversation.js";
@@ -10,33 +10,33 @@ import { isOpen } from "./conversation.js";
 /** @typedef {import("./health.js").Health} Health */
 /** @typedef {import("./protocol.js").ProtocolError} ProtocolError */
 
-/** A rate over fewer tokens than this says little. */
+/** Minimum number of tokens for a meaningful rate. */
 const MIN_RATE_TOKENS = 8;
 
-/** @param {NonNullable<Reply['queue']>} queue */
+/** Return the position in the queue. @param {NonNullable<Reply['queue']>} queue */
 export function queueText({ position, estimatedWaitS }) {
-  const place = position === 0 ? "Next in the queue" : `Place ${position + 1} in the queue`;
-  return estimatedWaitS === null ? place : `${place} · about ${formatDuration(estimatedWaitS)}`;
+  const text = position === 0 ? "Next in the queue" : `Position ${position + 1} in the queue`;
+  return estimatedWaitS === null ? text : `${text} · about ${formatDuration(estimatedWaitS)}`;
 }
 
-/** What is to be said of a reply beside its text; empty when nothing is. @param {Reply} reply */
+/** Return the status line of a reply; empty if its text is enough. @param {Reply} reply */
 export function statusText(reply) {
   if (reply.isStopping && isOpen(reply)) return "Stopping…";
   switch (reply.status) {
     case "queued":
       return reply.generationId ? "Waiting for the model…" : "Sending…";
     case "streaming":
-      return reply.text ? "" : "Reading your message…";
+      return reply.text ? "" : "Processing your message…";
     case "reconnecting":
-      return "Connection lost. The reply goes on when it is back.";
+      return "Connection lost. The reply resumes after reconnecting.";
     case "done":
-      return reply.finishReason === "length" ? "Ended at the longest reply that the settings allow." : "";
+      return reply.finishReason === "length" ? "Stopped at the maximum number of tokens." : "";
     case "stopped":
       return "Stopped.";
     case "interrupted":
       return reply.generationId
-        ? "Interrupted: the server no longer has the rest of this reply."
-        : "The page was closed before the server took this message.";
+        ? "Interrupted. The server no longer has the rest of this reply."
+        : "Not sent. The page was closed before the server received this message.";
     case "error":
       return reply.error ? errorText(reply.error) : "Something went wrong.";
     default:
@@ -44,7 +44,10 @@ export function statusText(reply) {
   }
 }
 
-/** @param {ProtocolError} error */
+/**
+ * Return a message for the user, with the time to wait if the server gave one.
+ * @param {ProtocolError} error
+ */
 export function errorText(error) {
   const wait = error.retry_after_s ? ` Try again in ${formatDuration(error.retry_after_s)}.` : "";
   return `${ERROR_MESSAGES[error.code] ?? error.message}${wait}`;
@@ -53,13 +56,16 @@ export function errorText(error) {
 /** @type {Record<string, string>} */
 const ERROR_MESSAGES = {
   overloaded: "The server is busy: its queue is full.",
-  rate_limited: "Too many requests for now.",
+  rate_limited: "Too many requests.",
   shutting_down: "The server is shutting down.",
   timeout: "The reply took longer than the server allows.",
-  engine_error: "The model failed on this reply.",
+  engine_error: "The model failed while generating this reply.",
 };
 
-/** Pace and waiting time; while the reply flows, the rate seen here. @param {Reply} reply */
+/**
+ * Return token rate, time to first token and size; during streaming, the live rate.
+ * @param {Reply} reply
+ */
 export function statsText(reply) {
   const { usage, timings } = reply;
   const parts = [];
@@ -80,7 +86,10 @@ function liveRate({ rateStart, rateEnd }) {
   return numTokens < MIN_RATE_TOKENS || seconds <= 0 ? null : numTokens / seconds;
 }
 
-/** @param {ConnectionStatus} connection @param {Health | null} health */
+/**
+ * Return the connection status; when connected, the model.
+ * @param {ConnectionStatus} connection @param {Health | null} health
+ */
 export function connectionText({ state, failureReason }, health) {
   switch (state) {
     case "connecting":
@@ -90,7 +99,7 @@ export function connectionText({ state, failureReason }, health) {
     case "reconnecting":
       return failureReason === "busy" ? "Server busy, retrying…" : "Reconnecting…";
     case "unauthorized":
-      return "API key needed";
+      return "API key required";
     case "closed":
       return "Disconnected";
     default:
@@ -98,7 +107,7 @@ export function connectionText({ state, failureReason }, health) {
   }
 }
 
-/** What a screen reader is told when a reply changes its state. @param {Reply} reply */
+/** Return what screen readers announce when a reply changes its status. @param {Reply} reply */
 export function announcement(reply) {
   if (reply.queue) return queueText(reply.queue);
   return statusText(reply) || (reply.status === "done" ? "Reply complete." : "");

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * The button that goes round between the system's theme, light and dark.
+ * A button that cycles through the system, light and dark themes.
  */
 
 import { icon } from "./element.js";
@@ -9,8 +9,9 @@ import { icon } from "./element.js";
 
 /** @type {readonly Theme[]} */
 const THEMES = ["system", "light", "dark"];
-const NAMES = { system: "like the system", light: "light", dark: "dark" };
+const NAMES = { system: "system", light: "light", dark: "dark" };
 
+/** Controls the theme button and applies the theme to the page. */
 export class ThemeToggle {
   #button;
   #onChange;

@@ -1,12 +1,13 @@
 // @ts-check
 /**
- * A short message at the edge of the page, with one thing to do about it.
+ * A short message at the edge of the page with one action, such as Undo.
  */
 
 import { element } from "./element.js";
 
 const DURATION_MS = 8000;
 
+/** Controls the toast element. A new toast replaces the current one. */
 export class Toast {
   #root;
   /** @type {any} */
@@ -20,9 +21,10 @@ export class Toast {
   }
 
   /**
+   * Show a message for a few seconds.
    * @param {string} text @param {string} label of the button
-   * @param {() => void} onAction the button was pressed
-   * @param {() => void} onExpire it was not, and the moment is over
+   * @param {() => void} onAction called if the button is pressed
+   * @param {() => void} onExpire called if the toast goes away without that
    */
   show(text, label, onAction, onExpire) {
     this.dismiss();
@@ -43,6 +45,7 @@ export class Toast {
     this.#timer = setTimeout(() => this.dismiss(), DURATION_MS);
   }
 
+  /** Hide the toast. */
   dismiss() {
     clearTimeout(this.#timer);
     this.#root.hidden = true;

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * Shows the server's AsyncAPI document: its sockets, what each takes and says, and the errors.
+ * The page `/docs/websocket`: shows the server's AsyncAPI document with its messages and errors.
  */
 
 import { copyText } from "./clipboard.js";
@@ -21,7 +21,7 @@ function show(document) {
   const main = byId("main");
   main.append(
     element("h1", {}, info.title),
-    prose(`${info.description}\n\nVersion ${info.version}, as AsyncAPI ${document.asyncapi}.`),
+    prose(`${info.description}\n\nVersion ${info.version} (AsyncAPI ${document.asyncapi}).`),
     ...Object.keys(channels).map((name) => channelView(name, document)),
     errorsView(document),
   );
@@ -67,17 +67,19 @@ function channelView(name, document) {
     { attributes: { "aria-labelledby": name } },
     element("h2", { attributes: { id: name } }, channel.title),
     prose(channel.summary),
-    element("div", { className: "address" }, element("code", {}, url), copyButton(url, "Copy the address")),
+    element("div", { className: "address" }, element("code", {}, url), copyButton(url, "Copy address")),
     prose(channel.description),
-    element("h3", {}, "Keys"),
+    element("h3", {}, "Authentication"),
     ...security.map((/** @type {Schema} */ { description }) => prose(description)),
-    element("h3", {}, "What you send"),
-    ...receiveOperations.map((operation) => messageView(name, nameOf(operation.messages[0]), document, operation.reply)),
-    element("h3", {}, "What you hear"),
+    element("h3", {}, "Messages you send"),
+    ...receiveOperations.map(({ messages, reply }) =>
+      messageView(name, nameOf(messages[0]), document, reply),
+    ),
+    element("h3", {}, "Messages you receive"),
     ...serverMessages.map((message) => messageView(name, message, document)),
     element("h3", {}, "Try it"),
     new SocketConsole(url, examples).node,
-    element("h3", {}, "How it closes"),
+    element("h3", {}, "Close codes"),
     table(
       ["Code", "Meaning"],
       channel["x-close-codes"].map((/** @type {Schema} */ { code, meaning }) =>
@@ -116,7 +118,7 @@ function messageView(channel, name, document, reply) {
 /** @param {string} channel @param {string[]} names @param {Schema} document */
 function responsesView(channel, names, document) {
   const links = names.flatMap((name) => [" ", messageLink(channel, name, document)]);
-  return element("p", { className: "responses" }, "Answered with", ...links);
+  return element("p", { className: "responses" }, "Responses:", ...links);
 }
 
 /** @param {{name: string, payload: unknown}} example */
@@ -126,7 +128,7 @@ function exampleView({ name, payload }) {
     "figure",
     { className: "example" },
     element("figcaption", {}, `Example: ${name}`),
-    copyButton(text, `Copy the example ${name}`),
+    copyButton(text, `Copy example: ${name}`),
     element("pre", { attributes: { tabindex: "0" } }, element("code", {}, text)),
   );
 }
@@ -147,8 +149,11 @@ function errorsView(document) {
     "section",
     { attributes: { "aria-labelledby": "errors" } },
     element("h2", { attributes: { id: "errors" } }, "Errors"),
-    prose("One table for all transports. The status is that of an HTTP response or of a refused handshake."),
-    table(["Code", "Status", "Try again", "Closes with"], rows),
+    prose(
+      "HTTP and WebSockets use the same codes. " +
+        "The HTTP status is that of the response or of the rejected handshake.",
+    ),
+    table(["Code", "HTTP status", "Retryable", "Close code"], rows),
   );
 }
 
@@ -199,7 +204,7 @@ function copyButton(text, label) {
   return button;
 }
 
-/** Open and show the message that the address names. */
+/** Open the message that the URL fragment names and scroll to it. */
 function openLinkedMessage() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target instanceof HTMLDetailsElement) target.open = true;
@@ -219,7 +224,7 @@ function storeTheme(theme) {
   try {
     localStorage.setItem(THEME_KEY, JSON.stringify(theme));
   } catch {
-    // Without storage the choice lasts as long as the page.
+    // Without storage, the choice lasts until the page is closed.
   }
 }
 
@@ -227,12 +232,16 @@ new ThemeToggle(byId("theme-toggle"), storedTheme(), storeTheme);
 addEventListener("hashchange", openLinkedMessage);
 try {
   const response = await fetch("../asyncapi.json");
-  if (!response.ok) throw new Error(`the server answered ${response.status}`);
+  if (!response.ok) throw new Error(`the server returned status ${response.status}`);
   show(await response.json());
   openLinkedMessage();
 } catch (error) {
   const reason = error instanceof Error ? error.message : String(error);
   byId("main").replaceChildren(
-    element("p", { className: "failure", attributes: { role: "alert" } }, `The description could not be shown: ${reason}.`),
+    element(
+      "p",
+      { className: "failure", attributes: { role: "alert" } },
+      `Could not load the API description: ${reason}.`,
+    ),
   );
 }

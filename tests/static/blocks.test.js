@@ -6,12 +6,12 @@ import { BlockSplitter, lex } from "../../static/blocks.js";
 const documents = {
   prose: "# Title\n\nOne *two*\nthree\n\nfour\n\n---\n\nlast",
   lists: "- a\n- b\n\n  more of b\n- c\n\n1. x\n2. y\n   - z\n\n\nafter",
-  "a lone bullet after a blank line": "* a\n\n*\n\n* b\nlazy\n",
+  "an empty list item after a blank line": "* a\n\n*\n\n* b\nlazy\n",
   code: "Look:\n\n```python\nx = 1\n\n\n# no title\n```\n\nand\n\n    indented\n\n    more\n\nend",
-  "a fence that stays open": "text\n\n```\nopen\n\n- no list\n\nfence",
+  "an unclosed fence": "text\n\n```\nopen\n\n- no list\n\nfence",
   "a fence in a list": "1. do\n\n   ```sh\n   ls\n\n   pwd\n   ```\n\n2. then\n",
   table: "before\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n| 3 | 4 |\n\nafter",
-  "a heading by underline": "title\n===\n\nother\n---\n\ntext",
+  "an underlined heading": "title\n===\n\nother\n---\n\ntext",
   quotes: "> a\n> b\nlazy\n\n> c\n\nend",
   html: "<div>\nhi\n</div>\n\ntext <b>x</b>\n\nend",
   characters: "日本語 👩‍👩‍👧\n\n**é**\n\n☕",
@@ -20,14 +20,14 @@ const documents = {
 const key = (tokens) => tokens.map(({ type, raw }) => [type, raw]);
 
 for (const [name, text] of Object.entries(documents)) {
-  test(`${name}: grown letter by letter, the blocks are those of the whole`, () => {
+  test(`${name}: splitting character by character gives the same blocks as the whole text`, () => {
     const splitter = new BlockSplitter();
     const finished = [];
     for (let end = 1; end <= text.length; end += 1) finished.push(...splitter.advance(text.slice(0, end)));
     assert.deepEqual(key([...finished, ...lex(text.slice(splitter.start))]), key(lex(text)));
   });
 
-  test(`${name}: cut anywhere in two, the blocks are those of the whole`, () => {
+  test(`${name}: splitting in two parts gives the same blocks as the whole text`, () => {
     for (let cut = 0; cut <= text.length; cut += 1) {
       const splitter = new BlockSplitter();
       const finished = [...splitter.advance(text.slice(0, cut)), ...splitter.advance(text)];
@@ -36,7 +36,7 @@ for (const [name, text] of Object.entries(documents)) {
   });
 }
 
-test("a finished block is given out once and not looked at again", () => {
+test("a finished block is returned once", () => {
   const splitter = new BlockSplitter();
   assert.deepEqual(key(splitter.advance("one\n\ntw")), []);
   assert.deepEqual(key(splitter.advance("one\n\ntwo\n")), [
@@ -47,7 +47,7 @@ test("a finished block is given out once and not looked at again", () => {
   assert.equal(splitter.start, 5);
 });
 
-test("the tail of a long reply of many blocks stays short", () => {
+test("the tail of a long text stays short", () => {
   const paragraph = "word ".repeat(20).trim();
   const text = Array.from({ length: 500 }, () => paragraph).join("\n\n");
   const splitter = new BlockSplitter();
@@ -59,7 +59,7 @@ test("the tail of a long reply of many blocks stays short", () => {
   assert.ok(longest <= 2 * paragraph.length + 54, `a tail of ${longest} characters`);
 });
 
-test("what is nested too deep is one block of plain text", () => {
+test("text nested too deep for the lexer becomes one plain block", () => {
   for (const mark of [">", "1. "]) {
     const text = mark.repeat(20_000);
     const [block] = lex(text);

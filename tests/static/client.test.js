@@ -26,36 +26,36 @@ function setUp({ failureReason = "unreachable", key = "" } = {}) {
 }
 
 function setUpOpen(options) {
-  const rig = setUp(options);
-  rig.client.connect();
-  rig.socket().accept();
-  return rig;
+  const setup = setUp(options);
+  setup.client.connect();
+  setup.socket().accept();
+  return setup;
 }
 
-/** An open rig with one reply that has its first delta. */
+/** Return an open client with one reply that has received its first delta; events are cleared. */
 function setUpStreaming() {
-  const rig = setUpOpen();
-  rig.client.generate("a", request);
-  for (const frame of [accepted("a"), started("a"), delta("a", 4, "Hello")]) rig.socket().say(frame);
-  rig.events.length = 0;
-  return rig;
+  const setup = setUpOpen();
+  setup.client.generate("a", request);
+  for (const frame of [accepted("a"), started("a"), delta("a", 4, "Hello")]) setup.socket().deliver(frame);
+  setup.events.length = 0;
+  return setup;
 }
 
 const settled = () => new Promise((resolve) => setImmediate(resolve));
 const framesOf = (events) => events.map((event) => event.frame?.type ?? event.type);
 
-test("without a key only the protocol itself is offered", () => {
+test("without a key, the handshake offers only the protocol", () => {
   const { socket } = setUpOpen();
   assert.deepEqual(socket().protocols, ["tokenwire.v1"]);
 });
 
-test("a key is offered as base64url without padding", () => {
+test("the handshake offers the key as base64url without padding", () => {
   const { socket } = setUpOpen({ key: "ключ?>~" });
   const encoded = Buffer.from("ключ?>~").toString("base64url");
   assert.deepEqual(socket().protocols, ["tokenwire.v1", `tokenwire.key.${encoded}`]);
 });
 
-test("a reply asked for before the socket is open is sent when it is", () => {
+test("a request made before the socket opens is sent once it opens", () => {
   const { client, socket } = setUp();
   client.connect();
   client.generate("a", request);
@@ -64,7 +64,7 @@ test("a reply asked for before the socket is open is sent when it is", () => {
   assert.deepEqual(socket().sent, [{ type: "generate", id: "a", ...request }]);
 });
 
-test("every frame of a reply comes out in its order, and the reply ends with done", () => {
+test("all frames of a reply are reported in order, and done ends it", () => {
   const { client, socket, others } = setUpOpen();
   client.generate("a", request);
   const frames = [
@@ -75,7 +75,7 @@ test("every frame of a reply comes out in its order, and the reply ends with don
     delta("a", 0, "x"),
     done("a", 1),
   ];
-  for (const frame of frames) socket().say(frame);
+  for (const frame of frames) socket().deliver(frame);
   assert.deepEqual(
     others().map((event) => event.frame),
     frames,
@@ -83,12 +83,12 @@ test("every frame of a reply comes out in its order, and the reply ends with don
   assert.equal(client.has("a"), false);
 });
 
-test("several replies share the socket and are told apart by id", () => {
+test("several replies share the socket and are matched by id", () => {
   const { client, WebSocket, socket, others } = setUpOpen();
   client.generate("a", request);
   client.generate("b", request);
   for (const frame of [accepted("a"), accepted("b"), delta("b", 0, "B"), delta("a", 0, "A"), done("b", 1)]) {
-    socket().say(frame);
+    socket().deliver(frame);
   }
   assert.equal(WebSocket.instances.length, 1);
   assert.deepEqual(
@@ -100,16 +100,16 @@ test("several replies share the socket and are told apart by id", () => {
 
 test("a delta at or before the cursor is dropped", () => {
   const { socket, others } = setUpStreaming();
-  socket().say(delta("a", 4, "Hello"));
-  socket().say(delta("a", 2, "He"));
-  socket().say(delta("a", 5, "!"));
+  socket().deliver(delta("a", 4, "Hello"));
+  socket().deliver(delta("a", 2, "He"));
+  socket().deliver(delta("a", 5, "!"));
   assert.deepEqual(
     others().map((event) => event.frame.seq),
     [5],
   );
 });
 
-test("after a drop the reply is resumed behind its cursor", () => {
+test("after a drop, the reply is resumed after its cursor", () => {
   const { clock, socket, others } = setUpStreaming();
   socket().drop();
   assert.deepEqual(others(), [{ type: "reply_dropped", replyId: "a" }]);
@@ -118,7 +118,7 @@ test("after a drop the reply is resumed behind its cursor", () => {
   assert.deepEqual(socket().sent, [{ type: "resume", id: "a", generation_id: "gen_a", after: 4 }]);
 });
 
-test("all open replies are taken up on the new socket, each as it stands", () => {
+test("a new socket resumes accepted replies and requests the others again", () => {
   const { client, clock, socket } = setUpStreaming();
   client.generate("b", request);
   socket().drop();
@@ -130,17 +130,17 @@ test("all open replies are taken up on the new socket, each as it stands", () =>
   ]);
 });
 
-test("what an old socket still says is ignored", () => {
+test("events of a replaced socket are ignored", () => {
   const { client, socket, others } = setUpStreaming();
   const old = socket();
   client.reconnect();
-  old.say(delta("a", 5, "late"));
+  old.deliver(delta("a", 5, "late"));
   old.drop();
   assert.equal(old.isClosed, true);
   assert.deepEqual(framesOf(others()), ["reply_dropped"]);
 });
 
-test("attempts back off, and a socket that lasts starts over", async () => {
+test("retries back off, and a stable socket resets the backoff", async () => {
   const { client, clock, WebSocket, socket } = setUp();
   client.connect();
   const delays = [];
@@ -161,7 +161,7 @@ test("attempts back off, and a socket that lasts starts over", async () => {
   assert.equal(WebSocket.instances.length, before + 1);
 });
 
-test("the retry says when it comes and why the last attempt failed", async () => {
+test("the status has the time of the next attempt and the failure reason", async () => {
   const { client, socket, events } = setUp({ failureReason: "busy" });
   client.connect();
   socket().drop();
@@ -169,7 +169,7 @@ test("the retry says when it comes and why the last attempt failed", async () =>
   assert.deepEqual(events.at(-1).status, { state: "reconnecting", retryAt: 500, failureReason: "busy" });
 });
 
-test("waking up makes a waiting retry come at once", async () => {
+test("retryNow makes a scheduled retry immediate", async () => {
   const { client, WebSocket, socket } = setUp();
   client.connect();
   socket().drop();
@@ -180,7 +180,7 @@ test("waking up makes a waiting retry come at once", async () => {
   assert.equal(WebSocket.instances.length, 2);
 });
 
-test("a caller that is not known stops trying until there is another key", async () => {
+test("an invalid key stops the retries until the key changes", async () => {
   const { client, clock, WebSocket, socket, states } = setUp({ failureReason: "unauthorized" });
   client.connect();
   socket().drop();
@@ -194,9 +194,9 @@ test("a caller that is not known stops trying until there is another key", async
   assert.equal(states().at(-1), "open");
 });
 
-test("an unauthorized error on an open socket keeps the replies for the next key", () => {
+test("replies survive an unauthorized error and resume with the next key", () => {
   const { client, socket, states } = setUpStreaming();
-  socket().say(failed(null, "unauthorized"));
+  socket().deliver(failed(null, "unauthorized"));
   assert.equal(states().at(-1), "unauthorized");
   client.setKey("right");
   socket().accept();
@@ -206,7 +206,7 @@ test("an unauthorized error on an open socket keeps the replies for the next key
   );
 });
 
-test("a probe that answers after a reconnect changes nothing", async () => {
+test("a probe result that arrives after a reconnect is ignored", async () => {
   const { client, clock, WebSocket, socket, states } = setUp({ failureReason: "unauthorized" });
   client.connect();
   socket().drop();
@@ -222,22 +222,22 @@ test("cancel is sent once, and done ends the reply", () => {
   client.cancel("a");
   client.cancel("a");
   assert.deepEqual(socket().sent.slice(1), [{ type: "cancel", id: "a" }]);
-  socket().say(done("a", 5, "cancelled"));
+  socket().deliver(done("a", 5, "cancelled"));
   assert.deepEqual(framesOf(others()), ["done"]);
 });
 
-test("a cancel before accepted is not repeated after it", () => {
+test("a cancel sent before accepted is not repeated", () => {
   const { client, socket } = setUpOpen();
   client.generate("a", request);
   client.cancel("a");
-  socket().say(accepted("a"));
+  socket().deliver(accepted("a"));
   assert.deepEqual(
     socket().sent.map((frame) => frame.type),
     ["generate", "cancel"],
   );
 });
 
-test("a cancel while a resume is on its way is sent when it is accepted", () => {
+test("a cancel during a pending resume is sent once accepted", () => {
   const { client, clock, socket } = setUpStreaming();
   socket().drop();
   clock.advance(500);
@@ -247,14 +247,14 @@ test("a cancel while a resume is on its way is sent when it is accepted", () => 
     socket().sent.map((frame) => frame.type),
     ["resume"],
   );
-  socket().say(accepted("a"));
+  socket().deliver(accepted("a"));
   assert.deepEqual(
     socket().sent.map((frame) => frame.type),
     ["resume", "cancel"],
   );
 });
 
-test("a cancel away from the server stops here at once and there after the return", () => {
+test("a cancel while offline stops the reply now and is sent after the reconnect", () => {
   const { client, clock, socket, others } = setUpStreaming();
   socket().drop();
   client.cancel("a");
@@ -262,7 +262,7 @@ test("a cancel away from the server stops here at once and there after the retur
   const numEvents = others().length;
   clock.advance(500);
   socket().accept();
-  for (const frame of [accepted("a"), delta("a", 9, "more"), done("a", 10, "cancelled")]) socket().say(frame);
+  for (const frame of [accepted("a"), delta("a", 9, "more"), done("a", 10, "cancelled")]) socket().deliver(frame);
   assert.deepEqual(
     socket().sent.map((frame) => frame.type),
     ["resume", "cancel"],
@@ -271,7 +271,7 @@ test("a cancel away from the server stops here at once and there after the retur
   assert.equal(client.has("a"), false);
 });
 
-test("a reply that was never accepted and is cancelled away from the server is not sent", () => {
+test("a request cancelled before the first connection is never sent", () => {
   const { client, socket, others } = setUp();
   client.connect();
   client.generate("a", request);
@@ -281,7 +281,7 @@ test("a reply that was never accepted and is cancelled away from the server is n
   assert.deepEqual(socket().sent, []);
 });
 
-test("a drop while a cancel is on its way stops the reply", () => {
+test("a drop during a pending cancel stops the reply", () => {
   const { client, socket, others } = setUpStreaming();
   client.cancel("a");
   socket().drop();
@@ -289,25 +289,25 @@ test("a drop while a cancel is on its way stops the reply", () => {
 });
 
 for (const code of ["generation_not_found", "cursor_lost"]) {
-  test(`${code} on a resume loses the reply`, () => {
+  test(`${code} on a resume reports the reply as lost`, () => {
     const { client, clock, socket, others } = setUpStreaming();
     socket().drop();
     clock.advance(500);
     socket().accept();
     const frame = failed("a", code);
-    socket().say(frame);
+    socket().deliver(frame);
     assert.deepEqual(others().at(-1), { type: "reply_lost", replyId: "a", error: frame.error });
     assert.equal(client.has("a"), false);
   });
 }
 
-test("a resume that is refused for now is tried again when the server says", () => {
+test("a rejected resume is retried after retry_after_s", () => {
   const { clock, socket, others } = setUpStreaming();
   socket().drop();
   clock.advance(500);
   socket().accept();
   const numEvents = others().length;
-  socket().say(failed("a", "rate_limited", { retryable: true, retry_after_s: 2 }));
+  socket().deliver(failed("a", "rate_limited", { retryable: true, retry_after_s: 2 }));
   clock.advance(1999);
   assert.equal(socket().sent.length, 1);
   clock.advance(1);
@@ -316,19 +316,19 @@ test("a resume that is refused for now is tried again when the server says", () 
   assert.equal(others().length, numEvents);
 });
 
-test("a reply is resumed after a reload from its stored cursor", () => {
+test("after a page reload, a reply is resumed from its stored cursor", () => {
   const { client, socket, others } = setUpOpen();
   client.resume("a", "gen_a", 7);
   assert.deepEqual(socket().sent, [{ type: "resume", id: "a", generation_id: "gen_a", after: 7 }]);
   for (const frame of [accepted("a"), started("a"), delta("a", 7, "old"), delta("a", 8, "new")])
-    socket().say(frame);
+    socket().deliver(frame);
   assert.deepEqual(framesOf(others()), ["accepted", "started", "delta"]);
 });
 
-test("an error ends its own reply only", () => {
+test("an error ends only its own reply", () => {
   const { client, socket, others } = setUpStreaming();
   client.generate("b", request);
-  socket().say(failed("b", "overloaded", { retryable: true }));
+  socket().deliver(failed("b", "overloaded", { retryable: true }));
   assert.deepEqual(
     others().map((event) => [event.replyId, event.frame.error.code]),
     [["b", "overloaded"]],
@@ -336,15 +336,15 @@ test("an error ends its own reply only", () => {
   assert.deepEqual([client.has("a"), client.has("b")], [true, false]);
 });
 
-test("an error without id is a notice and ends nothing", () => {
+test("an error without an id is a notice and ends no reply", () => {
   const { client, socket, others } = setUpStreaming();
   const frame = failed(null, "rate_limited");
-  socket().say(frame);
+  socket().deliver(frame);
   assert.deepEqual(others(), [{ type: "notice_raised", error: frame.error }]);
   assert.equal(client.has("a"), true);
 });
 
-test("a conversation that is too big for the server is not sent again", () => {
+test("a conversation that is too large is not sent again", () => {
   const { client, clock, socket, others } = setUpOpen();
   client.generate("a", request);
   socket().drop(1009);
@@ -354,7 +354,7 @@ test("a conversation that is too big for the server is not sent again", () => {
   assert.deepEqual(socket().sent, []);
 });
 
-test("a request that breaks the connection each time is given up", () => {
+test("a request that keeps breaking the connection fails after four attempts", () => {
   const { client, clock, WebSocket, socket, others } = setUpOpen();
   client.generate("a", request);
   for (let i = 0; i < 6; i += 1) {
@@ -367,46 +367,46 @@ test("a request that breaks the connection each time is given up", () => {
   assert.equal(others().at(-1).frame.error.code, "connection_lost");
 });
 
-test("silence in the middle of a reply leads to a new socket, ever more patiently", () => {
+test("a stalled reply causes a reconnect, with growing timeouts", () => {
   const { clock, WebSocket, socket } = setUpStreaming();
   clock.advance(30_000);
   assert.equal(WebSocket.instances.length, 2);
   socket().accept();
-  socket().say(accepted("a"));
+  socket().deliver(accepted("a"));
   clock.advance(59_000);
   assert.equal(WebSocket.instances.length, 2);
   clock.advance(1_000);
   assert.equal(WebSocket.instances.length, 3);
 });
 
-test("silence without a reply is no sign of anything", () => {
+test("without a reply in progress, silence causes no reconnect", () => {
   const { clock, WebSocket, socket } = setUpStreaming();
-  socket().say(done("a", 5));
+  socket().deliver(done("a", 5));
   clock.advance(600_000);
   assert.equal(WebSocket.instances.length, 1);
 });
 
-test("frames that the page does not know are reported", () => {
+test("unknown frames are reported", () => {
   const { socket, others } = setUpStreaming();
-  socket().say({ type: "surprise", id: "a" });
-  socket().say({ type: "surprise" });
-  socket().say("{");
+  socket().deliver({ type: "surprise", id: "a" });
+  socket().deliver({ type: "surprise" });
+  socket().deliver("{");
   assert.deepEqual(
     others().map((event) => event.error.code),
     ["unknown_type", "unknown_type", "invalid_json"],
   );
 });
 
-test("late frames of a reply that has ended are not", () => {
+test("late frames of an ended reply are ignored", () => {
   const { socket, others } = setUpStreaming();
-  socket().say(done("a", 5));
+  socket().deliver(done("a", 5));
   const numEvents = others().length;
-  socket().say(failed("a", "unknown_id"));
-  socket().say(delta("a", 9, "late"));
+  socket().deliver(failed("a", "unknown_id"));
+  socket().deliver(delta("a", 9, "late"));
   assert.equal(others().length, numEvents);
 });
 
-test("after close nothing is tried any more", () => {
+test("close stops the retries", () => {
   const { client, clock, WebSocket, states } = setUpStreaming();
   client.close();
   clock.advance(600_000);

@@ -34,7 +34,7 @@ const conversation = (messages, more = {}) => ({
 });
 const ids = (messages) => messages.map(({ id }) => id);
 
-test("the newest child is shown unless another was chosen", () => {
+test("the newest version is shown unless another is chosen", () => {
   const messages = [
     question("q1", "root", "a"),
     reply("r1", "q1", "b"),
@@ -45,11 +45,11 @@ test("the newest child is shown unless another was chosen", () => {
   assert.deepEqual(ids(children(conversation(messages), "q1")), ["r1", "r2"]);
 });
 
-test("a tree that bites its tail is shown once round", () => {
+test("a cycle in a damaged tree does not loop forever", () => {
   assert.deepEqual(ids(path(conversation([question("root", "root", "a")]))), ["root"]);
 });
 
-test("the model is told the branch that leads to the question, behind the system prompt", () => {
+test("the history is the system prompt and the branch that leads to the message", () => {
   const one = conversation([
     question("q1", "root", "first"),
     reply("r1", "q1", "answer"),
@@ -64,7 +64,7 @@ test("the model is told the branch that leads to the question, behind the system
   ]);
 });
 
-test("an answer that failed without a word leaves no two questions in a row", () => {
+test("user messages around an empty failed reply are joined", () => {
   const one = conversation([
     question("q1", "root", "first"),
     reply("r1", "q1", "", { status: "error" }),
@@ -73,18 +73,18 @@ test("an answer that failed without a word leaves no two questions in a row", ()
   assert.deepEqual(history(one, "q2", ""), [{ role: "user", content: "first\n\nsecond" }]);
 });
 
-test("a title is the first line, cut between characters", () => {
+test("a title is the first line, shortened between characters", () => {
   assert.equal(titleOf("  One   two\nthree"), "One two");
   assert.equal(titleOf("  \n "), "New chat");
   assert.equal(titleOf("👩".repeat(80)), `${"👩".repeat(59)}…`);
 });
 
-test("what is shown is saved as a document", () => {
+test("the shown messages are exported as Markdown", () => {
   const one = conversation([question("q1", "root", "Hi"), reply("r1", "q1", "**Hello**\n")]);
   assert.equal(toMarkdown(one), "# Title\n\n## You\n\nHi\n\n## Assistant\n\n**Hello**\n");
 });
 
-test("open replies are those that more is to come of", () => {
+test("open replies are the replies in progress", () => {
   const statuses = ["queued", "streaming", "reconnecting", "done", "stopped", "error", "interrupted"];
   const one = conversation(statuses.map((status) => reply(status, "root", "", { status })));
   assert.deepEqual(ids(openReplies(one)), ["queued", "streaming", "reconnecting"]);
@@ -92,12 +92,12 @@ test("open replies are those that more is to come of", () => {
 
 const none = () => false;
 
-test("another tab's copy without news leaves ours as it is", () => {
+test("merging an identical copy returns ours", () => {
   const one = conversation([question("q1", "root", "Hi"), reply("r1", "q1", "Hello")]);
   assert.equal(merge(one, structuredClone(one), none), one);
 });
 
-test("messages of both tabs are kept", () => {
+test("a merge keeps the messages of both tabs", () => {
   const ours = conversation([question("q1", "root", "Hi"), question("q2", "q1", "ours")]);
   const theirs = conversation([question("q1", "root", "Hi"), question("q3", "q1", "theirs")], {
     title: "Renamed",
@@ -106,7 +106,7 @@ test("messages of both tabs are kept", () => {
   assert.deepEqual([Object.keys(merged.messages), merged.title], [["q1", "q2", "q3"], "Renamed"]);
 });
 
-test("the further copy of a reply wins, but never over one that this tab receives", () => {
+test("the longer copy of a reply wins, except for replies received by this tab", () => {
   const at = (text, status) => conversation([reply("r1", "root", text, { status })]);
   const text = (merged) => merged.messages.r1.text;
   assert.equal(text(merge(at("ab", "reconnecting"), at("abcd", "streaming"), none)), "abcd");
@@ -115,7 +115,7 @@ test("the further copy of a reply wins, but never over one that this tab receive
   assert.equal(text(merge(at("ab", "streaming"), at("abcd", "done"), (id) => id === "r1")), "ab");
 });
 
-test("a reply that was interrupted in this tab only is taken from the other", () => {
+test("a reply interrupted only in this tab is taken from the other tab", () => {
   const at = (status, generationId) => conversation([reply("r1", "root", "", { status, generationId })]);
   const status = (ours, theirs) => merge(ours, theirs, none).messages.r1.status;
   assert.equal(status(at("interrupted", "gen_1"), at("stopped", "gen_1")), "stopped");

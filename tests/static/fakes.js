@@ -1,4 +1,4 @@
-// Stand-ins that the tests pass in: a clock that is moved by hand, a socket, a storage.
+// Test doubles: a clock advanced by hand, a WebSocket, a storage, and frames of the server.
 
 export class ManualClock {
   #now = 0;
@@ -15,7 +15,7 @@ export class ManualClock {
 
   clearTimeout = (id) => void this.#timers.delete(id);
 
-  /** Let time pass; timers fire in their order. */
+  /** Advance the time and run the timers that are due, in order. */
   advance(ms) {
     const end = this.#now + ms;
     for (;;) {
@@ -30,7 +30,7 @@ export class ManualClock {
   }
 }
 
-/** A socket class of its own for each test; `instances` holds what was opened, the newest last. */
+/** Return a WebSocket class for one test; `instances` holds its sockets, newest last. */
 export function fakeWebSocket() {
   return class FakeWebSocket {
     static instances = [];
@@ -51,13 +51,13 @@ export function fakeWebSocket() {
       this.isClosed = true;
     }
 
-    // The server's side.
+    // Called by tests in the role of the server.
 
     accept() {
       this.onopen();
     }
 
-    say(frame) {
+    deliver(frame) {
       this.onmessage({ data: typeof frame === "string" ? frame : JSON.stringify(frame) });
     }
 
@@ -67,7 +67,7 @@ export function fakeWebSocket() {
   };
 }
 
-/** A `Storage` that can be full. */
+/** A `Storage` that counts writes and can be full. */
 export class FakeStorage {
   #values = new Map();
   isFull = false;

@@ -8,13 +8,13 @@ const noAnswer = async () => {
   throw new TypeError("failed to fetch");
 };
 
-test("why a handshake was refused is told by the status of a plain request", async () => {
+test("the status of an HTTP request gives the reason for a failed handshake", async () => {
   const failureReasons = await Promise.all([401, 200, 429, 503].map((status) => probe(answer(status), "")));
   assert.deepEqual(failureReasons, ["unauthorized", "refused", "busy", "busy"]);
   assert.equal(await probe(noAnswer, ""), "unreachable");
 });
 
-test("the probe shows the key that the socket shows", async () => {
+test("the probe sends the API key", async () => {
   const seen = [];
   const fetch = async (url, { headers }) => {
     seen.push([url, headers]);
@@ -28,12 +28,12 @@ test("the probe shows the key that the socket shows", async () => {
   ]);
 });
 
-test("a key that no header can hold as it stands is still found to be wrong", async () => {
+test("a key with non-Latin-1 characters can be probed", async () => {
   const fetch = async (url, { headers }) => ({ status: new Headers(headers).has("authorization") ? 401 : 200 });
   assert.equal(await probe(fetch, "sk-123…"), "unauthorized");
 });
 
-test("a server that does not answer has no health", async () => {
+test("the health is null if the server does not respond", async () => {
   assert.equal(await fetchHealth(noAnswer), null);
   assert.deepEqual(await fetchHealth(async () => ({ json: async () => ({ model: "m" }) })), { model: "m" });
 });

@@ -12,35 +12,35 @@ const Point = {
 const document = { components: { schemas: { Point, Kind: { enum: ["a", "b"], title: "Kind" } } } };
 const point = { $ref: "#/components/schemas/Point" };
 
-test("a reference is followed, and what stands beside it counts more", () => {
+test("a reference is resolved, and keywords next to it override the target", () => {
   assert.deepEqual(resolve(point, document), Point);
   assert.equal(resolve({ ...point, description: "here" }, document).description, "here");
   assert.deepEqual(resolve({ type: "null" }, document), { type: "null" });
 });
 
-test("a type is told in a few words", () => {
-  const told = [
+test("types are described in a few words", () => {
+  const cases = [
     [{ type: "integer" }, "integer"],
     [{ const: "delta" }, '"delta"'],
     [{ $ref: "#/components/schemas/Kind" }, '"a" or "b"'],
     [{ anyOf: [{ type: "null" }, { type: "string" }] }, "string or null"],
     [{ oneOf: [{ type: "string" }, { type: "string" }] }, "string"],
-    [{ type: "array" }, "list"],
-    [{ type: "array", items: point }, "list of Point"],
+    [{ type: "array" }, "array"],
+    [{ type: "array", items: point }, "array of Point"],
     [{ type: "object" }, "object"],
     [{ type: "object", additionalProperties: true }, "object"],
     [{ type: "object", additionalProperties: { type: "number" } }, "object of number"],
     [{ type: "object", properties: {} }, "object"],
-    [{}, "anything"],
+    [{}, "any"],
   ];
-  for (const [schema, text] of told) assert.equal(typeText(schema, document), text);
+  for (const [schema, text] of cases) assert.equal(typeText(schema, document), text);
 });
 
-test("bounds are told, also those of a value that may be null", () => {
+test("limits are described, including those of nullable values", () => {
   assert.equal(limitsText({ type: "integer", minimum: -1, maximum: 2 }, document), "at least -1, at most 2");
   const name = { anyOf: [{ type: "string", maxLength: 64, pattern: "^a$" }, { type: "null" }] };
   assert.equal(limitsText(name, document), "at most 64 characters, matches `^a$`");
-  assert.equal(limitsText({ type: "array", maxItems: 4096 }, document), "at most 4096 entries");
+  assert.equal(limitsText({ type: "array", maxItems: 4096 }, document), "at most 4096 items");
   assert.equal(limitsText({ anyOf: [{ type: "string" }, { type: "number", minimum: 1 }] }, document), "");
 });
 
@@ -55,14 +55,14 @@ test("required fields come first", () => {
   assert.deepEqual(fieldsOf({}), []);
 });
 
-test("objects are found in lists, choices and values, each once", () => {
+test("objects are found in arrays, alternatives and maps, without duplicates", () => {
   const holder = { anyOf: [{ type: "array", items: point }, point, { type: "null" }] };
   assert.deepEqual(objectsIn(holder, document), [Point]);
   assert.deepEqual(objectsIn({ type: "object", additionalProperties: point }, document), [Point]);
   assert.deepEqual(objectsIn({ type: "object", additionalProperties: true }, document), []);
 });
 
-test("prose has paragraphs, items and code", () => {
+test("descriptions have paragraphs, list items and code", () => {
   const prose = paragraphsOf("One\nline.\n\n* first `id`\n  goes on\n* second\n");
   assert.deepEqual(prose, [
     { isItem: false, parts: [{ text: "One line.", isCode: false }] },

@@ -14,7 +14,7 @@ import {
 const field = (name) => NUMBER_FIELDS.find((one) => one.name === name);
 const messages = [{ role: "user", content: "hi" }];
 
-test("only what is set is sent, under the names of the protocol", () => {
+test("only settings that have a value are sent", () => {
   assert.deepEqual(toRequest(defaultSettings(), messages), {
     messages,
     temperature: 0.2,
@@ -40,9 +40,9 @@ test("only what is set is sent, under the names of the protocol", () => {
   });
 });
 
-test("the values at the edge of each range", () => {
+test("each range accepts its limits and rejects values outside", () => {
   const isValid = (name, text) => "value" in parseNumber(field(name), text);
-  for (const [name, sound, unsound] of [
+  for (const [name, valid, invalid] of [
     ["temperature", ["0", "2", "0.7"], ["-0.1", "2.1", "x", "NaN", "Infinity"]],
     ["top_p", ["0.01", "1"], ["0", "1.1"]],
     ["top_k", ["0", "50"], ["-1", "1.5"]],
@@ -52,35 +52,35 @@ test("the values at the edge of each range", () => {
     ["seed", ["-5", "0", "9007199254740991"], ["1.5", "9007199254740993"]],
   ]) {
     assert.deepEqual(
-      sound.filter((text) => !isValid(name, text)),
+      valid.filter((text) => !isValid(name, text)),
       [],
       name,
     );
     assert.deepEqual(
-      unsound.filter((text) => isValid(name, text)),
+      invalid.filter((text) => isValid(name, text)),
       [],
       name,
     );
   }
 });
 
-test("an empty field is the server's default", () => {
+test("an empty field is null, the server's default", () => {
   assert.deepEqual(parseNumber(field("seed"), "  "), { value: null });
 });
 
-test("stop strings are lines with escapes, and back", () => {
+test("stop strings survive formatting and parsing", () => {
   const stop = ["END", "\n\n", "a\tb", "C:\\new"];
   assert.deepEqual(parseStop(formatStop(stop)), { value: stop });
   assert.deepEqual(parseStop("one\n\ntwo\n"), { value: ["one", "two"] });
 });
 
-test("more stop strings than the server takes are refused here", () => {
+test("too many or too long stop strings are rejected", () => {
   assert.ok("error" in parseStop(Array(17).fill("x").join("\n")));
   assert.ok("value" in parseStop(Array(16).fill("x").join("\n")));
   assert.ok("error" in parseStop("x".repeat(257)));
 });
 
-test("stored settings come back, and what is not sound does not", () => {
+test("stored settings are restored, except for invalid values", () => {
   const settings = {
     ...defaultSettings(),
     temperature: 1,

@@ -20,13 +20,13 @@ const sent = {
   at: 1,
 };
 
-/** A state with one question and its waiting reply, then these frames. */
+/** Return the state after one message was sent and its reply received these frames. */
 const afterFrames = (...frames) => run(start(), sent, ...frames.map((frame) => receive(frame)));
 const reply = (state, id = "r1") => state.conversations.c1.messages[id];
 const pick = (object, ...names) => Object.fromEntries(names.map((name) => [name, object[name]]));
 const shownIds = (state) => path(state.conversations.c1).map(({ id }) => id);
 
-test("the first message makes a conversation, named after it, with a waiting reply", () => {
+test("the first message creates a titled conversation with a queued reply", () => {
   const state = afterFrames();
   const { title, messages } = state.conversations.c1;
   assert.deepEqual([state.activeId, title, messages.q1.text], ["c1", "Hello there", "Hello there\nand more"]);
@@ -38,7 +38,7 @@ test("the first message makes a conversation, named after it, with a waiting rep
   });
 });
 
-test("accepted brings the handle and the model", () => {
+test("accepted sets the generation id and the model", () => {
   assert.deepEqual(pick(reply(afterFrames(accepted("r1"))), "generationId", "model", "status"), {
     generationId: "gen_r1",
     model: "scripted",
@@ -46,7 +46,7 @@ test("accepted brings the handle and the model", () => {
   });
 });
 
-test("queued tells the place, and started clears it", () => {
+test("queued sets the queue position, and started clears it", () => {
   const waiting = afterFrames(accepted("r1"), queued("r1", 2, 4.5));
   assert.deepEqual(reply(waiting).queue, { position: 2, estimatedWaitS: 4.5 });
   assert.deepEqual(pick(reply(run(waiting, receive(started("r1")))), "queue", "status"), {
@@ -55,7 +55,7 @@ test("queued tells the place, and started clears it", () => {
   });
 });
 
-test("deltas add text and move the cursor", () => {
+test("deltas append text and advance the cursor", () => {
   const state = afterFrames(accepted("r1"), started("r1"), delta("r1", 0, "Hel"), delta("r1", 3, "lo"));
   assert.deepEqual(pick(reply(state), "text", "seq", "status"), {
     text: "Hello",
@@ -64,12 +64,12 @@ test("deltas add text and move the cursor", () => {
   });
 });
 
-test("a delta at or before the cursor changes nothing at all", () => {
+test("a delta at or before the cursor does not change the state", () => {
   const state = afterFrames(accepted("r1"), delta("r1", 3, "Hello"));
   assert.equal(run(state, receive(delta("r1", 3, "Hello")), receive(delta("r1", 1, "He"))), state);
 });
 
-test("however a log is cut into deltas, and wherever it is resumed, the text is the same", () => {
+test("the text is the same for any split into deltas and any resume position", () => {
   const log = Array.from("ab cd éf 日本 ☕");
   for (let cut = 0; cut < log.length; cut += 1) {
     const head = log.slice(0, cut + 1).join("");
@@ -87,7 +87,7 @@ test("however a log is cut into deltas, and wherever it is resumed, the text is 
   }
 });
 
-test("at every moment the text is that of the log up to the cursor", () => {
+test("the text is always that of the log up to the cursor", () => {
   const log = ["a", "bc", "", "d", "e"];
   let state = afterFrames(accepted("r1"));
   for (const seq of [0, 1, 1, 3, 0, 4]) {
@@ -104,7 +104,7 @@ for (const [finishReason, status] of [
   ["tool_calls", "done"],
   ["cancelled", "stopped"],
 ]) {
-  test(`done with ${finishReason} ends the reply as ${status}, with its numbers`, () => {
+  test(`done with ${finishReason} ends the reply as ${status}, with usage and timings`, () => {
     const state = afterFrames(accepted("r1"), delta("r1", 0, "x"), done("r1", 1, finishReason));
     assert.deepEqual(pick(reply(state), "status", "seq", "finishReason", "usage", "timings"), {
       status,
@@ -116,14 +116,14 @@ for (const [finishReason, status] of [
   });
 }
 
-test("a cancel that nobody here asked for, after the line was lost, is an interruption", () => {
+test("a server-side cancel after a disconnect is an interruption", () => {
   const dropped = run(afterFrames(accepted("r1")), { type: "reply_dropped", replyId: "r1" });
   assert.equal(reply(run(dropped, receive(done("r1", 0, "cancelled")))).status, "interrupted");
   const asked = run(dropped, { type: "stop_requested", replyId: "r1" }, receive(done("r1", 0, "cancelled")));
   assert.equal(reply(asked).status, "stopped");
 });
 
-test("an error keeps the text and says why", () => {
+test("an error keeps the text and stores the error", () => {
   const frame = { ...failed("r1", "engine_error"), seq: 5 };
   const state = afterFrames(accepted("r1"), delta("r1", 4, "half"), frame);
   assert.deepEqual(pick(reply(state), "status", "text", "seq", "error"), {
@@ -134,7 +134,7 @@ test("an error keeps the text and says why", () => {
   });
 });
 
-test("nothing changes a reply after its end", () => {
+test("a finished reply does not change", () => {
   const state = afterFrames(accepted("r1"), delta("r1", 0, "x"), done("r1", 1));
   const late = [receive(delta("r1", 9, "late")), receive(done("r1", 9)), receive(failed("r1", "timeout"))];
   const others = ["reply_dropped", "reply_stopped", "stop_requested"].map((type) => ({
@@ -144,13 +144,13 @@ test("nothing changes a reply after its end", () => {
   assert.equal(run(state, ...late, ...others), state);
 });
 
-test("a drop before accepted waits again, after it reconnects", () => {
+test("a drop sets a reply to queued before accepted, and to reconnecting after it", () => {
   const drop = { type: "reply_dropped", replyId: "r1" };
   assert.equal(reply(run(afterFrames(), drop)).status, "queued");
   assert.equal(reply(run(afterFrames(accepted("r1"), delta("r1", 0, "x")), drop)).status, "reconnecting");
 });
 
-test("a lost log keeps what is there", () => {
+test("a lost reply keeps its text", () => {
   const { error } = failed("r1", "generation_not_found");
   const state = run(afterFrames(accepted("r1"), delta("r1", 2, "half")), {
     type: "reply_lost",
@@ -164,7 +164,7 @@ test("a lost log keeps what is there", () => {
   });
 });
 
-test("text of one log is never gone on with from another", () => {
+test("a new generation id discards the text of the old one", () => {
   const state = afterFrames(accepted("r1", "gen_1"), delta("r1", 2, "old"), accepted("r1", "gen_2"));
   assert.deepEqual(pick(reply(state), "generationId", "text", "seq"), {
     generationId: "gen_2",
@@ -173,7 +173,7 @@ test("text of one log is never gone on with from another", () => {
   });
 });
 
-test("the pace is measured on this page and this connection only", () => {
+test("the live token rate covers one connection only", () => {
   const state = run(
     afterFrames(accepted("r1")),
     receive(delta("r1", 5, "a"), 1000),
@@ -186,7 +186,7 @@ test("the pace is measured on this page and this connection only", () => {
   assert.equal(reply(run(state, { type: "reply_dropped", replyId: "r1" })).rateStart, null);
 });
 
-test("another answer is a sibling, and the first can be shown again", () => {
+test("a regenerated reply is a sibling, and the first version can be shown again", () => {
   const first = afterFrames(accepted("r1"), delta("r1", 0, "one"), done("r1", 1));
   const again = { type: "reply_requested", conversationId: "c1", parentId: "q1", replyId: "r2", at: 2 };
   const both = run(first, again);
@@ -196,7 +196,7 @@ test("another answer is a sibling, and the first can be shown again", () => {
   assert.deepEqual(shownIds(back), ["q1", "r1"]);
 });
 
-test("an edited message starts a branch, and what followed the old one is kept", () => {
+test("an edited message starts a branch and keeps the old one", () => {
   const first = afterFrames(accepted("r1"), delta("r1", 0, "one"), done("r1", 1));
   const followed = run(first, {
     ...sent,
@@ -213,7 +213,7 @@ test("an edited message starts a branch, and what followed the old one is kept",
   assert.deepEqual(shownIds(back), ["q1", "r1", "q2", "r2"]);
 });
 
-test("replies of two conversations grow beside each other", () => {
+test("replies of two conversations stream at the same time", () => {
   const other = { ...sent, conversationId: "c2", messageId: "q2", replyId: "r2" };
   const state = run(
     afterFrames(accepted("r1")),
@@ -225,12 +225,12 @@ test("replies of two conversations grow beside each other", () => {
   assert.equal(state.activeId, "c2");
 });
 
-test("frames of an unknown reply change nothing", () => {
+test("frames of an unknown reply are ignored", () => {
   const state = start();
   assert.equal(run(state, receive(delta("r1", 0, "x"))), state);
 });
 
-test("a deleted conversation goes on in secret until it is restored or purged", () => {
+test("a deleted conversation still receives frames until it is restored or purged", () => {
   const deleted = run(afterFrames(accepted("r1")), { type: "conversation_deleted", conversationId: "c1" });
   assert.deepEqual([deleted.deletedIds, deleted.activeId], [["c1"], null]);
   const ended = run(deleted, receive(delta("r1", 0, "x")), receive(done("r1", 1, "cancelled")));
@@ -240,7 +240,7 @@ test("a deleted conversation goes on in secret until it is restored or purged", 
   assert.deepEqual([purged.deletedIds, purged.conversations], [[], {}]);
 });
 
-test("renaming and opening", () => {
+test("conversations can be renamed and opened", () => {
   const state = run(
     afterFrames(),
     { type: "conversation_renamed", conversationId: "c1", title: "New" },
@@ -249,7 +249,7 @@ test("renaming and opening", () => {
   assert.deepEqual([state.conversations.c1.title, state.activeId], ["New", null]);
 });
 
-test("connection, settings, health and notices are kept as they come", () => {
+test("connection, settings, health and notice are stored as received", () => {
   const status = { state: "open", retryAt: null, failureReason: null };
   const settings = { ...defaultSettings(), temperature: 1 };
   const { error } = failed(null, "rate_limited");
@@ -269,10 +269,10 @@ test("connection, settings, health and notices are kept as they come", () => {
   assert.equal(run(state, { type: "notice_dismissed" }).notice, null);
 });
 
-test("an event that the reducer does not know is reported", () => {
+test("an unknown event is reported", () => {
   assert.equal(run(start(), { type: "surprise" }).notice.code, "unknown_type");
 });
 
-test("an active conversation that is no longer stored is not shown", () => {
+test("an active conversation that is not stored is ignored", () => {
   assert.equal(initialState([], "gone", defaultSettings()).activeId, null);
 });

@@ -34,7 +34,7 @@ function setUp() {
   return { storage, clock, failures, store, stored };
 }
 
-test("many changes are one write, of the last of them", () => {
+test("several saves result in one write of the last value", () => {
   const { store, clock, storage, stored } = setUp();
   for (let seq = 0; seq < 100; seq += 1) store.save(conversation("x".repeat(seq + 1), seq));
   clock.advance(499);
@@ -44,7 +44,7 @@ test("many changes are one write, of the last of them", () => {
   assert.deepEqual(stored(), conversation("x".repeat(100), 99));
 });
 
-test("text that keeps flowing is still written regularly", () => {
+test("continuous changes are still written regularly", () => {
   const { store, clock, storage } = setUp();
   for (let seq = 0; seq < 100; seq += 1) {
     store.save(conversation("x".repeat(seq + 1), seq));
@@ -53,7 +53,7 @@ test("text that keeps flowing is still written regularly", () => {
   assert.equal(storage.numWrites, 10);
 });
 
-test("whatever moment it is written at, text and cursor belong together", () => {
+test("a write at any time has matching text and cursor", () => {
   const log = Array.from("some text of a log");
   for (let flushedAt = 0; flushedAt < log.length; flushedAt += 1) {
     const { store, stored } = setUp();
@@ -66,7 +66,7 @@ test("whatever moment it is written at, text and cursor belong together", () => 
   }
 });
 
-test("a flush writes at once, and nothing is written twice", () => {
+test("flush writes immediately and only once", () => {
   const { store, clock, storage } = setUp();
   store.save(conversation());
   store.flush();
@@ -75,7 +75,7 @@ test("a flush writes at once, and nothing is written twice", () => {
   assert.equal(storage.numWrites, 1);
 });
 
-test("a reply that was open comes back ready to be resumed", () => {
+test("a reply in progress is loaded ready to resume", () => {
   const { store } = setUp();
   store.save(conversation("Hel", 2, { rateStart: { seq: 0, at: 1 } }));
   store.flush();
@@ -84,14 +84,14 @@ test("a reply that was open comes back ready to be resumed", () => {
   assert.deepEqual([r1.wasDisconnected, r1.rateStart], [true, null]);
 });
 
-test("a reply that the server may never have seen comes back as interrupted", () => {
+test("a reply without a generation id is loaded as interrupted", () => {
   const { store } = setUp();
   store.save(conversation("", -1, { status: "queued", generationId: null }));
   store.flush();
   assert.equal(store.load().conversations[0].messages.r1.status, "interrupted");
 });
 
-test("a reply that has ended comes back as it was", () => {
+test("a finished reply is loaded unchanged", () => {
   const { store } = setUp();
   const ended = conversation("Hello", 5, { status: "done" });
   store.save(ended);
@@ -99,7 +99,7 @@ test("a reply that has ended comes back as it was", () => {
   assert.deepEqual(store.load(), { conversations: [ended], numUnreadable: 0 });
 });
 
-test("what cannot be read is counted and stays where it is", () => {
+test("unreadable values are counted and stay in the storage", () => {
   const { store, storage } = setUp();
   const broken = [
     "{",
@@ -114,7 +114,7 @@ test("what cannot be read is counted and stays where it is", () => {
   assert.equal(storage.length, broken.length + 1);
 });
 
-test("a removed conversation is not written again by what was waiting", () => {
+test("remove cancels a scheduled write", () => {
   const { store, clock, storage } = setUp();
   store.save(conversation());
   store.flush();
@@ -124,7 +124,7 @@ test("a removed conversation is not written again by what was waiting", () => {
   assert.equal(storage.length, 0);
 });
 
-test("a full storage is told, and the page goes on", () => {
+test("a full storage is reported", () => {
   const { store, storage, failures } = setUp();
   storage.isFull = true;
   store.save(conversation());
@@ -132,20 +132,20 @@ test("a full storage is told, and the page goes on", () => {
   assert.deepEqual(failures, ["failed"]);
 });
 
-test("single values survive, and a missing one is null", () => {
+test("single values are restored, and missing ones are null", () => {
   const { store } = setUp();
   store.saveValue("theme", "dark");
   assert.deepEqual([store.loadValue("theme"), store.loadValue("other")], ["dark", null]);
 });
 
-test("keys of conversations are told from others", () => {
+test("storage keys of conversations are recognized", () => {
   assert.equal(conversationIdOf("tokenwire.v1.conversation.c1"), "c1");
   assert.equal(conversationIdOf("tokenwire.v1.theme"), null);
   assert.equal(conversationIdOf(null), null);
   assert.deepEqual(parseConversation(JSON.stringify(conversation())), conversation());
 });
 
-test("without the browser's storage, memory does for as long as the page lives", () => {
+test("the in-memory storage replaces a blocked browser storage", () => {
   const store = new Store({ storage: memoryStorage(), clock: new ManualClock(), onFailure: assert.fail });
   store.save(conversation("Hello", 5, { status: "done" }));
   store.flush();

@@ -22,13 +22,13 @@ const reply = (more) => ({
   ...more,
 });
 
-test("a place in the queue is told as people count, with the wait when it is known", () => {
+test("the queue position counts from one, with the estimated wait if known", () => {
   assert.equal(queueText({ position: 0, estimatedWaitS: null }), "Next in the queue");
-  assert.equal(queueText({ position: 2, estimatedWaitS: 12.4 }), "Place 3 in the queue · about 12 s");
-  assert.equal(queueText({ position: 2, estimatedWaitS: 300 }), "Place 3 in the queue · about 5 min");
+  assert.equal(queueText({ position: 2, estimatedWaitS: 12.4 }), "Position 3 in the queue · about 12 s");
+  assert.equal(queueText({ position: 2, estimatedWaitS: 300 }), "Position 3 in the queue · about 5 min");
 });
 
-test("an ended reply tells its pace, its first token and its size", () => {
+test("a finished reply shows token rate, time to first token and size", () => {
   assert.equal(statsText(reply({ usage, timings })), "10.0 tokens/s · first token 100 ms · 2 tokens");
   const slow = { ...timings, ttft_s: 2.34, tokens_per_s: null };
   assert.equal(statsText(reply({ usage, timings: slow })), "first token 2.3 s · 2 tokens");
@@ -36,14 +36,14 @@ test("an ended reply tells its pace, its first token and its size", () => {
   assert.equal(statsText(reply({ usage: single, timings: slow })), "first token 2.3 s · 1 token");
 });
 
-test("a flowing reply tells the pace seen here, once there is enough to see", () => {
-  const pace = (to, at) =>
+test("a streaming reply shows the live token rate after enough tokens", () => {
+  const streaming = (to, at) =>
     reply({ status: "streaming", rateStart: { seq: 0, at: 0 }, rateEnd: { seq: to, at } });
-  assert.equal(statsText(pace(3, 100)), "");
-  assert.equal(statsText(pace(50, 2000)), "25.0 tokens/s");
+  assert.equal(statsText(streaming(3, 100)), "");
+  assert.equal(statsText(streaming(50, 2000)), "25.0 tokens/s");
 });
 
-test("every state of a reply that needs words has them", () => {
+test("each status that needs a text has one", () => {
   for (const more of [
     { status: "queued" },
     { status: "queued", generationId: "g" },
@@ -62,20 +62,20 @@ test("every state of a reply that needs words has them", () => {
   assert.equal(statusText(reply({ status: "streaming", text: "x" })), "");
 });
 
-test("an error of a known kind is put in plain words, others speak for themselves", () => {
+test("known errors have their own text, and others use the server's message", () => {
   const overloaded = { code: "overloaded", message: "m", retryable: true, retry_after_s: 3 };
   assert.equal(errorText(overloaded), "The server is busy: its queue is full. Try again in 3 s.");
   assert.equal(errorText({ code: "prompt_too_long", message: "Too long.", retryable: false }), "Too long.");
 });
 
-test("the connection names the model when all is well", () => {
+test("the connection status shows the model when connected", () => {
   const open = { state: "open", retryAt: null, failureReason: null };
   assert.equal(connectionText(open, { model: "SmolLM2" }), "SmolLM2");
   assert.equal(connectionText(open, null), "Connected");
-  assert.equal(connectionText({ ...open, state: "unauthorized" }, null), "API key needed");
+  assert.equal(connectionText({ ...open, state: "unauthorized" }, null), "API key required");
 });
 
-test("a screen reader hears of the end, not of every token", () => {
+test("screen readers announce the end, not each token", () => {
   assert.equal(announcement(reply({ status: "streaming", text: "some" })), "");
   assert.equal(announcement(reply({ text: "some" })), "Reply complete.");
 });
