@@ -1,4 +1,4 @@
-"""A batch caller over REST: several prompts in, all completions out, in order.
+"""Send several prompts in one REST request and print the completions in order.
 
 tokenwire serve                         # in another terminal
 python examples/batch.py
@@ -14,6 +14,7 @@ PROMPTS = ["The capital of France is", "Water boils at", "The opposite of hot is
 
 
 def main(url: str) -> None:
+    """Complete `PROMPTS` in one request."""
     body = {"prompt": PROMPTS, "max_tokens": 12, "temperature": 0, "stop": ["\n", "."]}
     request = urllib.request.Request(
         f"{url}/v1/completions",
@@ -21,10 +22,10 @@ def main(url: str) -> None:
         headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request) as response:
-        answer = json.load(response)
-    for prompt, choice in zip(PROMPTS, answer["choices"], strict=True):
+        completion = json.load(response)
+    for prompt, choice in zip(PROMPTS, completion["choices"], strict=True):
         print(f"{prompt}{choice['text']}  [{choice['finish_reason']}]")
-    print(f"{answer['usage']['completion_tokens']} tokens generated")
+    print(f"{completion['usage']['completion_tokens']} tokens generated")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The stock OpenAI client: a streamed chat, and a question that a tool answers.
+"""Use the official OpenAI client: a streamed chat completion and a tool call.
 
 tokenwire serve                         # in another terminal
 python -m pip install openai
@@ -32,6 +32,7 @@ TOOLS: list[Any] = [
 
 
 def main(url: str) -> None:
+    """Stream a reply, then let the model call a tool and use its result."""
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
     model = client.models.list().data[0].id
 
@@ -48,7 +49,7 @@ def main(url: str) -> None:
         model=model, messages=messages, tools=TOOLS, tool_choice="required", temperature=0
     )
     call: Any = (answer.choices[0].message.tool_calls or [])[0]
-    arguments = json.loads(call.function.arguments)  # valid by the tool's schema
+    arguments = json.loads(call.function.arguments)  # always matches the tool's schema
     print(f"[{call.function.name}({arguments})]")
 
     result = f"{TEMPERATURES[arguments['city']]} degrees"

@@ -1,6 +1,6 @@
-"""The stock OpenAI client over one WebSocket: two turns, and a line that may drop.
+"""Use the official OpenAI client over one WebSocket: two turns, with resume after a drop.
 
-The client's own reconnect hook tells the server where it was, and the stream goes on from there.
+The client's reconnect hook sends the last event's number, and the server continues from there.
 
 tokenwire serve                         # in another terminal
 python -m pip install "openai[realtime]"
@@ -18,16 +18,17 @@ QUESTIONS = ("What is the capital of France?", "And of Italy?")
 
 
 def main(url: str) -> None:
+    """Ask `QUESTIONS` as one conversation and print the streamed answers."""
     client = OpenAI(base_url=f"{url}/v1", api_key="none")
     model = client.models.list().data[0].id
     response_id: str | None = None
     cursor = -1
 
-    def come_back(_: Any) -> Any:
-        """Resume after the last event that was seen."""
+    def resume(_: Any) -> Any:
+        """Return the query parameters that resume after the last event received."""
         return {"extra_query": {"resume": response_id, "starting_after": str(cursor)}}
 
-    with client.responses.connect(on_reconnecting=come_back) as connection:
+    with client.responses.connect(on_reconnecting=resume) as connection:
         for question in QUESTIONS:
             print(f"> {question}")
             connection.response.create(

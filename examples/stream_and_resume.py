@@ -1,4 +1,4 @@
-"""Stream a reply, lose the connection in the middle, come back, and miss nothing.
+"""Stream a reply, drop the connection in the middle, and resume without losing text.
 
 tokenwire serve                         # in another terminal
 python examples/stream_and_resume.py "Tell me about the sea."
@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 
 
 async def main(url: str, question: str) -> None:
+    """Print the reply to a question. Drop the connection after five deltas and resume."""
     generation_id, cursor, num_frames = "", -1, 0
 
     async with connect(url) as socket:
@@ -34,10 +35,10 @@ async def main(url: str, question: str) -> None:
                 if num_frames == 5:
                     break
             elif frame["type"] in ("done", "error"):
-                print(f"\n[{frame['type']} before the line could drop]")
+                print(f"\n[{frame['type']} before the connection was dropped]")
                 return
 
-    print("[line dropped]", end="", flush=True)
+    print("[connection dropped]", end="", flush=True)
 
     async with connect(url) as socket:
         resume = {"type": "resume", "generation_id": generation_id, "after": cursor}

@@ -1,4 +1,4 @@
-"""Two generations on one socket, told apart by `id`; one of them is cancelled.
+"""Run two generations on one WebSocket, matched by `id`, and cancel one of them.
 
 tokenwire serve                         # in another terminal
 python examples/two_streams.py
@@ -17,6 +17,7 @@ PROMPTS = {"poem": "The sea is", "story": "Once upon a time"}
 
 
 async def main(url: str) -> None:
+    """Stream `PROMPTS` at the same time, and cancel the poem after three deltas."""
     texts = dict.fromkeys(PROMPTS, "")
     num_deltas: Counter[str] = Counter()
     running = set(PROMPTS)
@@ -29,7 +30,7 @@ async def main(url: str) -> None:
             frame = json.loads(await socket.recv())
             match frame["type"]:
                 case "queued":
-                    print(f"[{frame['id']}: place {frame['position'] + 1} in the queue]")
+                    print(f"[{frame['id']}: position {frame['position'] + 1} in the queue]")
                 case "delta":
                     name = frame["id"]
                     texts[name] += frame["text"]

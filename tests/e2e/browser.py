@@ -1,4 +1,4 @@
-"""A real Chromium, whichever this machine has, and what no page of ours may do in it."""
+"""Starts Chromium and watches pages for errors, policy violations and foreign requests."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WATCH_POLICY = """addEventListener("securitypolicyviolation", (event) =>
 
 @contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Start a browser.
+    """Start a headless Chromium.
 
-    Playwright holds the thread's event loop while it is open, so it has to be closed before the
-    next async test.
+    Playwright occupies the thread's event loop while it is open. Close it before the next async
+    test.
     """
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=_find(playwright), args=[*_FLAGS])
@@ -35,22 +35,22 @@ def open_browser() -> Iterator[Browser]:
 
 
 def _find(playwright: Playwright) -> str:
-    """Return the path of a Chromium on PATH, else of the one that Playwright has installed."""
+    """Return the path of a Chromium on `PATH`, or of the one that Playwright installed."""
     own = playwright.chromium.executable_path
     for path in (*map(shutil.which, _NAMES), own):
         if path and os.access(path, os.X_OK):
             return path
     raise AssertionError(
-        f"there is no Chromium: none of {', '.join(_NAMES)} is on PATH, and {own} is missing; "
+        f"no Chromium found: {', '.join(_NAMES)} are not on PATH, and {own} does not exist; "
         "run tests/e2e/install_browser.sh"
     )
 
 
 class Watch:
-    """Notes what a page of ours may never do: fail, reach elsewhere, or break its policy.
+    """Records a page's errors, requests and Content-Security-Policy violations.
 
     Args:
-        page: a page that has not loaded anything yet.
+        page: A page that has not loaded anything yet.
     """
 
     def __init__(self, page: Page) -> None:
@@ -67,11 +67,11 @@ class Watch:
         page.on("console", self._console)
 
     def expect_error(self, pattern: str) -> None:
-        """Allow errors on the console that a test provokes; browsers log each failed request."""
+        """Allow console messages that match; browsers log each failed request, for example."""
         self._expected.append(re.compile(pattern))
 
     def check(self, *hosts: str) -> None:
-        """Fail unless all was well, and only `hosts` (with their ports) were asked."""
+        """Fail on errors, violations, or requests to other hosts. `hosts` include their ports."""
         foreign = {url for url in self.requests if urlsplit(url).netloc not in ("", *hosts)}
         unexpected = [
             text for text in self._errors if not any(one.search(text) for one in self._expected)
@@ -83,5 +83,5 @@ class Watch:
             self._errors.append(f"{message.text} ({message.location.get('url', '')})")
 
     def _dialog(self, dialog: Any) -> None:
-        self._errors.append(f"a dialog said {dialog.message}")
+        self._errors.append(f"dialog: {dialog.message}")
         dialog.dismiss()

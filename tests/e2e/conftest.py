@@ -15,7 +15,7 @@ from tests.e2e.tcp_proxy import TcpProxy
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    """The real default model, served once for the whole run, one at a time so that others wait."""
+    """A server with the default model. It runs one sequence at a time, so others queue."""
     process = ServerProcess("--max-num-seqs", "1")
     yield process
     assert process.stop() == 0, process.log
@@ -23,7 +23,7 @@ def server() -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def start_server() -> Iterator[Callable[..., ServerProcess]]:
-    """Start servers with flags of the test's own; they are stopped at its end."""
+    """Start servers with other options; they are stopped after the test."""
     started: list[ServerProcess] = []
 
     def start(
@@ -39,7 +39,7 @@ def start_server() -> Iterator[Callable[..., ServerProcess]]:
 
 @pytest.fixture(scope="session")
 def scripted_server() -> Iterator[ServerProcess]:
-    """A server that repeats at once what it is told."""
+    """A server with the scripted backend, which echoes the prompt without delay."""
     process = ServerProcess("--backend", "scripted")
     yield process
     assert process.stop() == 0, process.log
@@ -47,15 +47,17 @@ def scripted_server() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
     with open_browser() as browser:
         yield browser
 
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., ChatPage]]:
-    """Open chat pages, each as a user of its own; all are checked and closed at the end.
+    """Open chat pages, each in its own browser context; all are closed and checked at the end.
 
-    Keyword arguments are those of Playwright's `new_context`; `settings` are those of the page.
+    `settings` are stored as the page's settings; other keyword arguments go to Playwright's
+    `new_context`.
     """
     opened: list[ChatPage] = []
 
@@ -85,7 +87,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., ChatPage]]:
 
 @pytest.fixture
 def proxy(server: ServerProcess) -> Iterator[TcpProxy]:
-    """A way to the real model that can be cut."""
+    """A proxy to the server with the default model."""
     proxy = TcpProxy(server.url)
     yield proxy
     proxy.close()

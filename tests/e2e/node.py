@@ -1,4 +1,4 @@
-"""Runs Node scripts of `tests/e2e/js`, whose packages `make test` installs."""
+"""Runs the Node.js scripts in `tests/e2e/js`. `make test` installs their packages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _TIMEOUT_S = 100
 
 
 def run_script(name: str, *arguments: str, stdin: str = "") -> str:
-    """Run a script to its end and return what it wrote."""
+    """Run a script and return its standard output."""
     node = shutil.which("node")
-    assert node, "there is no node on PATH; the JavaScript clients need version 20 or later"
+    assert node, "node is not on PATH; install Node.js 20 or later"
     assert (SCRIPTS / "node_modules").is_dir(), (
-        f"the packages of {SCRIPTS} are missing: `make test` installs them, or `npm ci` in there"
+        f"the packages of {SCRIPTS} are not installed; run `make test`, or `npm ci` in that folder"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [node, str(SCRIPTS / name), *arguments],
         input=stdin,
         capture_output=True,
@@ -25,5 +25,5 @@ def run_script(name: str, *arguments: str, stdin: str = "") -> str:
         timeout=_TIMEOUT_S,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, as a user starts it."""
+"""Runs a real server in a subprocess, started from the command line."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _STOP_TIMEOUT_S = 60
 
 
 class ServerProcess:
-    """`python -m app serve` on a free port, ready when the constructor returns.
+    """Runs `python -m app serve` on a free port. The constructor waits until it is ready.
 
     Args:
-        flags: of `tokenwire serve`, or of `module`.
-        env: added to the environment.
-        module: runs instead of `app serve`, with these flags alone.
+        flags: Command-line options of `tokenwire serve`, or of `module`.
+        env: Variables to add to the environment.
+        module: Module to run instead of `app serve`; it gets only `flags`.
     """
 
     def __init__(
@@ -46,17 +46,19 @@ class ServerProcess:
         try:
             assert self._is_ready.wait(_START_TIMEOUT_S), self.log
             assert self.url, self.log
-        except BaseException:  # such as the test's own timeout
+        except BaseException:  # for example the test's timeout
             self.process.kill()
             self.wait()
             raise
 
     @property
     def ws_url(self) -> str:
+        """URL of `WS /v1/stream`."""
         return self.url.replace("http", "ws", 1) + "/v1/stream"
 
     @property
     def log(self) -> str:
+        """What the server has written to standard error so far."""
         return "".join(self.lines)
 
     async def logs(self, text: str) -> None:
@@ -69,16 +71,17 @@ class ServerProcess:
         assert await asyncio.to_thread(wait), self.log
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal to the process."""
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        """Return the exit status once the process has ended."""
+        """Wait for the process to exit and return its exit status."""
         status = self.process.wait(_STOP_TIMEOUT_S)
         self._reader.join(_STOP_TIMEOUT_S)
         return status
 
     def stop(self) -> int:
-        """End the process as an operator does, and return its exit status."""
+        """Stop the process with SIGTERM if it is running, and return its exit status."""
         if self.process.poll() is None:
             self.signal()
         try:

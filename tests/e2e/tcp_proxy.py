@@ -1,4 +1,4 @@
-"""A network that can be cut: a TCP proxy on loopback, in threads of its own."""
+"""A TCP proxy on loopback that simulates network failures. Runs in its own threads."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CHUNK_BYTES = 65_536
 
 
 class TcpProxy:
-    """Passes bytes between its own port and a server's.
+    """Forwards bytes between its own port and a server.
 
     Args:
-        server_url: where the server listens, such as `http://127.0.0.1:8000`.
+        server_url: Base URL of the server, such as `http://127.0.0.1:8000`.
     """
 
     def __init__(self, server_url: str) -> None:
@@ -31,7 +31,7 @@ class TcpProxy:
         self._start(self._accept)
 
     def cut(self) -> None:
-        """Break all connections, and each new one at once, until `mend`."""
+        """Close all connections and reject new ones until `mend`."""
         with self._lock:
             self._is_cut = True
             for link in self._links:
@@ -39,17 +39,18 @@ class TcpProxy:
             self._links.clear()
 
     def mute(self) -> None:
-        """Let the present connections carry nothing more, without a sign; new ones work."""
+        """Silently discard all data of the current connections; new ones work."""
         with self._lock:
             for link in self._links:
                 link.is_mute = True
 
     def mend(self) -> None:
+        """Accept connections again."""
         with self._lock:
             self._is_cut = False
 
     def close(self) -> None:
-        """Break everything for good and end all threads."""
+        """Close all connections and the port, and wait for the threads to end."""
         self.cut()
         _shut(self._listener)
         for thread in self._threads:
@@ -72,12 +73,12 @@ class TcpProxy:
                     continue
                 link = _Link(client, socket.create_connection(self._server))
                 self._links.append(link)
-            self._start(link.carry, link.client, link.server)
-            self._start(link.carry, link.server, link.client)
+            self._start(link.forward, link.client, link.server)
+            self._start(link.forward, link.server, link.client)
 
 
 class _Link:
-    """One connection, from its client to the server."""
+    """A client connection and its connection to the server."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
@@ -86,8 +87,8 @@ class _Link:
         for side in (client, server):
             side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
-    def carry(self, source: socket.socket, target: socket.socket) -> None:
-        """Pass bytes one way until either side ends, then end both."""
+    def forward(self, source: socket.socket, target: socket.socket) -> None:
+        """Forward bytes in one direction until either side closes, then close both."""
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK_BYTES):
                 if not self.is_mute:
@@ -100,7 +101,7 @@ class _Link:
 
 
 def _shut(connection: socket.socket) -> None:
-    # Only a shutdown wakes a thread that is in recv() or accept().
+    # Closing alone does not wake a thread blocked in recv() or accept(); a shutdown does.
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()

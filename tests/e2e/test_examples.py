@@ -1,4 +1,4 @@
-"""Each example runs as it stands, against the real model."""
+"""Runs each example against the default model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _run(script: str, *arguments: str) -> str:
 
 def test_stream_and_resume(server: ServerProcess) -> None:
     output = _run("stream_and_resume.py", "--url", server.ws_url, "Tell me a long story.")
-    assert "[line dropped]" in output
+    assert "[connection dropped]" in output
     assert "[length after 80 tokens]" in output or "[stop after" in output
 
 

@@ -1,4 +1,4 @@
-"""The chat page in a real browser, with the real model's replies."""
+"""The chat page in a real browser, with the default model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _limited(max_tokens: int) -> dict[str, object]:
 
 @contextmanager
 def _busy(server: ServerProcess) -> Iterator[Callable[[], None]]:
-    """Keep the model busy for another client; calling the value lets go of it."""
+    """Occupy the model with another client's request; call the value to cancel it."""
     with connect(server.ws_url) as socket:
         request = {"type": "generate", "id": "long", "prompt": "Once", "max_tokens": 4000}
         socket.send(json.dumps({**request, "ignore_eos": True}))
@@ -35,9 +35,7 @@ def _busy(server: ServerProcess) -> Iterator[Callable[[], None]]:
         yield lambda: socket.send(json.dumps({"type": "cancel", "id": "long"}))
 
 
-def test_reply_grows_before_the_eyes_and_says_how_fast(
-    server: ServerProcess, open_page: OpenPage
-) -> None:
+def test_reply_streams_and_shows_its_token_rate(server: ServerProcess, open_page: OpenPage) -> None:
     chat = open_page(server.url, _limited(24))
     chat.record_lengths()
     chat.send("What is the capital of France, and what is it known for?")
@@ -61,11 +59,11 @@ def test_stop_ends_the_reply_on_the_server(server: ServerProcess, open_page: Ope
     expect(chat.reply.get_by_test_id("continue")).to_be_visible()
 
 
-def test_escape_stops_and_the_keyboard_stays_in_the_composer(
+def test_escape_stops_the_reply_and_keeps_the_focus(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     chat = open_page(server.url, _limited(2000))
-    chat.page.keyboard.type(STORY)  # the page puts the cursor where one writes
+    chat.page.keyboard.type(STORY)  # the message box has the focus after loading
     chat.page.keyboard.press("Enter")
     chat.expect_growing()
     chat.page.keyboard.press("Escape")
@@ -74,7 +72,7 @@ def test_escape_stops_and_the_keyboard_stays_in_the_composer(
     chat.expect_idle_server()
 
 
-def test_second_conversation_is_asked_while_the_first_is_answered(
+def test_two_conversations_stream_at_the_same_time(
     server: ServerProcess, open_page: OpenPage
 ) -> None:
     chat = open_page(server.url, _limited(300))
@@ -96,12 +94,10 @@ def test_second_conversation_is_asked_while_the_first_is_answered(
     expect(chat.get("streaming-dot")).to_have_count(0)
 
 
-def test_place_in_the_queue_is_shown_until_it_is_our_turn(
-    server: ServerProcess, open_page: OpenPage
-) -> None:
+def test_queue_position_is_shown_while_waiting(server: ServerProcess, open_page: OpenPage) -> None:
     chat = open_page(server.url, _limited(6))
     other = open_page(server.url, _limited(6))
-    with _busy(server) as let_go:
+    with _busy(server) as release:
         chat.send("Hello")
         place = chat.reply.get_by_test_id("queue-position")
         expect(place).to_have_attribute("data-position", "0")
@@ -111,12 +107,12 @@ def test_place_in_the_queue_is_shown_until_it_is_our_turn(
         expect(place).to_have_attribute("data-position", "1")
         other.get("stop").click()
         other.expect_status("stopped")
-        let_go()
+        release()
         chat.expect_status("done")
     expect(chat.get("queue-position")).to_have_count(0)
 
 
-def test_reply_is_complete_after_the_network_was_cut(
+def test_reply_is_complete_after_a_network_cut(
     server: ServerProcess, proxy, open_page: OpenPage
 ) -> None:
     chat = open_page(proxy.url, _limited(48))
@@ -138,14 +134,14 @@ def test_reply_is_complete_after_the_network_was_cut(
     assert text == read_log(server.ws_url, chat.generation_id)
 
 
-def test_reply_is_complete_after_the_network_died_without_a_sign(
+def test_reply_is_complete_after_a_silent_network_failure(
     server: ServerProcess, proxy, open_page: OpenPage
 ) -> None:
     chat = open_page(proxy.url, _limited(48))
     chat.send(STORY)
     chat.expect_growing()
     proxy.mute()
-    # The browser notices that the network has changed, as on a phone that leaves the house.
+    # Simulate a network change, such as a phone switching from Wi-Fi to mobile data.
     chat.page.evaluate("dispatchEvent(new Event('online'))")
     chat.expect_status("done")
     assert len(chat.sent_of("resume")) == 1
@@ -156,18 +152,18 @@ def test_reply_is_complete_after_a_reload(server: ServerProcess, open_page: Open
     chat = open_page(server.url, _limited(48))
     chat.send(STORY)
     chat.expect_growing()
-    handle = chat.generation_id
+    generation_id = chat.generation_id
     chat.page.reload()
     chat.expect_status("done")
-    assert chat.generation_id == handle
+    assert chat.generation_id == generation_id
     (resumed,) = chat.sent_of("resume")
     assert resumed["after"] >= 0
     assert len(chat.sent_of("generate")) == 1
-    assert chat.stored_text() == read_log(server.ws_url, handle)
+    assert chat.stored_text() == read_log(server.ws_url, generation_id)
     expect(chat.question.get_by_test_id("message-text")).to_have_text(STORY)
 
 
-def test_what_is_stopped_while_away_stops_on_the_server(
+def test_reply_stopped_while_offline_is_cancelled_on_the_server(
     server: ServerProcess, proxy, open_page: OpenPage
 ) -> None:
     chat = open_page(proxy.url, _limited(2000))
@@ -183,7 +179,7 @@ def test_what_is_stopped_while_away_stops_on_the_server(
     chat.expect_idle_server()
 
 
-def test_what_was_stopped_before_a_reload_is_stopped_after_it(
+def test_reply_stopped_before_a_reload_is_cancelled_after_it(
     server: ServerProcess, proxy, open_page: OpenPage
 ) -> None:
     chat = open_page(proxy.url, _limited(2000))

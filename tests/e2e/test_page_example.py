@@ -1,4 +1,4 @@
-"""The example page, served from another origin than the server it talks to."""
+"""The example page `examples/page.html`, served from another origin than the API."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def examples_url() -> Iterator[str]:
-    """Another origin, which serves the examples as `python -m http.server` does."""
+    """Serve the examples on another origin, as `python -m http.server` does."""
     handler = partial(SimpleHTTPRequestHandler, directory=ROOT / "examples")
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
         thread = threading.Thread(target=files.serve_forever, daemon=True)
@@ -28,7 +28,7 @@ def examples_url() -> Iterator[str]:
         thread.join()
 
 
-def test_page_of_an_allowed_origin_streams(
+def test_page_from_an_allowed_origin_streams(
     start_server, examples_url: str, browser: Browser
 ) -> None:
     server = start_server("--backend", "scripted", "--allowed-origins", examples_url)
@@ -39,7 +39,7 @@ def test_page_of_an_allowed_origin_streams(
     page.close()
 
 
-def test_page_of_another_origin_is_refused(
+def test_page_from_another_origin_is_rejected(
     scripted_server: ServerProcess, examples_url: str, browser: Browser
 ) -> None:
     page = browser.new_page()

@@ -1,4 +1,4 @@
-"""The parts of the chat page in a real browser; the replies repeat what was asked."""
+"""Parts of the chat page in a real browser. The scripted backend echoes each message."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ code
 
 @pytest.fixture
 def chat(scripted_server: ServerProcess, open_page: OpenPage) -> ChatPage:
+    """A chat page on the scripted server."""
     return open_page(scripted_server.url)
 
 
@@ -76,7 +77,7 @@ def test_code_and_replies_are_copied(chat: ChatPage) -> None:
     assert chat.page.evaluate("navigator.clipboard.readText()").strip() == 'print("<b>")'
 
 
-def test_hostile_text_stays_text(chat: ChatPage) -> None:
+def test_hostile_markup_is_shown_as_text(chat: ChatPage) -> None:
     chat.ask(HOSTILE)
     text = chat.reply.get_by_test_id("message-text")
     expect(text).to_contain_text("window.isHacked = true")
@@ -88,7 +89,7 @@ def test_hostile_text_stays_text(chat: ChatPage) -> None:
     expect(chat.get("composer")).to_be_visible()
 
 
-def test_html_with_a_lone_angle_bracket_loses_no_text(chat: ChatPage) -> None:
+def test_unclosed_angle_brackets_lose_no_text(chat: ChatPage) -> None:
     text = "compare <code>x<y &lt; z</code> and <pre>a<b</pre> to the end"
     chat.ask(text)
     expect(chat.reply.get_by_test_id("message-text")).to_contain_text(text)
@@ -96,18 +97,18 @@ def test_html_with_a_lone_angle_bracket_loses_no_text(chat: ChatPage) -> None:
 
 def test_regenerate_keeps_the_first_reply(chat: ChatPage) -> None:
     first = chat.ask("again, please")
-    handle = chat.generation_id
+    first_id = chat.generation_id
     chat.reply.get_by_test_id("regenerate").click()
     expect(chat.reply.get_by_test_id("version")).to_have_text("2/2")
     chat.expect_status("done")
-    assert chat.generation_id != handle
+    assert chat.generation_id != first_id
     assert chat.stored_text() == first
     chat.reply.get_by_test_id("previous-version").click()
     expect(chat.reply.get_by_test_id("version")).to_have_text("1/2")
-    assert chat.generation_id == handle
+    assert chat.generation_id == first_id
 
 
-def test_edited_message_is_sent_in_place_of_the_first(chat: ChatPage) -> None:
+def test_edited_message_replaces_the_original(chat: ChatPage) -> None:
     chat.ask("an apple")
     chat.ask("a pear")
     chat.question.hover()
@@ -123,7 +124,7 @@ def test_edited_message_is_sent_in_place_of_the_first(chat: ChatPage) -> None:
     assert [one["content"] for one in chat.sent_of("generate")[-1]["messages"]][-1] == "a plum"
 
 
-def test_settings_reach_the_server_and_outlive_a_reload(chat: ChatPage) -> None:
+def test_settings_are_sent_and_survive_a_reload(chat: ChatPage) -> None:
     chat.get("settings").click()
     chat.get("system-prompt").fill("Be a pirate.")
     chat.get("temperature").fill("0.7")
@@ -140,7 +141,7 @@ def test_settings_reach_the_server_and_outlive_a_reload(chat: ChatPage) -> None:
     assert text == "system: Be a pirate."
 
 
-def test_wrong_setting_says_so_and_is_not_kept(chat: ChatPage) -> None:
+def test_invalid_setting_shows_an_error_and_is_not_saved(chat: ChatPage) -> None:
     chat.get("settings").click()
     temperature = chat.get("temperature")
     temperature.fill("3")
@@ -151,15 +152,15 @@ def test_wrong_setting_says_so_and_is_not_kept(chat: ChatPage) -> None:
     assert chat.sent_of("generate")[0]["temperature"] == 0.2
 
 
-def test_page_asks_for_the_key_and_works_with_it(start_server, open_page: OpenPage) -> None:
+def test_page_asks_for_the_api_key_and_works_with_it(start_server, open_page: OpenPage) -> None:
     server = start_server("--backend", "scripted", "--api-keys", "right-key")
     chat = open_page(server.url, connection="unauthorized")
     chat.watch.expect_error(r"WebSocket connection to|status of 401")
-    expect(chat.get("key-panel")).to_contain_text("This server needs an API key.")
+    expect(chat.get("key-panel")).to_contain_text("This server requires an API key.")
     expect(chat.get("banner-key")).to_be_focused()
     chat.page.keyboard.type("wrong-key")
     chat.page.keyboard.press("Enter")
-    expect(chat.get("key-panel")).to_contain_text("The server does not know this key.")
+    expect(chat.get("key-panel")).to_contain_text("This API key is not valid.")
     chat.get("banner-key").fill("right-key")
     chat.page.keyboard.press("Enter")
     chat.expect_connection("open")
@@ -172,7 +173,7 @@ def test_page_asks_for_the_key_and_works_with_it(start_server, open_page: OpenPa
     assert not [url for url in chat.watch.requests if "right-key" in url]
 
 
-def test_everything_is_reached_by_keyboard(chat: ChatPage) -> None:
+def test_page_is_usable_by_keyboard(chat: ChatPage) -> None:
     keys = chat.page.keyboard
     expect(chat.get("composer")).to_be_focused()
     keys.type("one")
@@ -207,7 +208,7 @@ def test_everything_is_reached_by_keyboard(chat: ChatPage) -> None:
     expect(chat.get("settings")).to_be_focused()
 
 
-def test_focus_stays_on_the_versions_while_they_are_leafed_through(chat: ChatPage) -> None:
+def test_focus_stays_on_the_version_buttons(chat: ChatPage) -> None:
     keys = chat.page.keyboard
     chat.ask("hello")
     for number in (2, 3):
@@ -223,7 +224,7 @@ def test_focus_stays_on_the_versions_while_they_are_leafed_through(chat: ChatPag
     expect(chat.reply.get_by_test_id("next-version")).to_be_focused()
 
 
-def test_focus_is_nowhere_lost(chat: ChatPage) -> None:
+def test_focus_is_never_lost(chat: ChatPage) -> None:
     keys = chat.page.keyboard
     composer = chat.get("composer")
     chat.ask("a\n\n" * 60)
@@ -247,7 +248,7 @@ def test_focus_is_nowhere_lost(chat: ChatPage) -> None:
     expect(chat.question.get_by_test_id("next-version")).to_be_focused()
 
 
-def test_text_runs_the_way_of_its_letters(chat: ChatPage) -> None:
+def test_text_direction_follows_the_script(chat: ChatPage) -> None:
     text = "مرحبا (hello)!\n\n- أول (one).\n\n- last\n\n```\nمرحبا\n```"
     chat.get("composer").fill(text)
     expect(chat.get("composer")).to_have_css("direction", "rtl")
@@ -259,13 +260,13 @@ def test_text_runs_the_way_of_its_letters(chat: ChatPage) -> None:
     expect(reply.locator("pre")).to_have_css("direction", "ltr")
 
 
-# As Safari sends the Enter that ends the choice of a character.
+# Safari sends the Enter that confirms an IME character like this.
 _END_COMPOSITION = """(area) => area.dispatchEvent(
     new KeyboardEvent("keydown", { key: "Enter", keyCode: 229, bubbles: true, cancelable: true })
 )"""
 
 
-def test_enter_that_ends_the_choice_of_a_character_sends_nothing(chat: ChatPage) -> None:
+def test_enter_that_confirms_an_ime_character_sends_nothing(chat: ChatPage) -> None:
     chat.get("composer").fill("にほん")
     assert chat.get("composer").evaluate(_END_COMPOSITION)
     expect(chat.get("composer")).to_have_value("にほん")
@@ -296,7 +297,7 @@ def test_page_fits_a_phone(scripted_server: ServerProcess, open_page: OpenPage) 
     assert chat.scroll_overflow_px() == 0
 
 
-def test_escape_that_closes_the_list_stops_no_reply(
+def test_escape_that_closes_the_sidebar_does_not_stop_a_reply(
     scripted_server: ServerProcess, open_page: OpenPage
 ) -> None:
     chat = open_page(scripted_server.url, viewport={"width": 390, "height": 844})
@@ -311,7 +312,7 @@ def test_escape_that_closes_the_list_stops_no_reply(
     expect(chat.reply).to_contain_text(re.compile("Stopping…|Stopped."))
 
 
-def test_theme_is_chosen_and_kept(chat: ChatPage) -> None:
+def test_theme_survives_a_reload(chat: ChatPage) -> None:
     root = chat.page.locator("html")
     light = chat.page.evaluate("getComputedStyle(document.body).backgroundColor")
     chat.get("theme-toggle").click()
@@ -322,7 +323,7 @@ def test_theme_is_chosen_and_kept(chat: ChatPage) -> None:
     assert chat.page.evaluate("getComputedStyle(document.body).backgroundColor") != light
 
 
-def test_page_is_of_use_offline_and_sends_later_what_was_written(chat: ChatPage) -> None:
+def test_message_written_offline_is_sent_after_the_reconnect(chat: ChatPage) -> None:
     chat.watch.expect_error("net::ERR_INTERNET_DISCONNECTED")
     chat.ask(MARKDOWN)
     chat.page.context.set_offline(True)
@@ -337,7 +338,7 @@ def test_page_is_of_use_offline_and_sends_later_what_was_written(chat: ChatPage)
     expect(chat.reply).to_contain_text("user: written offline")
 
 
-# In one task, so that no frame comes between what is clicked and what is typed.
+# Click and type in one task, so that the page cannot render in between.
 _CLICK_AND_TYPE = """([testId, text]) => {
     const composer = document.getElementById("composer");
     document.querySelector(`[data-testid=${testId}]`).click();
@@ -346,7 +347,7 @@ _CLICK_AND_TYPE = """([testId, text]) => {
 }"""
 
 
-def test_what_is_typed_before_the_new_chat_is_painted_is_written_there(chat: ChatPage) -> None:
+def test_text_typed_before_the_new_chat_renders_goes_to_its_draft(chat: ChatPage) -> None:
     chat.ask("hello")
     chat.get("composer").fill("a draft")
     chat.page.evaluate(_CLICK_AND_TYPE, ["new-chat", "typed at once"])
@@ -358,7 +359,7 @@ def test_what_is_typed_before_the_new_chat_is_painted_is_written_there(chat: Cha
     expect(chat.get("composer")).to_have_value("typed at once")
 
 
-def test_what_is_typed_before_the_first_question_is_painted_stays(chat: ChatPage) -> None:
+def test_text_typed_before_the_first_message_renders_is_kept(chat: ChatPage) -> None:
     chat.get("composer").fill("hello")
     chat.page.evaluate(_CLICK_AND_TYPE, ["send", "and then"])
     chat.expect_status("done")
@@ -366,7 +367,7 @@ def test_what_is_typed_before_the_first_question_is_painted_stays(chat: ChatPage
     expect(chat.get("composer")).to_have_value("and then")
 
 
-def test_deleted_conversation_can_be_had_back(chat: ChatPage) -> None:
+def test_deleted_conversation_can_be_restored(chat: ChatPage) -> None:
     chat.ask("keep me")
     row = chat.get("conversation")
     row.hover()
@@ -378,7 +379,7 @@ def test_deleted_conversation_can_be_had_back(chat: ChatPage) -> None:
     expect(chat.reply).to_contain_text("keep me")
 
 
-def test_docs_are_rendered(scripted_server: ServerProcess, browser: Browser) -> None:
+def test_api_docs_are_rendered(scripted_server: ServerProcess, browser: Browser) -> None:
     page = browser.new_page()
     watch = Watch(page)
     page.goto(f"{scripted_server.url}/docs")

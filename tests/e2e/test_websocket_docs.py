@@ -1,4 +1,4 @@
-"""The page that describes the WebSockets, in a real browser."""
+"""The WebSocket reference at `/docs/websocket`, in a real browser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 def page(
     browser: Browser, scripted_server: ServerProcess, request: pytest.FixtureRequest
 ) -> Iterator[Page]:
-    """A page that has loaded nothing yet; at the end, nothing must have gone wrong on it."""
+    """An empty page, in a light and a dark theme. Fails at the end if the page had errors."""
     expect.set_options(timeout=TIMEOUT_MS)
     context = browser.new_context(color_scheme=request.param, base_url=scripted_server.url)
     page = context.new_page()
@@ -29,7 +29,7 @@ def page(
     watch.check(urlsplit(scripted_server.url).netloc)
 
 
-def test_the_whole_document_is_shown(page: Page, scripted_server: ServerProcess) -> None:
+def test_page_shows_the_whole_document(page: Page, scripted_server: ServerProcess) -> None:
     page.goto("/docs/websocket")
     expect(page.locator("main[aria-busy]")).to_have_count(0)
     document = httpx.get(f"{scripted_server.url}/asyncapi.json").json()
@@ -43,7 +43,7 @@ def test_the_whole_document_is_shown(page: Page, scripted_server: ServerProcess)
     assert all(row["code"] in text for row in document["x-errors"])
 
 
-def test_an_address_opens_its_message_and_keys_suffice(page: Page) -> None:
+def test_fragment_opens_its_message_and_keyboard_works(page: Page) -> None:
     page.goto("/docs/websocket#stream.generate")
     message = page.locator("[id='stream.generate']")
     expect(message).to_have_attribute("open", "")
@@ -59,7 +59,7 @@ def test_an_address_opens_its_message_and_keys_suffice(page: Page) -> None:
     expect(page.locator("[id='stream.done']")).to_have_attribute("open", "")
 
 
-def test_an_example_can_be_tried(page: Page) -> None:
+def test_console_sends_an_example(page: Page) -> None:
     page.goto("/docs/websocket")
     page.get_by_test_id("console-send").first.click()
     log = page.get_by_test_id("console-log").first
@@ -69,10 +69,10 @@ def test_an_example_can_be_tried(page: Page) -> None:
     page.get_by_test_id("console-send").first.click()
     expect(log).to_contain_text('"unknown_type"')
     page.get_by_role("button", name="Disconnect").first.click()
-    expect(page.get_by_text("closed", exact=True)).to_be_visible()
+    expect(page.get_by_text("Closed", exact=True)).to_be_visible()
 
 
-def test_the_pages_lead_to_each_other_and_fit_a_phone(page: Page) -> None:
+def test_pages_link_to_each_other_and_fit_a_phone(page: Page) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.goto("/docs")
     page.get_by_role("link", name="WebSockets").click()
