@@ -9,7 +9,6 @@ import { icon } from "./element.js";
 
 /** @type {readonly Theme[]} */
 const THEMES = ["system", "light", "dark"];
-const NAMES = { system: "system", light: "light", dark: "dark" };
 
 /** Controls the theme button and applies the theme to the page. */
 export class ThemeToggle {
@@ -35,7 +34,7 @@ export class ThemeToggle {
     const { dataset } = document.documentElement;
     if (this.#theme === "system") delete dataset.theme;
     else dataset.theme = this.#theme;
-    const label = `Theme: ${NAMES[this.#theme]}`;
+    const label = `Theme: ${this.#theme}`;
     this.#button.setAttribute("aria-label", label);
     this.#button.title = label;
     this.#button.dataset.theme = this.#theme;
