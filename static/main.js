@@ -11,6 +11,7 @@ import { Page } from "./render.js";
 import { readSettings, toRequest } from "./settings.js";
 import { initialState, reduce } from "./state.js";
 import { Store, conversationIdOf, memoryStorage, parseConversation } from "./store.js";
+import { pluralize } from "./strings.js";
 import { ThemeToggle } from "./theme_toggle.js";
 import { Toast } from "./toast.js";
 
@@ -264,7 +265,7 @@ setInterval(() => {
 }, HEALTH_INTERVAL_MS);
 
 if (numUnreadable) {
-  const message = `Stored conversations that could not be read and are not shown: ${numUnreadable}.`;
+  const message = `${pluralize(numUnreadable, "stored conversation")} could not be read.`;
   dispatch({ type: "notice_raised", error: { code: "storage", message, retryable: false } });
 }
 scheduleRender();

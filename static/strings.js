@@ -113,8 +113,8 @@ export function announcement(reply) {
   return statusText(reply) || (reply.status === "done" ? "Reply complete." : "");
 }
 
-/** @param {number} count @param {string} noun */
-function pluralize(count, noun) {
+/** Return a count with its noun, such as `2 tokens`. @param {number} count @param {string} noun */
+export function pluralize(count, noun) {
   return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
