@@ -1,4 +1,4 @@
-"""`python -m app` is `tokenwire`."""
+"""Runs the command line: `python -m app` is the same as `tokenwire`."""
 
 from app.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""Who is calling: API keys, and which pages may call in a browser's name."""
+"""Authentication: API keys, and the web origins whose pages may call."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FORBIDDEN_ORIGIN = ErrorInfo(
 
 
 class Authenticator:
-    """Checks keys in constant time and names their owners; keeps digests, not keys.
+    """Checks API keys in constant time; stores their digests only.
 
     Args:
-        api_keys: keys that may call; with none, everyone is the same caller.
+        api_keys: the valid keys; without any, every client is the same caller.
     """
 
     def __init__(self, api_keys: Iterable[str]) -> None:
@@ -34,28 +34,29 @@ class Authenticator:
 
     @property
     def is_open(self) -> bool:
+        """Whether no key is required."""
         return not self._digests
 
     def identify(self, key: str | None) -> str | None:
-        """Return the caller's name, the same for the same key; None refuses."""
+        """Return the caller's name, which is the same for the same key; None if not valid."""
         if self.is_open:
             return ANYONE
         if key is None:
             return None
         given = _digest(key)
-        # Every digest is compared, so that the time taken does not tell which one came close.
+        # Compare every digest, so that the time taken does not reveal which one matches.
         matches = [digest for digest in self._digests if hmac.compare_digest(digest, given)]
         return f"key_{matches[0][:8].hex()}" if matches else None
 
 
 def bearer_key(authorization: str | None) -> str | None:
-    """Return the key of an `Authorization: Bearer KEY` header (RFC 6750 §2.1)."""
+    """Return the key of an `Authorization: Bearer KEY` header (RFC 6750 §2.1), if there is one."""
     scheme, _, key = (authorization or "").partition(" ")
     return key.strip() or None if scheme.lower() == "bearer" else None
 
 
 def subprotocol_key(subprotocols: Sequence[str]) -> str | None:
-    """Return the key that a browser, which cannot set headers, offers as a subprotocol."""
+    """Return the key that a browser offers as a subprotocol, because it cannot set headers."""
     for name in subprotocols:
         if name.startswith(_KEY_SUBPROTOCOL):
             encoded = name.removeprefix(_KEY_SUBPROTOCOL)
@@ -67,16 +68,21 @@ def subprotocol_key(subprotocols: Sequence[str]) -> str | None:
 
 
 def is_origin_allowed(origin: str | None, *, host: str | None, allowed: Sequence[str]) -> bool:
-    """Return whether a page of `origin` may call: no origin is no page, and our own always may.
+    """Return whether a page of `origin` may call; the server's own pages always may.
 
-    Browsers send `Origin` with every WebSocket handshake (RFC 6455 §10.2) and let any page open
-    one, so it is the server that must look.
+    Browsers let any page open a WebSocket to any server and send `Origin` with the handshake
+    (RFC 6455 §10.2), so the server has to check it. A request without `Origin` is not from a page.
+
+    Args:
+        origin: the `Origin` header.
+        host: the `Host` header.
+        allowed: other origins that may call; `*` is any.
     """
     if origin is None or "*" in allowed or origin in allowed:
         return True
     try:
         name = urlsplit(origin).netloc
-    except ValueError:  # no browser sends such a one
+    except ValueError:  # malformed; no browser sends it
         return False
     return bool(host) and name.lower() == str(host).lower()
 

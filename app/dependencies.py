@@ -1,4 +1,4 @@
-"""What routes need, given to them by FastAPI; built once in `create_app`."""
+"""FastAPI dependencies of the routes: the services, built in `create_app`, and the caller."""
 
 from __future__ import annotations
 
@@ -20,31 +20,35 @@ from app.websocket.connections import ConnectionRegistry
 from streaming import AsyncEngine
 
 UNAUTHORIZED = ErrorInfo(
-    code="unauthorized", message="A valid API key is needed: Authorization: Bearer KEY."
+    code="unauthorized", message="A valid API key is required: Authorization: Bearer KEY."
 )
 _RETRY_AFTER_S = 1.0
-"""Said to a caller that has too many requests open: how long they last, nobody knows."""
+"""Sent to a caller with too many open requests; how long these will take is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """Everything that a route may use."""
+    """The objects that routes share.
+
+    Attributes:
+        started_at: monotonic seconds.
+        created_at: the same moment, in Unix seconds.
+        large: parses JSON off the event loop where it is too large for it.
+    """
 
     settings: Settings
     engine: AsyncEngine
     authenticator: Authenticator
     connections: ConnectionRegistry
-    requests: RequestLimiter
+    request_limiter: RequestLimiter
     responses: ResponseService
     started_at: float
-    """Monotonic seconds."""
     created_at: float = field(default_factory=time.time)
-    """The same moment in unix seconds, for people."""
     large: LargeMessages = field(default_factory=LargeMessages)
-    """Parses what is too large for the event loop."""
 
 
 def get_services(connection: HTTPConnection) -> Services:
+    """Return the services of the application that handles the request or WebSocket."""
     services = connection.app.state.services
     assert isinstance(services, Services)
     return services
@@ -54,11 +58,13 @@ ServicesDependency = Annotated[Services, Depends(get_services)]
 
 
 def get_caller(request: Request, services: ServicesDependency) -> str:
-    """Return who calls, and count the request until it is answered, however often this is asked.
+    """Return the caller of the request, and count the request as open until it is answered.
+
+    A second call for the same request returns the same caller and counts nothing.
 
     Raises:
-        RequestRefused: keys are set and the request has none of them; or the caller has made too
-            many requests of late, or has too many open.
+        RequestRefused: the API key is missing or wrong, or the caller exceeds its rate or its
+            number of open requests.
     """
     known: str | None = getattr(request.state, "caller", None)
     if known is not None:
@@ -66,14 +72,15 @@ def get_caller(request: Request, services: ServicesDependency) -> str:
     caller = services.authenticator.identify(bearer_key(request.headers.get("authorization")))
     if caller is None:
         raise RequestRefused(UNAUTHORIZED)
-    # Without keys all are one caller; these limits at least are each address's own.
+    # Without keys all clients are one caller, so these limits apply to each address instead.
     is_open, address = services.authenticator.is_open, request.client
-    counted = address.host if is_open and address is not None else caller
-    if retry_after_s := services.requests.refused_for_s(counted):
+    counted_as = address.host if is_open and address is not None else caller
+    limiter = services.request_limiter
+    if retry_after_s := limiter.take(counted_as):
         raise _rate_limited("Too many requests", retry_after_s)
-    if services.requests.is_full_for(counted):
-        raise _rate_limited("As many requests as one caller may have are open", _RETRY_AFTER_S)
-    request.state.held.enter_context(services.requests.open(counted))
+    if limiter.is_full_for(counted_as):
+        raise _rate_limited("Too many requests are open", _RETRY_AFTER_S)
+    request.state.exit_stack.enter_context(limiter.open(counted_as))
     request.state.caller = caller
     return caller
 
@@ -85,6 +92,6 @@ def _rate_limited(reason: str, retry_after_s: float) -> RequestRefused:
     )
 
 
-# The scheme only documents the header, for the Authorize button of the docs page.
 CallerDependency = Annotated[str, Depends(get_caller)]
+# Only documents the header, for the Authorize button of the docs page; `get_caller` checks it.
 bearer_scheme = HTTPBearer(auto_error=False, description="One of the server's API keys.")

@@ -1,7 +1,7 @@
-"""One table for every error that a client can see, on any transport.
+"""The table of every error that a client can see, on any transport.
 
-A code never changes its meaning. What a client reads is a code and a safe text; tracebacks stay in
-the server's log.
+A code never changes its meaning. Clients receive a code and a safe text; tracebacks go to the
+server's log only.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from streaming.errors import StreamingError
 
 @dataclass(frozen=True, slots=True)
 class ErrorRow:
-    """How a code shows on each transport.
+    """How each transport reports an error code.
 
     Attributes:
-        http_status: of a REST answer, or of a refused WebSocket handshake.
-        type: OpenAI's family of the error.
+        http_status: status of a REST response or of a refused WebSocket handshake.
+        type: OpenAI's error type.
         retryable: the same request may succeed later.
-        close_code: closes the WebSocket (RFC 6455 §7.4.1); None leaves it open.
+        close_code: code that the WebSocket is closed with (RFC 6455 §7.4.1); None leaves it open.
     """
 
     http_status: int
@@ -83,13 +83,13 @@ class ErrorEvent(TypedDict):
     code: Annotated[
         str,
         Field(
-            description="For programs; never changes its meaning.",
+            description="For programs; a code never changes its meaning.",
             json_schema_extra={"enum": [*ERRORS]},
         ),
     ]
     message: Annotated[str, Field(description="For people; safe to show.")]
     retryable: Annotated[bool, Field(description="The same request may succeed later.")]
-    param: NotRequired[Annotated[str, Field(description="The field at fault.")]]
+    param: NotRequired[Annotated[str, Field(description="The field that caused the error.")]]
     retry_after_s: NotRequired[
         Annotated[float, Field(description="Seconds to wait before trying again.")]
     ]
@@ -97,7 +97,14 @@ class ErrorEvent(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """An error as data, on its way to a client."""
+    """An error that is sent to a client.
+
+    Attributes:
+        code: a key of `ERRORS`.
+        message: safe to show.
+        param: the field that caused the error.
+        retry_after_s: seconds to wait before trying again.
+    """
 
     code: str
     message: str
@@ -106,6 +113,7 @@ class ErrorInfo:
 
     @classmethod
     def of(cls, error: StreamingError) -> Self:
+        """Convert an error of the engine."""
         return cls(
             code=error.code,
             message=str(error),
@@ -115,9 +123,11 @@ class ErrorInfo:
 
     @property
     def row(self) -> ErrorRow:
+        """How the transports report this error."""
         return ERRORS[self.code]
 
     def to_event(self) -> ErrorEvent:
+        """Return the `error` object of a `WS /v1/stream` frame."""
         event: ErrorEvent = {
             "code": self.code,
             "message": self.message,
@@ -130,7 +140,7 @@ class ErrorInfo:
         return event
 
     def to_openai(self) -> dict[str, Any]:
-        """Return the body of a REST answer, in OpenAI's form."""
+        """Return the body of a REST response, in OpenAI's form."""
         return {
             "error": {
                 "message": self.message,
@@ -142,7 +152,11 @@ class ErrorInfo:
 
 
 class RequestRefused(Exception):
-    """Raised in a route to answer with `info`; never leaves the web layer."""
+    """Raised in a route to answer with `info`.
+
+    Args:
+        info: the error that the client receives.
+    """
 
     def __init__(self, info: ErrorInfo) -> None:
         self.info = info

@@ -1,4 +1,4 @@
-"""The application: everything is built in `create_app`, nothing at import."""
+"""Builds the application; `create_app` makes every object, and importing makes none."""
 
 from __future__ import annotations
 
@@ -43,8 +43,13 @@ def load_engine(
 ) -> AsyncEngine:
     """Load the model and return an engine that is not started yet.
 
+    Args:
+        settings: which model, and the engine's limits.
+        on_progress: called with what is being done and the fraction done, from 0 to 1, or None if
+            that is not known.
+
     Raises:
-        ModelLoadError: the model cannot be served; the message is one line that says why.
+        ModelLoadError: the model cannot be served; the message is one line with the reason.
     """
 
     def load() -> Backend:
@@ -57,7 +62,7 @@ def load_engine(
 
 
 def make_response_store(settings: Settings) -> ResponseStore | None:
-    """Return where ended responses are kept, which is not open yet; None if only in memory."""
+    """Return the store for ended responses, not yet open; None if they are kept in memory only."""
     if not settings.store_responses:
         return None
     directory = (
@@ -73,7 +78,7 @@ def make_response_store(settings: Settings) -> ResponseStore | None:
 
 
 def make_response_service(settings: Settings, engine: AsyncEngine) -> ResponseService:
-    """Return what keeps responses; it opens its file when it is started."""
+    """Return the service that runs and keeps responses; starting it opens the store."""
     return ResponseService(
         engine,
         make_response_store(settings),
@@ -88,47 +93,50 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
     """Build the application.
 
     Args:
-        engine: serves the requests; without one, the model of the settings is loaded at start.
-            It is started with the application and closed with it.
+        settings: checked already.
+        engine: started and closed with the application; without one, the model of the settings is
+            loaded when the application starts.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        served = await asyncio.to_thread(load_engine, settings) if engine is None else engine
-        service = make_response_service(settings, served)
+        running_engine = (
+            await asyncio.to_thread(load_engine, settings) if engine is None else engine
+        )
+        response_service = make_response_service(settings, running_engine)
         app.state.services = Services(
             settings=settings,
-            engine=served,
+            engine=running_engine,
             authenticator=Authenticator(key.get_secret_value() for key in settings.api_keys),
             connections=ConnectionRegistry(
                 max_connections=settings.max_connections,
                 max_connections_per_caller=settings.caller_limits.max_connections,
             ),
-            requests=RequestLimiter(
+            request_limiter=RequestLimiter(
                 max_open_requests=settings.max_open_requests_per_caller,
                 max_requests_per_s=settings.max_requests_per_s,
-                # A burst may open all that the caller may have.
+                # A burst may open as many generations as the caller may have.
                 max_burst_requests=max(
                     settings.max_requests_per_s, settings.caller_limits.max_generations
                 ),
             ),
-            responses=service,
+            responses=response_service,
             started_at=time.monotonic(),
         )
-        await served.start()
+        await running_engine.start()
         try:
-            await service.start()
+            await response_service.start()
             yield
         finally:
-            await served.aclose()
-            await service.aclose()
+            await running_engine.aclose()
+            await response_service.aclose()
 
     app = FastAPI(
         title="Tokenwire",
         version=version("tokenwire"),
         summary="A language model whose tokens stream over WebSockets that survive a dropped line.",
         lifespan=lifespan,
-        docs_url=None,  # the framework's own page loads its scripts from elsewhere
+        docs_url=None,  # FastAPI's own page loads its scripts from a CDN
         redoc_url=None,
     )
     add_exception_handlers(app)

@@ -1,17 +1,15 @@
-"""Every setting of the server; this module alone reads the environment.
+"""Every setting of the server, with its default and its description.
 
-A flag of `tokenwire serve` wins over a `TOKENWIRE_*` variable, which wins over the default.
+A flag of `tokenwire serve` overrides a `TOKENWIRE_*` environment variable, which overrides the
+default here. The descriptions are also the help text and the table in the documentation.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Self, TypeVar
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -21,12 +19,12 @@ from streaming import BackendName, EngineConfig, ModelConfig
 
 _MODEL = ModelConfig()
 _ENGINE = EngineConfig()
-_PREFIX = "TOKENWIRE_"
-_SHARE = "without it, half where there are several API keys, else all"
+ENV_PREFIX = "TOKENWIRE_"
+_SHARE = "by default half of all with several API keys"
 
 
 class ReasoningDialect(StrEnum):
-    """How the events of reasoning are called, which OpenAI and Open Responses do not agree on."""
+    """Names of reasoning events, which differ between OpenAI and Open Responses."""
 
     OPENAI = "openai"
     OPEN_RESPONSES = "open_responses"
@@ -41,7 +39,7 @@ def _check_log_level(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CallerLimits:
-    """What one caller may have of each limit."""
+    """The share of each limit that one caller may use."""
 
     max_connections: int
     max_generations: int
@@ -50,223 +48,238 @@ class CallerLimits:
 
 
 class Settings(BaseSettings):
-    """The resolved configuration: frozen, and checked before any model is loaded."""
+    """The configuration of the server: immutable, and checked before any model is loaded."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, extra="forbid", frozen=True, validate_default=True
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, validate_default=True
     )
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys that may call, separated by commas; without any, everyone may."
+        (), description="Valid API keys, separated by commas; without any, no key is required."
     )
     allow_anonymous: bool = Field(
-        False, description="Serve without keys on an address that other machines can reach."
+        False,
+        description="Serve without API keys on an address that other machines can reach.",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Web origins whose pages may call, separated by commas; * is any.",
+        description="Web origins whose pages may call, separated by commas; * allows any.",
     )
 
     model: str | None = Field(
         _MODEL.model,
-        description="A hub id, a local folder or a .gguf file; without it, the embedded model.",
+        description="Hub id, local folder or .gguf file; by default the embedded model.",
     )
     model_name: str | None = Field(
-        None, description="The name that clients use for the model; without it, the model's own."
+        None, description="Name of the model in the API; by default the model's own."
     )
-    backend: BackendName = Field(_MODEL.backend, description="What runs the model.")
-    dtype: str = Field(_MODEL.dtype, description="auto, float32, bfloat16 or float16.")
-    device: str = Field(_MODEL.device, description="auto, cpu, cuda or cuda:N.")
+    backend: BackendName = Field(
+        _MODEL.backend, description="Runner of the model: batched, generate or scripted."
+    )
+    dtype: str = Field(_MODEL.dtype, description="Data type: auto, float32, bfloat16 or float16.")
+    device: str = Field(_MODEL.device, description="Device: auto, cpu, cuda or cuda:N.")
     revision: str | None = Field(
         _MODEL.revision, description="Branch, tag or commit of a hub model."
     )
     trust_remote_code: bool = Field(
-        _MODEL.trust_remote_code, description="Run Python code that comes with the model."
+        _MODEL.trust_remote_code,
+        description="Run Python code that the model's repository contains.",
     )
     allow_pickle: bool = Field(
         _MODEL.allow_pickle,
-        description="Load weights that are not safetensors; such a file can run any code.",
+        description="Load weights in pickle format; such a file can run any code.",
     )
-    cache_dir: str | None = Field(_MODEL.cache_dir, description="Where converted models are kept.")
+    cache_dir: str | None = Field(_MODEL.cache_dir, description="Folder for converted models.")
     max_model_len: int | None = Field(
         _MODEL.max_model_len,
         ge=2,
-        description="Context size in tokens; without it, the model's own.",
+        description="Context length in tokens; by default the model's own.",
     )
     num_threads: int | None = Field(
         _MODEL.num_threads,
         ge=1,
-        description="CPU threads of the model; without it, torch's choice.",
+        description="CPU threads for the model; by default torch's choice.",
     )
 
     max_num_seqs: int = Field(
-        _MODEL.max_num_seqs, ge=1, description="Generations that run in one batch."
+        _MODEL.max_num_seqs, ge=1, description="Maximum number of sequences in a batch."
     )
     max_batch_tokens: int = Field(
         _MODEL.max_batch_tokens,
         ge=16,
-        description="Tokens in one batch, prompts and answers together.",
+        description="Maximum number of tokens in a batch, prefill and decode together.",
     )
     kv_cache_bytes: int | None = Field(
         _MODEL.kv_cache_bytes,
         ge=1,
-        description="Memory for keys and values; without it, a share of what is free.",
+        description="Memory for the KV cache; by default a share of the free memory.",
     )
     batch_invariant: bool = Field(
         _MODEL.batch_invariant,
-        description="Answer a request the same, to the bit, whatever else runs.",
+        description="Make results bitwise independent of the other requests in the batch.",
     )
     native_kernels: bool = Field(
         _MODEL.native_kernels,
-        description="On a CPU, use kernels compiled here, where there is a C++ compiler.",
+        description="On a CPU, compile and use C++ kernels if there is a compiler.",
     )
     max_waiting_requests: int = Field(
-        _ENGINE.max_waiting_requests, ge=1, description="Requests that may wait to be started."
+        _ENGINE.max_waiting_requests, ge=1, description="Maximum number of queued requests."
     )
     max_waiting_requests_per_caller: int | None = Field(
         _ENGINE.max_waiting_requests_per_caller,
         ge=1,
-        description=f"Of these, what one caller may have; {_SHARE}.",
+        description=f"Maximum number of queued requests of one caller; {_SHARE}.",
     )
     max_waiting_tokens: int = Field(
         _ENGINE.max_waiting_tokens,
         ge=1,
-        description="Prompt tokens that may wait with them; a longer prompt waits alone.",
+        description="Maximum number of prompt tokens in the queue; a longer prompt is queued alone.",
     )
     max_waiting_tokens_per_caller: int | None = Field(
         _ENGINE.max_waiting_tokens_per_caller,
         ge=1,
-        description=f"Of these, what one caller may have; {_SHARE}.",
+        description=f"Maximum number of prompt tokens that one caller has in the queue; {_SHARE}.",
     )
     max_generations: int | None = Field(
         _ENGINE.max_generations,
         ge=1,
-        description="Generations open at once, running and waiting; without it, `max_num_seqs` and "
-        "`max_waiting_requests` together.",
+        description="Maximum number of open generations, running and queued; by default "
+        "`max_num_seqs` plus `max_waiting_requests`.",
     )
     max_generations_per_caller: int | None = Field(
         _ENGINE.max_generations_per_caller,
         ge=1,
-        description=f"Of these, what one caller may have; {_SHARE}.",
+        description=f"Maximum number of open generations of one caller; {_SHARE}.",
     )
     max_priority: int = Field(
         _ENGINE.max_priority,
         ge=0,
         le=100,
-        description="The highest `priority` that a request may ask for. It goes before the lower "
-        "ones of all callers, so raise it only where all of them are trusted.",
+        description="Highest `priority` that a request may set. It is served before lower ones of "
+        "all callers, so raise it only if all callers are trusted.",
     )
     request_timeout_s: float = Field(
-        _ENGINE.request_timeout_s, gt=0, description="A generation that runs longer is ended."
+        _ENGINE.request_timeout_s, gt=0, description="Maximum duration of a generation."
     )
     step_timeout_s: float = Field(
         _ENGINE.step_timeout_s,
         gt=0,
-        description="A step of the model that takes longer hangs: the server ends open streams "
-        "with an error and exits. A prompt whose tokenisation takes longer is refused.",
+        description="Maximum duration of a model step; after it the server ends all streams with "
+        "an error and exits. A prompt that takes longer to tokenize is refused.",
     )
     retention_s: float = Field(
         _ENGINE.retention_s,
         ge=0,
-        description="How long an ended generation can be resumed once nobody follows it.",
+        description="Time that a finished generation can be resumed after its last reader left.",
     )
     retention_bytes: int = Field(
-        _ENGINE.retention_bytes, ge=0, description="Memory that ended generations may take."
+        _ENGINE.retention_bytes, ge=0, description="Memory for finished generations."
     )
     store_responses: bool = Field(
         True,
-        description="Keep ended responses on disk; without it, in memory only, by the two limits "
-        "above.",
+        description="Store finished responses on disk; otherwise only in memory, within the two "
+        "limits above.",
     )
     data_dir: str | None = Field(
         None,
-        description="Where responses are kept; without it, the user's own directory for data.",
+        description="Folder for stored responses; by default the user's data directory.",
     )
     stored_responses_ttl_s: float = Field(
-        30 * 24 * 3600.0, gt=0, description="How long a response is kept on disk."
+        30 * 24 * 3600.0, gt=0, description="Time that a response is kept on disk."
     )
     stored_responses_bytes: int = Field(
-        2**30, ge=2**20, description="Disk that responses may take; the oldest go first."
+        2**30, ge=2**20, description="Disk space for responses; the oldest are deleted first."
     )
     reasoning_events: ReasoningDialect = Field(
         ReasoningDialect.OPENAI,
-        description="How events of reasoning are called in responses: openai, or open_responses.",
+        description="Names of reasoning events in responses: openai or open_responses.",
     )
     disconnect_grace_s: float = Field(
-        30.0, ge=0, description="A generation whose socket dropped goes on this long."
+        30.0, ge=0, description="Time that a generation continues after its WebSocket dropped."
     )
     drain_timeout_s: float = Field(
-        30.0, ge=0, description="At shutdown, running generations may go on this long."
+        30.0, ge=0, description="Time that running generations have to finish at shutdown."
     )
 
-    max_connections: int = Field(1000, ge=1, description="WebSockets open at once.")
+    max_connections: int = Field(1000, ge=1, description="Maximum number of open WebSockets.")
     max_connections_per_caller: int | None = Field(
-        None, ge=1, description=f"Of these, what one caller may have; {_SHARE}."
+        None, ge=1, description=f"Maximum number of open WebSockets of one caller; {_SHARE}."
     )
-    max_streams: int = Field(64, ge=1, description="Generations open at once on one WebSocket.")
+    max_streams: int = Field(
+        64, ge=1, description="Maximum number of open generations on one WebSocket."
+    )
     socket_memory_bytes: int = Field(
         DEFAULT_MAX_BYTES,
         ge=2**20,
-        description="Memory for what all WebSockets for responses can go on from, and for their "
-        "large requests.",
+        description="Memory for the previous responses and the large requests of all WebSockets "
+        "for responses.",
     )
     max_connection_s: float = Field(
-        3600.0, gt=0, description="Age at which a WebSocket for responses takes no new work."
+        3600.0, gt=0, description="Age at which a WebSocket for responses accepts no new requests."
     )
     max_choices: int = Field(
-        128, ge=1, description="Prompts times n in one REST request, each a generation."
+        128,
+        ge=1,
+        description="Maximum number of generations in one REST request: prompts times `n`.",
     )
     max_message_bytes: int = Field(
-        2**20, ge=1024, description="Size of one WebSocket message or one REST body."
+        2**20, ge=1024, description="Maximum size of a WebSocket message or a REST body."
     )
     max_messages_per_s: float = Field(
-        50.0, gt=0, description="Messages that one WebSocket may send, on average over a second."
+        50.0, gt=0, description="Messages a second that one WebSocket may send, on average."
     )
     max_open_requests_per_caller: int = Field(
         512,
         ge=1,
-        description="REST requests that one caller may have open; without API keys, one address.",
+        description="Maximum number of open REST requests of one caller; without API keys, of one "
+        "address.",
     )
     max_requests_per_s: float = Field(
         100.0,
         gt=0,
-        description="REST requests that one caller may make, on average over a second; without "
-        "API keys, one address.",
+        description="REST requests a second that one caller may make, on average; without API "
+        "keys, one address.",
     )
     max_bytes_per_s: int = Field(
         2**22,
         ge=2**16,
-        description="Bytes that one connection may send, on average over a second; it is read more "
-        "slowly beyond.",
+        description="Bytes a second that the server reads from one connection, on average.",
     )
     max_tcp_connections: int = Field(
-        2000, ge=16, description="Connections open at once, HTTP and WebSocket together."
+        2000, ge=16, description="Maximum number of open connections, HTTP and WebSocket together."
     )
     max_tcp_connections_per_address: int = Field(
         1000,
         ge=0,
-        description="Those from one address; 0 is no limit, for a server behind a reverse proxy.",
+        description="Maximum number of open connections of one address; 0 is no limit, for a server "
+        "behind a reverse proxy.",
     )
     header_timeout_s: float = Field(
-        10.0, gt=0, description="Time for the headers of a request, and for a WebSocket handshake."
+        10.0,
+        gt=0,
+        description="Time to receive a request's headers, and to complete a WebSocket handshake.",
     )
     body_timeout_s: float = Field(
-        60.0, gt=0, description="Time for a request's body, from its headers on."
+        60.0, gt=0, description="Time to receive a request's body, after its headers."
     )
     ping_interval_s: float = Field(20.0, gt=0, description="Time between pings to a WebSocket.")
     ping_timeout_s: float = Field(
-        20.0, gt=0, description="A WebSocket that does not answer a ping for so long is closed."
+        20.0, gt=0, description="Time to answer a ping; then the WebSocket is closed."
     )
     stall_timeout_s: float = Field(
-        30.0, gt=0, description="A client that does not read for so long is closed."
+        30.0,
+        gt=0,
+        description="Time that a client may read nothing; then its connection is closed.",
     )
     sse_keep_alive_s: float = Field(
-        15.0, gt=0, description="Time between comments on an event stream that has nothing to say."
+        15.0,
+        gt=0,
+        description="Time between comments on an event stream with nothing else to send.",
     )
     log_level: Annotated[str, AfterValidator(_check_log_level)] = Field(
-        "info", description="debug, info, warning or error."
+        "info", description="Log level: debug, info, warning or error."
     )
 
     @field_validator("api_keys", "allowed_origins", mode="before")
@@ -280,18 +293,18 @@ class Settings(BaseSettings):
     def _check_reach(self) -> Self:
         if not (self.api_keys or self.allow_anonymous or is_loopback(self.host)):
             raise ValueError(
-                f"host {self.host} can be reached by other machines: set api_keys, or "
-                "allow_anonymous if everyone may call"
+                f"other machines can reach host {self.host}: set api_keys, or allow_anonymous to "
+                "serve without keys"
             )
         return self
 
     @property
     def caller_limits(self) -> CallerLimits:
-        """What one caller may have.
+        """The share of each limit that one caller may use.
 
-        Half of everything, so that none can hold all of it; all where there are not several keys,
-        because the callers are one then. Addresses do not tell them apart: many people share one
-        behind a proxy, and one may have many.
+        With several API keys, half of each limit, so that no caller can use up all of it. With one
+        key or none, all clients are one caller and may use everything: addresses cannot tell them
+        apart, because many people share one behind a proxy, and one person may have many.
         """
 
         def share(own: int | None, in_all: int) -> int:
@@ -311,11 +324,12 @@ class Settings(BaseSettings):
 
     @property
     def max_choices_at_once(self) -> int:
-        """What one REST request may have; more could never be admitted, however long it waits."""
+        """Maximum number of generations in one REST request, within its caller's share."""
         limits = self.caller_limits
         return min(self.max_choices, limits.max_waiting_requests, limits.max_generations)
 
     def to_model_config(self) -> ModelConfig:
+        """Return the settings of the model and its runner."""
         return ModelConfig(
             model=self.model,
             backend=self.backend,
@@ -335,6 +349,7 @@ class Settings(BaseSettings):
         )
 
     def to_engine_config(self) -> EngineConfig:
+        """Return the settings of the engine, with the shares of one caller resolved."""
         limits = self.caller_limits
         return EngineConfig(
             max_waiting_requests=self.max_waiting_requests,
@@ -349,74 +364,6 @@ class Settings(BaseSettings):
             retention_s=self.retention_s,
             retention_bytes=self.retention_bytes,
         )
-
-
-def _check_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        is_server = bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
-    except ValueError:
-        is_server = False
-    if not (is_server and value.startswith(("http://", "https://", "ws://", "wss://"))):
-        raise ValueError("must be an address such as http://127.0.0.1:8000")
-    return value
-
-
-class ClientSettings(BaseSettings):
-    """What `tokenwire chat` is told."""
-
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
-
-    url: Annotated[str, AfterValidator(_check_url)] = Field(
-        "http://127.0.0.1:8000", description="The server to talk to."
-    )
-    api_key: SecretStr | None = Field(None, description="Our key, where the server wants one.")
-    temperature: float = Field(0.2, ge=0, le=2, description="0 always takes the likeliest token.")
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
-
-
-_AnySettings = TypeVar("_AnySettings", Settings, ClientSettings)
-
-
-def load_settings(model: type[_AnySettings], given: Mapping[str, Any]) -> _AnySettings:
-    """Return the settings from flags and the environment.
-
-    Raises:
-        ValidationError: a value is wrong.
-        ValueError: a `TOKENWIRE_*` variable that nobody knows, so probably a slip.
-    """
-    known = {*Settings.model_fields, *ClientSettings.model_fields}
-    for name in os.environ:
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in known:
-            raise ValueError(f"{name}: there is no such setting")
-    return model(**given)
-
-
-def check_keys(settings: Settings) -> None:
-    """Refuse to serve everyone where a key was meant to be asked for.
-
-    A shell may have the key of a client for another server, so that is no error beside keys of the
-    server's own, or where everyone is let in explicitly.
-
-    Raises:
-        ValueError: `TOKENWIRE_API_KEY` is set, and the server would ask for no key.
-    """
-    variable = f"{_PREFIX}API_KEY"
-    if os.environ.get(variable) and not (settings.api_keys or settings.allow_anonymous):
-        raise ValueError(
-            f"{variable} is the key of a client, and this server would ask for none: set "
-            f"{_PREFIX}API_KEYS, or allow_anonymous if everyone may call"
-        )
-
-
-def ignored_variables(model: type[Settings] | type[ClientSettings]) -> list[str]:
-    """Return the `TOKENWIRE_*` variables of the environment that belong to another command."""
-    own = model.model_fields
-    return sorted(
-        name
-        for name in os.environ
-        if name.startswith(_PREFIX) and name.removeprefix(_PREFIX).lower() not in own
-    )
 
 
 def is_loopback(host: str) -> bool:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from app.heap import freeze_gc
+from app.server import freeze_gc
 from app.stream.frames import delta_frames
 from app.websocket.protocol.frames import serialize
 from benchmarks.machine import describe_machine

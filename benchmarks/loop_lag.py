@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 
-from app.heap import freeze_gc
+from app.server import freeze_gc
 from benchmarks.driver import NUM_PROMPT_TOKENS
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, GenerationRequest, SamplingParams, TextPrompt, load_backend

@@ -1,4 +1,4 @@
-"""A chat in the terminal, over `WS /v1/stream`: it streams, stops, and survives a dropped line."""
+"""The terminal chat: a client of `WS /v1/stream` that can stop a reply and resume a stream."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from rich.markup import escape
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from app.settings import ClientSettings
+from app.cli.settings import ClientSettings
 
 _HELP = """[bold]/new[/] starts over   [bold]/retry[/] answers again   [bold]/help[/] shows this
-[bold]Ctrl-C[/] stops a reply   [bold]Ctrl-D[/] or [bold]/quit[/] ends"""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What a terminal would obey and not show; lines and tabs are text."""
+[bold]Ctrl-C[/] stops a reply   [bold]Ctrl-D[/] or [bold]/quit[/] exits"""
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that could send commands to the terminal; line feeds and tabs are kept."""
 _MAX_ATTEMPTS = 6
 _MAX_DELAY_S = 5.0
 
 
 class ChatError(Exception):
-    """The server refused or cannot be reached; the text is for the user."""
+    """The server refused or could not be reached; the text is shown to the user."""
 
 
-class Chat:
-    """One conversation.
+class TerminalChat:
+    """One conversation in the terminal.
 
     Args:
-        settings: where the server is and how to sample.
-        system: what the assistant is told first.
+        settings: the server's address, the key, and sampling parameters.
+        system: system message of the conversation.
     """
 
     def __init__(self, settings: ClientSettings, *, system: str | None = None) -> None:
@@ -46,18 +46,18 @@ class Chat:
         self._num_replies = 0
 
     def ask_once(self, question: str) -> int:
-        """Print the answer to one question; return the exit status."""
+        """Print the answer to one question and return the exit status."""
         try:
             self._reply_to(question)
         except ChatError as error:
-            self._complain(error)
+            self._print_error(error)
             return 1
         finally:
             self._close()
         return 0
 
     def run(self) -> int:
-        """Talk until the user ends it; return the exit status."""
+        """Read questions and print answers until the user exits; return the exit status."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  gives input() its line editing and history
         self._console.print(f"[bold]Tokenwire[/] at {escape(self._settings.url)}\n{_HELP}\n")
@@ -74,7 +74,7 @@ class Chat:
         try:
             return self._console.input("[bold cyan]> [/]")
         except KeyboardInterrupt:
-            self._console.print("\n[dim]Ctrl-D ends the program.[/]")
+            self._console.print("\n[dim]Press Ctrl-D to exit.[/]")
             return ""
         except EOFError:
             self._console.print()
@@ -89,20 +89,20 @@ class Chat:
                     self._console.print(_HELP)
                 case "/new":
                     self._messages.clear()
-                    self._console.print("[dim]A new conversation.[/]")
+                    self._console.print("[dim]Started a new conversation.[/]")
                 case "/retry":
                     self._retry()
                 case _ if line.startswith("/"):
-                    message = f"There is no command {line}; try /help."
+                    message = f"Unknown command {line}; try /help."
                     self._console.print(message, style="dim", markup=False)
                 case _:
                     self._reply_to(line)
         except ChatError as error:
-            self._complain(error)
+            self._print_error(error)
 
     def _retry(self) -> None:
         if not self._messages:
-            raise ChatError("there is nothing to answer again")
+            raise ChatError("there is no question to answer again")
         last_turn = self._messages[-2:]
         del self._messages[-2:]
         try:
@@ -132,10 +132,10 @@ class Chat:
         for frame in self._frames(request):
             match frame["type"]:
                 case "queued":
-                    self._console.print(f"[dim]place {frame['position'] + 1} in the queue[/]")
+                    self._console.print(f"[dim]position {frame['position'] + 1} in the queue[/]")
                 case "delta":
                     text.append(frame["text"])
-                    self._console.out(_CONTROL.sub("", frame["text"]), end="")
+                    self._console.out(_CONTROL_CHARACTERS.sub("", frame["text"]), end="")
                 case "done":
                     self._console.print(f"\n[dim]{_statistics(frame)}[/]")
                 case "error":
@@ -143,42 +143,47 @@ class Chat:
         return "".join(text)
 
     def _frames(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the frames of one generation to its end, across dropped connections."""
+        """Yield the frames of one generation; reconnect and resume if the connection drops."""
         self._num_replies += 1
-        name = f"reply-{self._num_replies}"
-        handle, cursor = None, -1
+        stream_id = f"reply-{self._num_replies}"
+        generation_id, cursor = None, -1
         is_stopping = False
-        cancel = {"type": "cancel", "id": name}
-        pending: list[dict[str, Any]] = [{**request, "id": name}]
+        cancel = {"type": "cancel", "id": stream_id}
+        pending: list[dict[str, Any]] = [{**request, "id": stream_id}]
         while True:
             try:
-                socket = self._connected(num_attempts=_MAX_ATTEMPTS if handle else 1)
+                socket = self._connect(num_attempts=_MAX_ATTEMPTS if generation_id else 1)
                 while pending:
                     socket.send(json.dumps(pending[0]))
                     del pending[0]
                 frame = json.loads(socket.recv())
             except KeyboardInterrupt:
                 if is_stopping:
-                    raise ChatError("stopped; the server has not confirmed it") from None
+                    raise ChatError("stopped without a confirmation of the server") from None
                 is_stopping = True
                 pending.append(cancel)
                 continue
             except ConnectionClosed as error:
                 self._socket = None
-                if handle is None:
+                if generation_id is None:
                     raise ChatError("the connection was lost before the reply began") from error
-                resume = {"type": "resume", "id": name, "generation_id": handle, "after": cursor}
+                resume = {
+                    "type": "resume",
+                    "id": stream_id,
+                    "generation_id": generation_id,
+                    "after": cursor,
+                }
                 pending = [resume, cancel] if is_stopping else [resume]
                 continue
-            if frame.get("id", name) != name:
-                continue  # the rest of a reply that was given up
-            handle = frame.get("generation_id", handle)
+            if frame.get("id", stream_id) != stream_id:
+                continue  # left over from an earlier reply, stopped without a confirmation
+            generation_id = frame.get("generation_id", generation_id)
             cursor = max(cursor, frame.get("seq", -1))
             yield frame
             if frame["type"] in ("done", "error"):
                 return
 
-    def _connected(self, *, num_attempts: int) -> ClientConnection:
+    def _connect(self, *, num_attempts: int) -> ClientConnection:
         if self._socket is not None:
             return self._socket
         url = self._settings.url.rstrip("/").replace("http", "ws", 1) + "/v1/stream"
@@ -190,14 +195,14 @@ class Chat:
             try:
                 self._socket = connect(url, additional_headers=headers, max_size=None)
             except InvalidStatus as error:
-                raise ChatError(_refusal(error)) from error
+                raise ChatError(_refusal_message(error)) from error
             except InvalidHandshake as error:
-                message = f"{self._settings.url} is no server of this kind"
+                message = f"{self._settings.url} is not a Tokenwire server"
                 raise ChatError(message) from error
             except OSError as error:
                 reason = error.strerror or str(error)
             except UnicodeError:
-                reason = "There cannot be such a name"
+                reason = "not a valid host name"
             else:
                 return self._socket
         raise ChatError(f"cannot reach {self._settings.url}: {reason}")
@@ -207,22 +212,22 @@ class Chat:
             self._socket.close()
             self._socket = None
 
-    def _complain(self, error: ChatError) -> None:
-        self._console.print(_CONTROL.sub("", str(error)), style="red", markup=False)
+    def _print_error(self, error: ChatError) -> None:
+        self._console.print(_CONTROL_CHARACTERS.sub("", str(error)), style="red", markup=False)
 
 
-def _refusal(error: InvalidStatus) -> str:
+def _refusal_message(error: InvalidStatus) -> str:
     try:
         return str(json.loads(error.response.body or b"")["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"the server answered {error.response.status_code}"
+        return f"the server answered with status {error.response.status_code}"
 
 
 def _statistics(done: dict[str, Any]) -> str:
     usage, timings = done["usage"], done["timings"]
     parts = [f"{usage['completion_tokens']} tokens"]
     if timings["ttft_s"] is not None:
-        parts.append(f"first after {timings['ttft_s'] * 1000:.0f} ms")
+        parts.append(f"first token after {timings['ttft_s'] * 1000:.0f} ms")
     if timings["tokens_per_s"] is not None:
         parts.append(f"{timings['tokens_per_s']:.1f} tokens/s")
     if done["finish_reason"] != "stop":

@@ -1,7 +1,7 @@
 """The command line: `tokenwire serve`, `chat` and `models`.
 
-Exit status 2 means that the settings are wrong, 1 that something failed; each with one clear line
-and no traceback.
+Exit status 2 means that a setting is not valid, 1 that something failed. Both come with one line on
+standard error and no traceback.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.chat import Chat
-from app.cli.log import configure_logging
-from app.cli.process_exit import exit_now, exit_within
-from app.heap import freeze_gc
+from app.cli.chat import TerminalChat
+from app.cli.process import configure_logging, exit_now, exit_within
+from app.cli.settings import ClientSettings, check_keys, ignored_variables, load_settings
 from app.main import create_app, load_engine, make_response_store
 from app.responses.storage.store_status import StoreTooNew
 from app.schemas.validation import to_error_info
-from app.server import SIGNALLED_TWICE, Server, bind
-from app.settings import ClientSettings, Settings, check_keys, ignored_variables, load_settings
+from app.server import SIGNALLED_TWICE, Server, bind, freeze_gc
+from app.settings import Settings
 from streaming import AsyncEngine, list_cached_models
 from streaming.errors import ModelLoadError
 
@@ -44,18 +43,18 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # its table cuts the variables' names off in a narrow terminal
+    rich_markup_mode=None,  # its table truncates the variables' names in a narrow terminal
 )
 
 
 def _takes_settings(model: type[Settings] | type[ClientSettings]) -> Callable[[Any], Any]:
-    """Give a command one option for each setting, so that each is written down once only."""
+    """Give a command one option for each setting, so that each setting is defined only once."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         options = [_to_option(name, field) for name, field in model.model_fields.items()]
-        # `inspect` reads it off any function; mypy knows of none.
+        # typer reads the attribute through `inspect`; mypy does not know it.
         command.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *options)]
         )
@@ -69,7 +68,7 @@ def _to_option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     kind = _option_type(field.annotation)
     default = field.get_default(call_default_factory=True)
-    shown = "" if default in (None, ()) else f", default {_shown(default)}"
+    shown = "" if default in (None, ()) else f", default {_format_default(default)}"
     help_text = f"{field.description} [TOKENWIRE_{name.upper()}{shown}]"
     option = typer.Option(
         f"{flag}/--no-{name.replace('_', '-')}" if kind is bool else flag,
@@ -93,7 +92,7 @@ def _option_type(annotation: Any) -> Any:
     return kind if is_plain and get_origin(annotation) is not tuple else str
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
@@ -109,7 +108,7 @@ def serve(**given: Any) -> None:
     configure_logging(settings.log_level)
     logger.info("settings: %s", settings)
     if ignored := ignored_variables(Settings):
-        logger.warning("not a setting of the server, so ignored: %s", ", ".join(ignored))
+        logger.warning("ignoring variables of other commands: %s", ", ".join(ignored))
     _check_store(settings)
     try:
         listener = bind(settings.host, settings.port)
@@ -120,10 +119,16 @@ def serve(**given: Any) -> None:
 
 
 def serve_engine(engine: AsyncEngine, settings: Settings, listener: socket) -> None:
-    """Serve until a signal or the engine's failure.
+    """Serve until a signal or an engine failure.
+
+    Args:
+        engine: not started yet; closed at the end.
+        settings: addresses and limits.
+        listener: a bound socket, as returned by `bind`.
 
     Raises:
-        typer.Exit: it did not end as it should; one line on standard error says why.
+        typer.Exit: the server failed or a second signal stopped it; one line on standard error
+            says so.
     """
     server = Server(
         create_app(settings, engine),
@@ -139,7 +144,7 @@ def serve_engine(engine: AsyncEngine, settings: Settings, listener: socket) -> N
         _fail(_cannot_listen(settings, error))
     message = SIGNALLED_TWICE if server.force_exit else None
     if server.has_failed:
-        message = "ended because the engine failed; the log says why"
+        message = "stopped because the engine failed; the log has the reason"
     if engine.has_stuck_threads:
         exit_now(message, status=1)
     if message is not None:
@@ -150,23 +155,23 @@ def serve_engine(engine: AsyncEngine, settings: Settings, listener: socket) -> N
 @_takes_settings(ClientSettings)
 def chat(
     question: Annotated[
-        str | None, typer.Argument(help="Ask this only, print the answer, and end.")
+        str | None, typer.Argument(help="Ask one question, print the answer, and exit.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="What the assistant is told first.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message of the conversation.")] = None,
     **given: Any,
 ) -> None:
-    """Talk to a running server from the terminal. Ctrl-C stops the reply, Ctrl-D the program."""
+    """Chat with a running server. Ctrl-C stops a reply, Ctrl-D exits."""
     settings = _resolve(ClientSettings, given)
-    chat_ = Chat(settings, system=system)
-    sys.exit(chat_.ask_once(question) if question else chat_.run())
+    terminal_chat = TerminalChat(settings, system=system)
+    sys.exit(terminal_chat.ask_once(question) if question else terminal_chat.run())
 
 
 @cli.command()
 def models(
-    cache_dir: Annotated[str | None, typer.Option(help="Where converted models are kept.")] = None,
+    cache_dir: Annotated[str | None, typer.Option(help="Folder for converted models.")] = None,
 ) -> None:
-    """List the models that are on this machine."""
-    table = Table("model", "kept since", "MB", "folder", box=None, pad_edge=False)
+    """List the models that are stored on this machine."""
+    table = Table("model", "stored on", "MB", "folder", box=None, pad_edge=False)
     found = list_cached_models(cache_dir or _resolve(Settings, {}).cache_dir)
     for model in found:
         table.add_row(
@@ -175,7 +180,7 @@ def models(
             f"{model.num_bytes / 1e6:.0f}",
             str(model.path),
         )
-    Console().print(table if found else "No model has been converted or downloaded yet.")
+    Console().print(table if found else "No model has been downloaded or converted yet.")
 
 
 def main() -> None:
@@ -194,7 +199,7 @@ def _resolve(model: type[Any], given: dict[str, Any]) -> Any:
 
 
 def _check_store(settings: Settings) -> None:
-    """End here, before the model is loaded, where the responses belong to a newer version."""
+    """Exit before the model is loaded if a newer version has written the stored responses."""
     store = make_response_store(settings)
     try:
         if store is not None:
@@ -211,21 +216,21 @@ def _load(settings: Settings) -> AsyncEngine:
         ) as progress:
             task = progress.add_task("loading the model", total=None)
 
-            said = ""
+            last_shown = ""
 
             def show(what: str, fraction: float | None) -> None:
-                nonlocal said
+                nonlocal last_shown
                 total = None if fraction is None else 1.0
                 progress.update(task, description=what, total=total, completed=fraction or 0.0)
-                if what != said and not stderr.is_terminal:
+                if what != last_shown and not stderr.is_terminal:
                     logger.info("%s", what)
-                said = what
+                last_shown = what
 
             return load_engine(settings, on_progress=show)
     except ModelLoadError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        exit_now("interrupted", status=130)  # the thread that loads cannot be stopped
+        exit_now("interrupted", status=130)  # the loading thread cannot be stopped
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""Work that ends when the client leaves."""
+"""Cancels the work of a request when its client disconnects."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ T = TypeVar("T")
 
 
 async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`, whose request has been read, and cancel it when the client leaves.
+    """Return the result of `work`; cancel it if the client disconnects first.
 
-    Neither the server nor the framework ends a handler whose client is gone; it has to listen.
+    Neither uvicorn nor Starlette cancels a handler when its client disconnects; the handler has to
+    listen for the message.
+
+    Args:
+        receive: of the request, whose body must have been read.
+        work: a coroutine.
 
     Raises:
-        ClientDisconnect: the client left first; `work` has been cancelled and has ended.
+        ClientDisconnect: the client disconnected; `work` has been cancelled and has ended.
     """
     worker = asyncio.ensure_future(work)
     listener = asyncio.ensure_future(_wait_disconnect(receive))

@@ -1,4 +1,4 @@
-"""Every error of a REST request, answered in OpenAI's body."""
+"""Exception handlers of REST requests; every error response has OpenAI's body."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from app.schemas.validation import to_error_info
 from streaming.errors import StreamingError
 
 INTERNAL_ERROR = ErrorInfo(
-    code="internal_error", message="Something went wrong here; the server's log says what."
+    code="internal_error",
+    message="The server failed to answer the request; its log has the details.",
 )
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that left; nobody reads it."""
+"""nginx's status for a client that disconnected; it is never received."""
 
 
 def error_response(info: ErrorInfo, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Return the answer that tells a client of an error, with the headers that belong to it."""
+    """Return the response for an error, with `Retry-After` or `WWW-Authenticate` if they apply."""
     response = JSONResponse(info.to_openai(), info.row.http_status, dict(headers or {}))
     if info.retry_after_s is not None:
         response.headers["retry-after"] = str(max(1, math.ceil(info.retry_after_s)))
@@ -36,7 +37,7 @@ def error_response(info: ErrorInfo, *, headers: Mapping[str, str] | None = None)
 
 
 def add_exception_handlers(app: FastAPI) -> None:
-    """Answer what routes raise; what nobody expected is left to `ErrorBoundary`."""
+    """Handle the exceptions that routes raise on purpose; `ErrorBoundary` handles the others."""
     app.add_exception_handler(StreamingError, _on_streaming_error)
     app.add_exception_handler(RequestRefused, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -60,7 +61,7 @@ async def _on_invalid(_: Request, error: Exception) -> Response:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """Answer what the framework itself refuses, most of it for want of a route."""
+    """Handle the framework's own errors; most of them mean that no route matches."""
     assert isinstance(error, HTTPException)
     path = request.url.path[:200]
     headers = error.headers
@@ -68,10 +69,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         case 405:
             headers = {"allow": ", ".join(_allowed_methods(request))}
             info = ErrorInfo(
-                code="method_not_allowed", message=f"{path} does not take {request.method}."
+                code="method_not_allowed", message=f"{path} does not support {request.method}."
             )
-        case 401 | 404:  # 401: a page file that may not be read
-            info = ErrorInfo(code="not_found", message=f"There is nothing at {path}.")
+        case 401 | 404:  # 401: a static file without read permission
+            info = ErrorInfo(code="not_found", message=f"{path} was not found.")
         case status if status < 500:
             info = ErrorInfo(code="invalid_request", message=str(error.detail))
         case _:
@@ -80,7 +81,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """Return what the address takes (RFC 9110 §15.5.6): the framework names one route's only."""
+    """Return the methods of all routes at this path (RFC 9110 §15.5.6).
+
+    Starlette's own `Allow` header has those of one route only.
+    """
     return [
         method
         for method in _METHODS

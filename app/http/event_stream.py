@@ -1,4 +1,4 @@
-"""Server-Sent Events, as in the HTML standard, § 9.2."""
+"""Server-sent events (HTML standard, § 9.2): framing, keep-alive and disconnects."""
 
 from __future__ import annotations
 
@@ -16,31 +16,30 @@ from app.http.disconnect import run_while_connected
 logger = logging.getLogger(__name__)
 
 PING = b": ping\n\n"
-"""A comment: clients skip it, and what stands between sees a connection that lives."""
+"""A comment, which clients skip; it keeps proxies from closing an idle connection."""
 DONE = b"data: [DONE]\n\n"
 
 
 def to_message(data: str) -> bytes:
-    """Frame one line of JSON."""
+    """Return an event whose data is one line of JSON."""
     return f"data: {data}\n\n".encode()
 
 
 def to_event_message(event: str, data: str) -> bytes:
-    """Frame one line of JSON, with the name of its event."""
+    """Return an event with a name, whose data is one line of JSON."""
     return f"event: {event}\ndata: {data}\n\n".encode()
 
 
 class EventStream(Response):
-    """Sends the messages of `source` as they come, until they or the client end.
+    """Sends the messages of `source` until it ends or the client disconnects.
 
-    While there is nothing to send, as for a request that waits or whose prompt is long, a comment
-    is sent from time to time: what stands between does not take the connection for dead, and a
-    client that has vanished is noticed.
+    While there is nothing to send, because the request is queued or its prompt is long, comments
+    are sent. They keep proxies from closing the connection and reveal a client that has vanished.
 
     Args:
-        source: entered when the answer starts and left however it ends.
-        stall_timeout_s: a client that takes nothing for so long is given up.
-        keep_alive_s: a comment is sent when nothing else was for so long.
+        source: entered when the response starts and left when it ends, in whatever way.
+        stall_timeout_s: seconds without a read after which the response is aborted.
+        keep_alive_s: seconds without a message after which a comment is sent.
     """
 
     media_type = "text/event-stream"
@@ -59,17 +58,19 @@ class EventStream(Response):
         self._sent_at = 0.0
         self.status_code = 200
         self.background = None
-        # nginx holds answers back unless told not to.
+        # nginx buffers responses without the second header.
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; a stalled or disconnected client ends it without an error."""
         with self._source as messages:
             try:
                 await run_while_connected(receive, self._send_all(messages, send))
             except* TimeoutError:
-                logger.info("%s: the client stopped reading and was given up", scope["path"])
-            except* (ClientDisconnect, OSError):  # OSError: some servers tell only who sends
-                logger.debug("%s: the client left", scope["path"])
+                logger.info("%s: response aborted, the client stopped reading", scope["path"])
+            except* (ClientDisconnect, OSError):
+                # OSError: some servers report a disconnect only from `send`.
+                logger.debug("%s: the client disconnected", scope["path"])
 
     async def _send_all(self, messages: AsyncGenerator[bytes, None], send: Send) -> None:
         start: Message = {

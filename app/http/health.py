@@ -1,4 +1,4 @@
-"""How the server is; anyone may ask."""
+"""Health checks: `/health`, `/livez` and `/readyz`; no API key is required."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ router = APIRouter(tags=["health"])
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", responses={503: {"model": Health, "description": "It does not serve."}})
+@router.get(
+    "/health",
+    responses={503: {"model": Health, "description": "The server does not accept requests."}},
+)
 async def get_health(request: Request, response: Response, services: ServicesDependency) -> Health:
-    """Tell what is served and how busy it is."""
+    """Return the model and the load of the server."""
     status = _status(services)
     _set_readiness(response, status)
     info, stats = services.engine.info, services.engine.stats
@@ -42,9 +45,14 @@ async def get_health(request: Request, response: Response, services: ServicesDep
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez", responses={503: {"model": Liveness, "description": "Only a restart helps."}})
+@router.get(
+    "/livez",
+    responses={
+        503: {"model": Liveness, "description": "The engine has failed; restart the server."}
+    },
+)
 async def get_liveness(response: Response, services: ServicesDependency) -> Liveness:
-    """Answer 200 as long as the process is of use, 503 when its engine has failed for good."""
+    """Answer 200 while the process works, 503 when its engine has failed for good."""
     if services.engine.has_failed:
         _set_readiness(response, ServerStatus.FAILED)
         return Liveness(status=ServerStatus.FAILED)
@@ -52,9 +60,12 @@ async def get_liveness(response: Response, services: ServicesDependency) -> Live
 
 
 @router.head("/readyz", include_in_schema=False)
-@router.get("/readyz", responses={503: {"model": Liveness, "description": "It does not serve."}})
+@router.get(
+    "/readyz",
+    responses={503: {"model": Liveness, "description": "The server does not accept requests."}},
+)
 async def get_readiness(response: Response, services: ServicesDependency) -> Liveness:
-    """Answer 200 when requests are taken, 503 when they are not."""
+    """Answer 200 while the server accepts requests, otherwise 503."""
     status = _status(services)
     _set_readiness(response, status)
     return Liveness(status=status)

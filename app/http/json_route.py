@@ -1,4 +1,4 @@
-"""Routes that take a JSON object, and nothing that only looks like one."""
+"""The route class of REST requests: strict JSON, and large bodies parsed off the event loop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from streaming import ANYONE
 
 
 class JSONRoute(APIRoute):
-    """Reads the body more strictly than the framework does, before anything else looks at it."""
+    """Parses the body itself, more strictly than FastAPI does, before FastAPI validates it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return a handler that parses the body first."""
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
         model = _model_of(self)
@@ -30,7 +31,7 @@ class JSONRoute(APIRoute):
 
         async def handle_strictly(request: Request) -> Response:
             if takes_body:
-                # Before any time goes into the body.
+                # First, so that no time is spent on the body of a request without a valid key.
                 caller = get_caller(request, get_services(request)) if needs_caller else ANYONE
                 request = _JSONRequest(request.scope, request.receive)
                 await request.read_object(model, caller)
@@ -40,7 +41,7 @@ class JSONRoute(APIRoute):
 
 
 class _JSONRequest(Request):
-    """A request whose body is parsed once, by our rules."""
+    """A request whose body is parsed once, by `read_object`."""
 
     _parsed: dict[str, Any] | BaseModel
 
@@ -48,18 +49,18 @@ class _JSONRequest(Request):
         """Parse the body.
 
         Args:
-            model: what a large body is validated as where it is parsed, off the loop; the framework
-                takes an instance for valid.
-            caller: who sent it.
+            model: a large body is also validated as this model off the event loop; FastAPI accepts
+                an instance without validating it again.
+            caller: the sender; callers share the threads that parse large bodies.
 
         Raises:
-            RequestRefused: it is not JSON, not an object, or has a field twice.
-            RequestValidationError: it is large, and not what the route takes.
+            RequestRefused: the body is not JSON, not an object, or has a field twice.
+            RequestValidationError: the body is large and does not match the model.
         """
         body = await self.body()
         content_type = self.headers.get("content-type")
         if body and not _is_json(content_type):
-            message = "The body must be JSON: send the header Content-Type: application/json."
+            message = "The body must be JSON: set the header Content-Type: application/json."
             raise RequestRefused(ErrorInfo(code="unsupported_media_type", message=message))
         if len(body) > LARGE_INPUT_BYTES:
             large = get_services(self).large
@@ -68,6 +69,7 @@ class _JSONRequest(Request):
             self._parsed = parse_object(body, what="body")
 
     async def json(self) -> Any:
+        """Return what `read_object` has parsed."""
         return self._parsed
 
 
@@ -78,13 +80,13 @@ def _parse_large(body: bytes, model: type[BaseModel] | None) -> dict[str, Any] |
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        complaints = error.errors(include_url=False)
-        located = [{**each, "loc": ("body", *each["loc"])} for each in complaints]
+        errors = error.errors(include_url=False)
+        located = [{**each, "loc": ("body", *each["loc"])} for each in errors]
         raise RequestValidationError(located) from error
 
 
 def _model_of(route: APIRoute) -> type[BaseModel] | None:
-    """Return the model that the whole body is, if it is one."""
+    """Return the model of the whole body, if the route takes one."""
     kind = route.body_field.field_info.annotation if route.body_field is not None else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 

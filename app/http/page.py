@@ -1,4 +1,4 @@
-"""The chat page, the docs pages, and the files of all."""
+"""Serves the chat page, the documentation pages, and their static files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from starlette.staticfiles import StaticFiles
 
 
 class PageFiles(StaticFiles):
-    """Files that browsers keep but ask about each time, so that an update shows at once."""
+    """Static files that browsers cache but revalidate each time, so that updates show at once."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Return the file's response with `Cache-Control: no-cache`."""
         response = super().file_response(*args, **kwargs)
         response.headers["cache-control"] = "no-cache"
         return response
@@ -26,7 +27,7 @@ PAGES = {
 
 
 def add_pages(app: FastAPI, static_dir: Path) -> None:
-    """Serve `static_dir` at `/static`, and each of its `PAGES` at an address of its own."""
+    """Serve `static_dir` at `/static`, and each of its `PAGES` at a path of its own."""
     files = PageFiles(directory=static_dir)
     for path, name in PAGES.items():
         _add_page(app, files, path, name)

@@ -1,4 +1,4 @@
-"""How many REST requests each caller may make, and have open, as sockets have their limits."""
+"""Limits REST requests: how many each caller may make a second, and have open at once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from app.websocket.protocol.rate_limiter import MessageRateLimiter
 
 MAX_CALLERS = 1024
-"""Callers that are remembered; the one not seen for longest is forgotten."""
+"""Rate limits that are kept; the least recently used is dropped."""
 
 
 class RequestLimiter:
-    """A bucket for each caller, and a count of what it has open.
+    """A token bucket and a count of open requests for each caller.
 
     Args:
-        max_open_requests: at once; an answer that streams is open until its end.
-        max_requests_per_s: in the long run.
-        max_burst_requests: at once.
-        max_callers: that are remembered.
+        max_open_requests: open requests of one caller; a streamed response is open until its end.
+        max_requests_per_s: average rate of one caller.
+        max_burst_requests: requests that one caller may make at once.
+        max_callers: callers whose rate is kept.
         clock: monotonic seconds.
     """
 
@@ -42,16 +42,16 @@ class RequestLimiter:
         self._num_open: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        """How many callers are remembered."""
+        """The number of callers with a kept rate or an open request."""
         return len(self._buckets.keys() | self._num_open.keys())
 
     def is_full_for(self, caller: str) -> bool:
-        """Whether the caller has as many requests open as one may."""
+        """Return whether the caller has reached its number of open requests."""
         return self._num_open[caller] >= self._max_open_requests
 
     @contextmanager
     def open(self, caller: str) -> Iterator[None]:
-        """Count a request while the block runs."""
+        """Count a request as open while the block runs."""
         self._num_open[caller] += 1
         try:
             yield
@@ -60,8 +60,8 @@ class RequestLimiter:
             if not self._num_open[caller]:
                 del self._num_open[caller]
 
-    def refused_for_s(self, caller: str) -> float:
-        """Count a request; return 0 if it is allowed, else how long the next has to wait."""
+    def take(self, caller: str) -> float:
+        """Count a request; return 0 if it is allowed, else the seconds until the next one is."""
         bucket = self._buckets.get(caller)
         if bucket is None:
             bucket = self._buckets[caller] = MessageRateLimiter(

@@ -1,4 +1,4 @@
-"""File descriptors: enough for every connection, and some for everything else."""
+"""File descriptors: reserves enough for all connections, and reports when none is left."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from app.transport.door import NUM_RESERVED
+from app.transport.connection_limiter import NUM_RESERVED
 
 logger = logging.getLogger(__name__)
 
 BACKLOG = 256
-"""Connections that wait to be accepted; so many can come in one turn, before any can be closed."""
+"""Length of the accept queue; the loop can accept this many before it can close any."""
 _NUM_OTHER = 128
-"""Descriptors for the store, the model's files, the log, the loop, and what libraries open."""
+"""Descriptors for the response store, the model's files, the log, the event loop and libraries."""
 _MIN_CONNECTIONS = 16
-_SAY_AGAIN_S = 60.0
+_REPORT_INTERVAL_S = 60.0
 
 
 def reserve_descriptors(max_connections: int) -> int:
-    """Raise the process's limit so that all connections fit; return how many do.
-
-    Args:
-        max_connections: as many as are wanted.
-    """
+    """Raise the soft limit of open files for `max_connections`; return how many connections fit."""
     if sys.platform == "win32":
         return max_connections
     import resource
@@ -42,8 +38,8 @@ def reserve_descriptors(max_connections: int) -> int:
         return max_connections
     num_fitting = max(_MIN_CONNECTIONS, soft - num_beside)
     logger.warning(
-        "this process may open %d files, so at most %d connections are served instead of %d; "
-        "raise the hard limit (ulimit -Hn) to %d or set max_tcp_connections lower",
+        "the limit of open files is %d, so the server accepts %d connections instead of %d; raise "
+        "the hard limit (ulimit -Hn) to %d or lower max_tcp_connections",
         soft,
         num_fitting,
         max_connections,
@@ -52,11 +48,11 @@ def reserve_descriptors(max_connections: int) -> int:
     return num_fitting
 
 
-class OutOfDescriptors:
-    """An exception handler of the event loop: says once a minute that accepting fails.
+class DescriptorExhaustionHandler:
+    """Event loop exception handler: logs at most once a minute that `accept` has no descriptor.
 
-    asyncio's own loop tries again each second, and would log a traceback each time. uvloop says
-    nothing, and closes the connections that it has no descriptor for.
+    asyncio's own loop retries every second and would log a traceback each time. uvloop closes such
+    connections without a log line.
 
     Args:
         clock: monotonic seconds.
@@ -64,14 +60,15 @@ class OutOfDescriptors:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._said_at: float | None = None
+        self._reported_at: float | None = None
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle the error; every other error goes to the loop's default handler."""
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
             loop.default_exception_handler(context)
             return
         now = self._clock()
-        if self._said_at is None or now - self._said_at >= _SAY_AGAIN_S:
-            self._said_at = now
-            logger.error("no file descriptor is left, so new connections have to wait: %s", error)
+        if self._reported_at is None or now - self._reported_at >= _REPORT_INTERVAL_S:
+            self._reported_at = now
+            logger.error("no file descriptor is left, so new connections must wait: %s", error)

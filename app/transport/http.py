@@ -1,17 +1,16 @@
-"""uvicorn's HTTP protocol over h11, with an end for clients that ask for too much or never finish.
+"""uvicorn's HTTP protocol over h11, with limits on what a client may cost.
 
-h11 and not httptools: httptools limits no header and joins its pieces quadratically (100 MiB held
-the loop for 20 s), and loses the body of a request with `Upgrade: h2c`. h11 costs 130 µs more a
-request and 5.5 µs more an event of a stream, about a third of what it costs in all; sockets, which
-carry most tokens, pay at the handshake only.
+h11 rather than httptools: httptools limits no header, joins body pieces quadratically (100 MiB held
+the event loop for 20 s), and loses the body of a request with `Upgrade: h2c`. h11 costs 130 µs more
+a request and 5.5 µs more an event of a stream, about a third of the total. WebSockets, which carry
+most tokens, pay this at the handshake only.
 
-What a client may cost before the application hears of it:
+Limits that apply before the application sees a request:
 
-* Bytes are parsed in pieces and in turns (`Turns`), so the loop comes back to everyone else.
-* Bytes and chunks of bodies are counted a second (`Allowance`); a client that sends more is read
-  more slowly.
-* Headers and bodies have a time limit each, and every connection has a place (`Door`).
-* A client that takes nothing of an answer is cut off, as on a WebSocket.
+* `ThrottledReader` parses bytes in pieces and in turns, and limits bytes and body chunks a second.
+* Headers and bodies have a time limit each.
+* Every connection holds a slot of the `ConnectionLimiter`.
+* A client that stops reading its response is disconnected, as on a WebSocket.
 """
 
 from __future__ import annotations
@@ -31,39 +30,37 @@ from uvicorn.server import ServerState
 
 from app.errors import ErrorInfo
 from app.http.error_handlers import error_response
-from app.transport.allowance import Allowance
 from app.transport.config import TransportConfig
-from app.transport.door import Place
-from app.transport.farewell import Farewell
+from app.transport.connection_limiter import ConnectionSlot
+from app.transport.lingering_close import LingeringClose
+from app.transport.throttled_reader import Parsed, ThrottledReader
+from app.transport.token_bucket import TokenBucket
 from app.transport.websocket import WebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
 _MAX_HEADER_BYTES = 32 * 1024
-"""Of one request, its first line included; a little more may pass."""
+"""Limit of one request's headers and first line; h11 may accept slightly more."""
 _MAX_HANDSHAKE_LINE_BYTES = 8000
 _MAX_HANDSHAKE_HEADERS = 100
-"""websockets parses a handshake, and gives up without an answer at 8,192 bytes and 128 headers."""
-_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 256, 8192
-"""Parsed without a look at anything: the more the fewer chunks come of it."""
-_BYTES_AT_A_TIME = 64 * 1024
-_CHUNKS_AT_A_TIME = 32
-_DENSE_CHUNKS = 4
-"""A piece of a body that comes in long chunks has fewer."""
+"""Below the limits of websockets, which parses the handshake again and closes without a response
+beyond 8,192 bytes a line or 128 headers."""
+_MIN_PIECE_BYTES = 256
+_MAX_CHUNKS_PER_TURN = 32
 _CHUNKS_PER_S = 1000.0
 _BURST_CHUNKS = 1024.0
-"""A megabyte in chunks of 1 kB."""
+"""1 MiB in chunks of 1 KiB."""
 _HEALTH_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics"})
 
-_NO_HTTP = ErrorInfo(code="malformed_http", message="This is not a valid HTTP request.")
+_NOT_HTTP = ErrorInfo(code="malformed_http", message="This is not a valid HTTP request.")
 _HEADERS_TOO_BIG = ErrorInfo(
     code="headers_too_big",
-    message=f"The request's headers are bigger than {_MAX_HEADER_BYTES} bytes.",
+    message=f"The request's headers must not exceed {_MAX_HEADER_BYTES} bytes.",
 )
 _HANDSHAKE_TOO_BIG = ErrorInfo(
     code="headers_too_big",
-    message=f"A WebSocket handshake may have {_MAX_HANDSHAKE_HEADERS} headers, each of "
-    f"{_MAX_HANDSHAKE_LINE_BYTES} bytes.",
+    message=f"A WebSocket handshake may have at most {_MAX_HANDSHAKE_HEADERS} headers of at most "
+    f"{_MAX_HANDSHAKE_LINE_BYTES} bytes each.",
 )
 _HANDSHAKE_WITH_BODY = ErrorInfo(
     code="malformed_http", message="A WebSocket handshake must have no body."
@@ -71,21 +68,27 @@ _HANDSHAKE_WITH_BODY = ErrorInfo(
 _SHUTTING_DOWN = ErrorInfo(
     code="shutting_down", message="The server is shutting down.", retry_after_s=1.0
 )
-_TOO_MANY = ErrorInfo(
+_TOO_MANY_CONNECTIONS = ErrorInfo(
     code="too_many_connections",
-    message="The server, or your address, has as many connections open as it may.",
+    message="Too many connections are open, in all or from your address; try again later.",
     retry_after_s=1.0,
 )
 
 
 class _Connection(h11.Connection):
-    """Counts chunks of bodies, and keeps what is wrong with a request for whoever answers it."""
+    """Counts body chunks, and records a parse error instead of raising it.
+
+    Attributes:
+        num_chunks: chunks of bodies so far.
+        request_error: why the request is not valid; nothing is parsed after it.
+    """
 
     num_chunks = 0
-    refusal: ErrorInfo | None = None
+    request_error: ErrorInfo | None = None
 
     def next_event(self) -> Any:
-        if self.refusal is not None:
+        """Return the next event; `NEED_DATA` once the request has proved invalid."""
+        if self.request_error is not None:
             return h11.NEED_DATA
         try:
             event = super().next_event()
@@ -93,25 +96,28 @@ class _Connection(h11.Connection):
             return event
         except h11.RemoteProtocolError as error:
             is_size = error.error_status_hint == 431
-            self.refusal = _HEADERS_TOO_BIG if is_size else _NO_HTTP
+            self.request_error = _HEADERS_TOO_BIG if is_size else _NOT_HTTP
             return h11.NEED_DATA
 
 
 class _Flow(FlowControl):
-    """Leaves it to the protocol to read on, which may have more reasons to wait."""
+    """Lets the protocol decide when to resume reading: it may have other reasons to wait."""
 
     def __init__(self, transport: asyncio.Transport, on_resume: Callable[[], None]) -> None:
         super().__init__(transport)
         self._on_resume = on_resume
 
     def resume_reading(self) -> None:
+        """Clear the pause of the request's body and notify the protocol."""
         if self.read_paused:
             self.read_paused = False
             self._on_resume()
 
 
 class HttpProtocol(H11Protocol):
-    """One connection until it ends or becomes a WebSocket."""
+    """One HTTP connection, until it closes or becomes a WebSocket."""
+
+    _reader: ThrottledReader
 
     def __init__(
         self,
@@ -122,200 +128,178 @@ class HttpProtocol(H11Protocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, TransportConfig)
-        self._shared = config
+        self._transport_config = config
+        self._settings = config.settings
         self.conn: _Connection = _Connection(h11.SERVER, _MAX_HEADER_BYTES)
-        self._place: Place | None = None
-        self._unread = bytearray()
-        self._piece_bytes = _MIN_PIECE_BYTES
-        self._bytes = config.make_byte_allowance()
-        self._chunks = Allowance(per_s=_CHUNKS_PER_S, max_burst=_BURST_CHUNKS)
-        self._throttle: asyncio.TimerHandle | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
+        self._slot: ConnectionSlot | None = None
+        self._deadline_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
         self._awaited: tuple[Any, RequestResponseCycle | None] | None = None
-        self._farewell: Farewell | None = None
+        self._lingering: LingeringClose | None = None
         self._is_upgraded = False
 
-    # What uvicorn and the loop call.
+    # Called by uvicorn and the event loop.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection slot, or close at once where there is none."""
         super().connection_made(transport)
         self.flow = _Flow(transport, self._on_flow_resumed)
-        self._place = self._shared.door.admit(self, self.client[0] if self.client else None)
-        if self._place is None:
+        config = self._transport_config
+        self._slot = config.connection_limiter.admit(self, self.client[0] if self.client else None)
+        self._reader = ThrottledReader(
+            self,
+            transport,
+            queue=config.parsing_queue,
+            address=self._slot.address if self._slot is not None else "",
+            byte_bucket=config.make_byte_bucket(),
+            item_bucket=TokenBucket(per_s=_CHUNKS_PER_S, max_burst=_BURST_CHUNKS),
+            min_piece_bytes=_MIN_PIECE_BYTES,
+            max_items_per_turn=_MAX_CHUNKS_PER_TURN,
+        )
+        if self._slot is None:
             transport.abort()
             return
-        if self._place.is_reserved:
+        if self._slot.is_reserved:
             self.app = _HealthOnly(self.app)
-        self._watch()
+        self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Release the slot and cancel all timers."""
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
-        self._unread.clear()
-        for timer in (self._throttle, self._deadline, self._stall):
+        self._reader.close()
+        for timer in (self._deadline_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        if self._farewell is not None:
-            self._farewell.end()
-        if self._place is not None:
-            self._place.leave()
+        if self._lingering is not None:
+            self._lingering.cancel()
+        if self._slot is not None:
+            self._slot.release()
 
     def data_received(self, data: bytes) -> None:
-        if self._farewell is not None:
-            self._farewell.discard(data)
+        """Pass the data to the reader, or discard it during a lingering close."""
+        if self._lingering is not None:
+            self._lingering.discard(data)
             return
         if self.timeout_keep_alive_task is not None:  # the first bytes of another request
             self._unset_keepalive_if_required()
             self._awaited = None
-        self._unread += data
-        self._run_parse()
+        self._reader.feed(data)
 
     def handle_events(self) -> None:
+        """Handle the parsed events, then refuse the request if parsing failed."""
         super().handle_events()
-        if self.conn.refusal is not None and self._farewell is None and not self._is_upgraded:
-            self._refuse(self.conn.refusal)
+        if (
+            self.conn.request_error is not None
+            and self._lingering is None
+            and not self._is_upgraded
+        ):
+            self._refuse(self.conn.request_error)
 
     def pause_writing(self) -> None:
+        """Pause the response, and disconnect a client that stops reading."""
         super().pause_writing()
-        # uvicorn waits for room without limit.
-        self._stall = self.loop.call_later(self._shared.settings.stall_timeout_s, self._on_stall)
+        # uvicorn itself waits without a time limit.
+        self._stall_timer = self.loop.call_later(self._settings.stall_timeout_s, self._on_stall)
 
     def resume_writing(self) -> None:
+        """Resume the response."""
         super().resume_writing()
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def on_response_complete(self) -> None:
+        """Wait for the next request."""
         super().on_response_complete()
         if not self._is_upgraded:
-            self._watch()
+            self._update_deadline()
 
     def shutdown(self) -> None:
-        if self._farewell is not None:
+        """Close; a response in progress is completed, but an unfinished body is not awaited."""
+        if self._lingering is not None:
             self.transport.abort()
         elif self.conn.their_state is h11.SEND_BODY:
             self._refuse(_SHUTTING_DOWN)
         else:
             super().shutdown()
 
+    # Called by the connection limiter and the reader.
+
     def evict(self) -> None:
-        """Close at once: the place is given to another."""
+        """Close at once; the slot has been given to another connection."""
         self.transport.abort()
 
-    # Reading.
+    def parse_piece(self, piece: bytes) -> Parsed:
+        """Parse the bytes and handle their events; body chunks are the items."""
+        chunks_before = self.conn.num_chunks
+        self.conn.receive_data(piece)
+        self.handle_events()
+        return Parsed(self.conn.num_chunks - chunks_before)
 
-    def _parse(self) -> None:
-        """Parse a part of what has come, and see to the rest."""
-        if self._is_over():
-            self._unread.clear()
-            return
-        if self._throttle is None:
-            wait_s = self._parse_some()
-            if self._is_over():
-                return
-            if wait_s:
-                self._throttle = self.loop.call_later(wait_s, self._on_paid)
-            self._watch()
-        must_wait = self._throttle is not None or self.flow.read_paused
-        if self._unread or must_wait:
-            self.transport.pause_reading()
-        else:
-            self.transport.resume_reading()
-        if self._unread and not must_wait:
-            self._shared.turns.go_on(self._parse, address=self._address)
-
-    def _run_parse(self) -> None:
-        self._shared.turns.run(self._parse, address=self._address)
-
-    @property
-    def _address(self) -> str:
-        return self._place.address if self._place is not None else ""
-
-    def _parse_some(self) -> float:
-        """Return how many seconds to wait before more may be parsed."""
-        num_bytes, num_chunks = 0, 0
-        while (
-            self._unread
-            and num_bytes < _BYTES_AT_A_TIME
-            and num_chunks < _CHUNKS_AT_A_TIME
-            and not self.flow.read_paused
-        ):
-            piece = bytes(self._unread[: self._piece_bytes])
-            del self._unread[: self._piece_bytes]
-            chunks_before = self.conn.num_chunks
-            self.conn.receive_data(piece)
-            self.handle_events()
-            if self._is_over():
-                return 0.0
-            num_chunks_of_piece = self.conn.num_chunks - chunks_before
-            if num_chunks_of_piece > _DENSE_CHUNKS:
-                self._piece_bytes = _MIN_PIECE_BYTES
-            else:
-                self._piece_bytes = min(4 * self._piece_bytes, _MAX_PIECE_BYTES)
-            num_bytes += len(piece)
-            num_chunks += num_chunks_of_piece
-        now = self.loop.time()
-        return max(
-            self._bytes.take(num_bytes, now=now),
-            self._chunks.take(num_chunks, now=now),
-        )
-
-    def _is_over(self) -> bool:
-        is_closed = self._farewell is not None or self.transport.is_closing()
+    def is_finished(self) -> bool:
+        """Return whether the connection is closing or has become a WebSocket."""
+        is_closed = self._lingering is not None or self.transport.is_closing()
         return is_closed or self._is_upgraded
 
-    def _on_paid(self) -> None:
-        self._throttle = None
-        self._run_parse()
+    def is_paused(self) -> bool:
+        """Return whether the application has not read the body so far."""
+        return self.flow.read_paused
+
+    def on_turn_parsed(self, *, items_wait_s: float) -> None:
+        """Start the time limit of what the client has to send next."""
+        self._update_deadline()
 
     def _on_flow_resumed(self) -> None:
         # Not at once: uvicorn calls this in the middle of its own work.
-        self.loop.call_soon(self._run_parse)
+        self.loop.call_soon(self._reader.schedule)
 
-    # Waiting for the client.
+    # Time limits of the client.
 
-    def _watch(self) -> None:
-        """Begin the time limit of what the client has to send next, if that is something new."""
+    def _update_deadline(self) -> None:
+        """Start the time limit of what the client has to send next, if that has changed."""
         state = self.conn.their_state
         awaited = (state, self.cycle)
-        if self._place is None or self._awaited == awaited:
+        if self._slot is None or self._awaited == awaited:
             return
         self._awaited = awaited
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        settings = self._shared.settings
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
+            self._deadline_timer = None
         if state is h11.IDLE:
-            self._place.wait()
-            self._deadline = self.loop.call_later(settings.header_timeout_s, self._on_late_headers)
+            self._slot.mark_waiting()
+            self._deadline_timer = self.loop.call_later(
+                self._settings.header_timeout_s, self._on_header_timeout
+            )
         elif state is h11.SEND_BODY:
-            self._place.wait()
-            self._deadline = self.loop.call_later(settings.body_timeout_s, self._on_late_body)
+            self._slot.mark_waiting()
+            self._deadline_timer = self.loop.call_later(
+                self._settings.body_timeout_s, self._on_body_timeout
+            )
         else:
-            self._place.serve()
+            self._slot.mark_serving()
 
-    def _on_late_headers(self) -> None:
-        if self._unread or self.conn.trailing_data[0]:
-            self._refuse(_late("headers", self._shared.settings.header_timeout_s))
+    def _on_header_timeout(self) -> None:
+        if self._reader.num_unread_bytes or self.conn.trailing_data[0]:
+            self._refuse(_request_timeout("headers", self._settings.header_timeout_s))
         else:
-            self.transport.abort()  # it has said nothing
+            self.transport.abort()  # the client has sent nothing
 
-    def _on_late_body(self) -> None:
-        self._refuse(_late("body", self._shared.settings.body_timeout_s))
+    def _on_body_timeout(self) -> None:
+        self._refuse(_request_timeout("body", self._settings.body_timeout_s))
 
     def _on_stall(self) -> None:
         logger.info(
-            "a client took nothing for %g s and is cut off", self._shared.settings.stall_timeout_s
+            "closing a connection: the client has read nothing for %g s",
+            self._settings.stall_timeout_s,
         )
         self.transport.abort()
 
-    # Refusing.
+    # Refusals.
 
     def _refuse(self, info: ErrorInfo) -> None:
-        """Answer, if no answer has begun, and end the connection."""
-        if self._is_over():
+        """Answer with the error, unless a response has begun, and close the connection."""
+        if self.is_finished():
             return
         self._unset_keepalive_if_required()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -324,8 +308,8 @@ class HttpProtocol(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             self.flow.resume_writing()
-        self._unread.clear()
-        self._farewell = Farewell(self.transport)
+        self._reader.clear()
+        self._lingering = LingeringClose(self.transport)
 
     def _send_error(self, info: ErrorInfo) -> None:
         body = json.dumps(info.to_openai()).encode()
@@ -347,9 +331,9 @@ class HttpProtocol(H11Protocol):
     # WebSockets.
 
     def _should_upgrade(self) -> bool:
-        """Return whether to become a WebSocket; any other wish to upgrade may be ignored.
+        """Return whether to become a WebSocket; any other upgrade request is ignored.
 
-        A server is free to (RFC 9110 §7.8), and has to in HTTP/1.0.
+        A server may ignore `Upgrade` (RFC 9110 §7.8), and must in HTTP/1.0.
         """
         return (
             self.scope["method"] == "GET"
@@ -359,34 +343,34 @@ class HttpProtocol(H11Protocol):
         )
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        assert self._place is not None
-        fault = _handshake_fault(event, self.headers)
-        if self._place.is_reserved:
-            fault = _TOO_MANY
-        if fault is not None:
-            self._refuse(fault)
+        """Hand the connection and its slot over to `WebSocketProtocol`, or refuse."""
+        assert self._slot is not None
+        error = _handshake_error(event, self.headers)
+        if self._slot.is_reserved:
+            error = _TOO_MANY_CONNECTIONS
+        if error is not None:
+            self._refuse(error)
             return
         lines = [b"GET " + event.target + b" HTTP/1.1"]
         lines += [name + b": " + value for name, value in self.headers if name != b"content-length"]
-        early = self.conn.trailing_data[0] + bytes(self._unread)
-        self._unread.clear()
+        early = self.conn.trailing_data[0] + self._reader.take_unread()
         self._is_upgraded = True
-        if self._deadline is not None:
-            self._deadline.cancel()
+        if self._deadline_timer is not None:
+            self._deadline_timer.cancel()
         self.connections.discard(self)
         protocol_class = self.ws_protocol_class
         assert protocol_class is not None
         assert issubclass(protocol_class, WebSocketProtocol)
         protocol = protocol_class(self.config, self.server_state, self.app_state)
-        place, self._place = self._place, None
+        slot, self._slot = self._slot, None
         self.transport.set_protocol(protocol)
         protocol.take_over(
-            self.transport, place, handshake=b"\r\n".join([*lines, b"", b""]), early=early
+            self.transport, slot, handshake=b"\r\n".join([*lines, b"", b""]), early=early
         )
 
 
 class _HealthOnly:
-    """Answers health checks, and tells everyone else that the server is full."""
+    """Answers health checks, and any other request with `too_many_connections`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -398,12 +382,12 @@ class _HealthOnly:
             await send(message)
 
         is_health = scope["path"] in _HEALTH_PATHS
-        app = self._app if is_health else error_response(_TOO_MANY)
+        app = self._app if is_health else error_response(_TOO_MANY_CONNECTIONS)
         await app(scope, receive, send_closing)
 
 
-def _handshake_fault(event: h11.Request, headers: list[tuple[bytes, bytes]]) -> ErrorInfo | None:
-    """Return why a handshake cannot be read, if it cannot."""
+def _handshake_error(event: h11.Request, headers: list[tuple[bytes, bytes]]) -> ErrorInfo | None:
+    """Return why a handshake is refused; None if websockets can parse it."""
     fields = dict(headers)
     if fields.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in fields:
         return _HANDSHAKE_WITH_BODY
@@ -413,6 +397,6 @@ def _handshake_fault(event: h11.Request, headers: list[tuple[bytes, bytes]]) -> 
     return None
 
 
-def _late(what: str, timeout_s: float) -> ErrorInfo:
+def _request_timeout(what: str, timeout_s: float) -> ErrorInfo:
     message = f"The request's {what} did not arrive within {timeout_s:g} s."
     return ErrorInfo(code="request_timeout", message=message)

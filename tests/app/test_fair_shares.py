@@ -16,7 +16,6 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus
 
-from app.settings import CallerLimits, Settings
 from streaming import Backend
 from streaming.backend import CacheGeometry
 from streaming.backends.scripted import Gate, ScriptedRunner, say, scripted_backend
@@ -277,7 +276,7 @@ async def test_what_is_open_is_counted_until_it_is_answered():
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as calling:
             open_requests = [asyncio.create_task(post(calling, GREEDY)) for _ in range(2)]
             await entered(gate)
-            requests = app.state.services.requests
+            requests = app.state.services.request_limiter
             await until(lambda: requests.is_full_for("key_" + sha256(b"greedy").hexdigest()[:16]))
             refused = await calling.get("/v1/models", headers=GREEDY)
             assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
@@ -316,42 +315,7 @@ async def test_a_priority_is_taken_up_to_what_the_server_allows():
             assert (await calling.post("/v1/completions", json=body)).status_code == status
 
 
-# What the settings say.
-
-
-@pytest.mark.parametrize(
-    ("api_keys", "share"),
-    [((), 1.0), (("one",), 1.0), (("one", "two"), 0.5), (("one", "two", "three"), 0.5)],
-)
-def test_a_caller_may_have_half_where_there_are_several(api_keys: tuple[str, ...], share: float):
-    settings = Settings(api_keys=api_keys, max_num_seqs=8, max_waiting_requests=12)
-    assert settings.caller_limits == CallerLimits(
-        max_connections=int(1000 * share),
-        max_generations=int(20 * share),
-        max_waiting_requests=int(12 * share),
-        max_waiting_tokens=int(1_000_000 * share),
-    )
-    config = settings.to_engine_config()
-    assert config.max_waiting_requests_per_caller == int(12 * share)
-    assert config.max_generations_per_caller == int(20 * share)
-    assert config.max_waiting_tokens_per_caller == int(1_000_000 * share)
-
-
-def test_a_share_is_at_least_one_and_what_is_given_counts():
-    settings = Settings(
-        api_keys=("one", "two"),
-        max_waiting_requests=1,
-        max_connections_per_caller=2000,
-        max_generations=9,
-        max_generations_per_caller=7,
-        max_waiting_tokens_per_caller=10,
-    )
-    assert settings.caller_limits == CallerLimits(
-        max_connections=1000,
-        max_generations=7,
-        max_waiting_requests=1,
-        max_waiting_tokens=10,
-    )
+# Batches.
 
 
 async def test_a_batch_that_could_never_be_admitted_is_refused_for_good():

@@ -17,9 +17,10 @@ import threading
 import typer
 
 from app.cli.commands import serve_engine
-from app.cli.log import configure_logging
+from app.cli.process import configure_logging
+from app.cli.settings import load_settings
 from app.server import bind
-from app.settings import Settings, load_settings
+from app.settings import Settings
 from streaming import AsyncEngine
 from streaming.backend import Backend, Batch, FailedRow, SampledToken
 from streaming.backends.scripted import ByteTokenizer, ScriptedRunner, scripted_backend

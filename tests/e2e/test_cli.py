@@ -6,7 +6,6 @@ Most commands run in this process, which saves the imports; those in a process o
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sqlite3
@@ -21,9 +20,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli.commands import cli
-from app.cli.log import _QUIET
 from app.settings import Settings
 from streaming.backends.scripted import scripted_backend
+from tests.app.cli.logging_state import restored_logging
 from tests.app.serving import live
 from tests.e2e.server_process import ROOT
 
@@ -31,16 +30,9 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(autouse=True)
-def _logging_of_its_own() -> Iterator[None]:
-    """Let a command in this process configure logging, and undo that."""
-    root = logging.getLogger()
-    libraries = [logging.getLogger(name) for name in _QUIET]
-    handlers, levels = root.handlers[:], [logger.level for logger in (root, *libraries)]
-    root.handlers.clear()  # it would close those that it finds
-    yield
-    root.handlers[:] = handlers
-    for logger, level in zip((root, *libraries), levels, strict=True):
-        logger.setLevel(level)
+def _restored_logging() -> Iterator[None]:
+    with restored_logging():
+        yield
 
 
 def call(*arguments: str, stdin: str = "", **env: str) -> Result:
@@ -173,7 +165,7 @@ def test_chat_says_where_there_is_no_such_server() -> None:
         thread.join()
     no_name = call("chat", "--url", "http://a..b", "hello")
     assert (other.exit_code, no_name.exit_code) == (1, 1)
-    assert other.stdout == f"{url} is no server of this kind\n"
+    assert other.stdout == f"{url} is not a Tokenwire server\n"
     assert no_name.stdout.startswith("cannot reach http://a..b: ")
     assert other.stderr == no_name.stderr == ""
 
@@ -181,7 +173,7 @@ def test_chat_says_where_there_is_no_such_server() -> None:
 def test_chat_shows_brackets_as_they_are() -> None:
     result = call("chat", "--url", "http://127.0.0.1:9/[/x]", stdin="/[/y]\nhello\n/quit\n")
     assert result.exit_code == 0, result.stderr
-    assert "There is no command /[/y]; try /help." in result.stdout
+    assert "Unknown command /[/y]; try /help." in result.stdout
     assert "cannot reach http://127.0.0.1:9/[/x]: " in result.stdout
 
 
@@ -198,7 +190,7 @@ def test_chat_talks_across_turns(start_server) -> None:
     result = run("chat", "--url", server.url, stdin="hello\n/retry\n/new\n/nonsense\n/quit\n")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("user: hello") == 2
-    assert "there is no command /nonsense" in result.stdout.lower()
+    assert "unknown command /nonsense" in result.stdout.lower()
 
 
 def test_chat_is_told_that_its_key_is_wrong() -> None:
@@ -213,4 +205,4 @@ def test_chat_is_told_that_its_key_is_wrong() -> None:
 @pytest.mark.slow
 def test_serve_keeps_what_is_loaded_out_of_garbage_collections(start_server) -> None:
     server = start_server("--backend", "scripted", "--log-level", "debug")
-    assert "the garbage collector leaves out" in server.log
+    assert "garbage collection skips" in server.log

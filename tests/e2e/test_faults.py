@@ -63,7 +63,9 @@ async def test_a_step_that_hangs_ends_streams_and_process(start_faulty: StartFau
         await break_it(socket, neighbours=2)
         assert await endings(socket, 3) == {"engine_error"}
     assert server.wait() == 1
-    assert server.lines[-1] == "tokenwire: ended because the engine failed; the log says why\n"
+    assert (
+        server.lines[-1] == "tokenwire: stopped because the engine failed; the log has the reason\n"
+    )
     assert "one step has taken" in server.log
     assert "Traceback" not in server.log
 
@@ -121,4 +123,4 @@ async def test_a_second_signal_ends_a_server_that_hangs(
             pass
         server.signal(signal.SIGTERM)
         assert server.wait() == 1
-    assert server.lines[-1] == "tokenwire: ended by a second signal; streams were cut off\n"
+    assert server.lines[-1] == "tokenwire: stopped by a second signal; open streams were cut off\n"

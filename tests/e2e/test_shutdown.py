@@ -84,5 +84,5 @@ async def test_second_signal_ends_at_once(start_endless) -> None:
         with pytest.raises(ConnectionClosed):
             await receive_stream(socket)
     assert server.wait() == 1
-    assert server.lines[-1] == "tokenwire: ended by a second signal; streams were cut off\n"
+    assert server.lines[-1] == "tokenwire: stopped by a second signal; open streams were cut off\n"
     assert "Traceback" not in server.log

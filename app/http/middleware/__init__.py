@@ -1,7 +1,15 @@
-"""What every request passes on its way to a route and back.
+"""The middleware stack. A request passes it from top to bottom, a response from bottom to top:
 
-Only the host check looks at WebSockets. Pure ASGI: nothing buffers a stream or hides a disconnect
-from the route.
+1. `SecurityHeaders` adds headers to every response.
+2. `HostCheck` refuses other host names (DNS rebinding); only on a loopback address without keys.
+3. `CORSMiddleware` answers preflight requests; only with `allowed_origins`.
+4. `OriginCheck` refuses requests from pages of other origins.
+5. `ErrorBoundary` answers unexpected exceptions with 500.
+6. `BodyLimit` refuses bodies that are too large.
+7. `RequestScope` provides an exit stack that is closed after the response.
+
+All of it is pure ASGI, so nothing buffers a stream or hides a disconnect from the route. WebSockets
+pass through, except for the host check.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ from app.settings import Settings, is_loopback
 
 
 def add_middleware(app: FastAPI, settings: Settings) -> None:
-    """Wrap the application, from the inside out."""
+    """Add the stack to the application: the middleware that is added last is the outermost."""
     app.add_middleware(RequestScope)
     app.add_middleware(BodyLimit, max_bytes=settings.max_message_bytes)
     app.add_middleware(ErrorBoundary)

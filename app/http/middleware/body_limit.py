@@ -1,4 +1,4 @@
-"""How much a request may bring."""
+"""Limits the size of a request's body."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from app.http.error_handlers import error_response
 
 
 class BodyLimit:
-    """Refuses a body that is too big as soon as that shows, before it is in memory.
+    """Refuses a body that is too large, before it is in memory.
 
-    A body that announces its size is refused unread; one that comes in chunks, at the chunk that is
-    too much: whoever reads it then gets `RequestRefused`.
+    A body with a `Content-Length` is refused unread. A chunked body is refused at the chunk that
+    exceeds the limit: reading it raises `RequestRefused` in the route.
 
     Args:
-        max_bytes: of one body.
+        app: the next application.
+        max_bytes: maximum size of a body.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._too_big = ErrorInfo(
-            code="message_too_big", message=f"The body is bigger than {max_bytes} bytes."
+            code="message_too_big", message=f"The body must not exceed {max_bytes} bytes."
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count the body's bytes while it is received."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if _content_length(scope) > self._max_bytes:
-            # Closing saves both sides the rest of the body.
+            # Close the connection, so that the rest of the body need not be sent.
             refuse = error_response(self._too_big, headers={"connection": "close"})
             await refuse(scope, receive, send)
             return
@@ -56,6 +58,6 @@ class BodyLimit:
 
 
 def _content_length(scope: Scope) -> int:
-    """Return the announced size; 0 where there is none, or none that makes sense."""
+    """Return the `Content-Length`; 0 if it is missing or malformed."""
     value = Headers(scope=scope).get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else 0

@@ -1,4 +1,4 @@
-"""Which names a server that only this machine can reach goes by."""
+"""Protects a local server without API keys from DNS rebinding."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from app.settings import is_loopback
 
 FORBIDDEN_HOST = ErrorInfo(
     code="forbidden_host",
-    message="This server is for its own machine: ask for it as 127.0.0.1 or localhost, or set "
+    message="This server accepts local host names only: use 127.0.0.1 or localhost, or set "
     "api_keys.",
 )
 
 
 class HostCheck:
-    """Refuses requests for any other name, on a server without keys.
+    """Refuses requests whose `Host` is not a name of this machine.
 
-    A page can have its own name resolved to this machine (DNS rebinding), and then counts as of
-    one origin with us. Its requests still carry that name.
+    A page can make its own name resolve to 127.0.0.1 (DNS rebinding); the browser then treats the
+    page and this server as one origin. Its requests still carry that name.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or _is_ours(Headers(scope=scope).get("host")):
+        """Check the `Host` header, of WebSocket handshakes too."""
+        if scope["type"] == "lifespan" or _is_local(Headers(scope=scope).get("host")):
             await self._app(scope, receive, send)
         else:
             await error_response(FORBIDDEN_HOST)(scope, receive, send)
 
 
-def _is_ours(host: str | None) -> bool:
-    """Whether a `Host` header names this machine; browsers always send one (RFC 9112 §3.2)."""
+def _is_local(host: str | None) -> bool:
+    """Return whether a `Host` header names this machine; a client without one is no browser."""
     if host is None:
         return True
     try:

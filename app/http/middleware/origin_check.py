@@ -1,4 +1,4 @@
-"""Which pages may act in a browser's name."""
+"""Protects against cross-site requests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class OriginCheck:
-    """Refuses requests of foreign pages that would do something.
+    """Refuses requests from pages of other origins, unless the method is safe.
 
-    CORS alone only keeps their answers from the page: a browser sends a simple POST unasked.
+    CORS alone is not enough: it hides the response from the page, but the browser still sends a
+    simple POST without a preflight request.
 
     Args:
-        allowed: origins beside our own; `*` is any.
+        app: the next application.
+        allowed: other origins whose pages may call; `*` is any.
     """
 
     def __init__(self, app: ASGIApp, *, allowed: Sequence[str]) -> None:
@@ -27,6 +29,7 @@ class OriginCheck:
         self._allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the `Origin` header."""
         app = self._app if self._may_pass(scope) else error_response(FORBIDDEN_ORIGIN)
         await app(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""What our pages may load and who may show them."""
+"""Security headers: what the pages may load, and who may embed them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ CONTENT_SECURITY_POLICY = (
 
 
 class SecurityHeaders:
-    """Adds the headers to every HTTP answer, errors included."""
+    """Adds the headers to every HTTP response, errors included."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the headers to the start of the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

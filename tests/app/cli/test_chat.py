@@ -6,20 +6,20 @@ from typing import Any, cast
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection
 
-from app.cli.chat import Chat
-from app.settings import ClientSettings
+from app.cli.chat import TerminalChat
+from app.cli.settings import ClientSettings
 
 
-def test_a_reply_that_cannot_be_had_again_stays():
-    chat = Chat(ClientSettings(url="http://127.0.0.1:9"))
-    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    chat._messages = list(said)
+def test_a_retry_that_fails_keeps_the_last_turn():
+    chat = TerminalChat(ClientSettings(url="http://127.0.0.1:9"))
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    chat._messages = list(messages)
     chat._run_command("/retry")
-    assert chat._messages == said
+    assert chat._messages == messages
 
 
 class Socket:
-    """Hands out frames, and raises what is no frame."""
+    """Returns frames in order, and raises exceptions in their place."""
 
     def __init__(self, *received: dict[str, Any] | BaseException) -> None:
         self._received = list(received)
@@ -35,21 +35,21 @@ class Socket:
         return json.dumps(frame)
 
 
-class ChatOver(Chat):
-    """Has one of these sockets each time that it wants one, or is interrupted."""
+class ChatOver(TerminalChat):
+    """Connects to each socket in turn; an exception interrupts it instead."""
 
     def __init__(self, *sockets: Socket | BaseException) -> None:
         super().__init__(ClientSettings())
         self._sockets = list(sockets)
 
-    def _connected(self, *, num_attempts: int) -> ClientConnection:
+    def _connect(self, *, num_attempts: int) -> ClientConnection:
         socket = self._sockets.pop(0)
         if isinstance(socket, BaseException):
             raise socket
         return cast(ClientConnection, socket)
 
 
-def test_a_reply_that_is_stopped_while_it_is_cut_off_is_found_again_and_then_cancelled():
+def test_stopping_a_reply_while_disconnected_resumes_and_then_cancels_it():
     accepted = {"type": "accepted", "id": "reply-1", "generation_id": "gen"}
     done = {"type": "done", "id": "reply-1", "seq": 4}
     first, second = Socket(accepted, ConnectionClosedError(None, None)), Socket(done)

@@ -30,15 +30,15 @@ def test_each_caller_may_have_so_many_open():
 def test_each_caller_has_a_rate_of_its_own_and_waiting_as_told_is_enough():
     clock = ManualClock()
     limiter = make_limiter(max_requests_per_s=2, max_burst_requests=3, clock=clock)
-    assert [limiter.refused_for_s("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
-    assert limiter.refused_for_s("b") == 0.0
+    assert [limiter.take("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+    assert limiter.take("b") == 0.0
     clock.advance(0.5)
-    assert [limiter.refused_for_s("a") for _ in range(2)] == [0.0, 0.5]
+    assert [limiter.take("a") for _ in range(2)] == [0.0, 0.5]
 
 
 def test_the_caller_not_seen_for_longest_is_forgotten():
     limiter = make_limiter(max_requests_per_s=1, max_burst_requests=1, max_callers=2)
-    assert [limiter.refused_for_s(caller) for caller in "abab"] == [0.0, 0.0, 1.0, 1.0]
-    assert limiter.refused_for_s("c") == 0.0
+    assert [limiter.take(caller) for caller in "abab"] == [0.0, 0.0, 1.0, 1.0]
+    assert limiter.take("c") == 0.0
     assert len(limiter) == 2
-    assert [limiter.refused_for_s(caller) for caller in "ba"] == [1.0, 0.0]
+    assert [limiter.take(caller) for caller in "ba"] == [1.0, 0.0]

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from app.transport.descriptors import OutOfDescriptors
+from app.transport.descriptors import DescriptorExhaustionHandler
 from tests.support import ManualClock
 
-# A process of its own: the hard limit can be lowered only.
+# Run in a process of its own: the hard limit can only be lowered.
 _RESERVE = """
 import logging, resource, sys
 from app.transport.descriptors import reserve_descriptors
@@ -25,7 +25,7 @@ print(reserve_descriptors(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     ("soft", "hard", "expected"),
     [(1024, 4096, "1000 1416"), (2048, 4096, "1000 2048"), (256, 1024, "608 1024")],
 )
-def test_the_soft_limit_is_raised_as_far_as_is_needed(soft: int, hard: int, expected: str):
+def test_the_soft_limit_is_raised_as_far_as_needed(soft: int, hard: int, expected: str):
     ran = subprocess.run(
         [sys.executable, "-c", _RESERVE, str(soft), str(hard)],
         capture_output=True,
@@ -36,9 +36,9 @@ def test_the_soft_limit_is_raised_as_far_as_is_needed(soft: int, hard: int, expe
     assert ("ulimit -Hn" in ran.stderr) == (hard < 1416)
 
 
-async def test_running_out_is_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+async def test_running_out_is_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     clock = ManualClock()
-    handle = OutOfDescriptors(clock=clock)
+    handle = DescriptorExhaustionHandler(clock=clock)
     loop = asyncio.get_running_loop()
     context = {"message": "socket.accept()", "exception": OSError(errno.EMFILE, "Too many")}
     with caplog.at_level(logging.ERROR):
@@ -52,7 +52,9 @@ async def test_running_out_is_said_once_a_minute(caplog: pytest.LogCaptureFixtur
     assert "no file descriptor is left" in caplog.text
 
 
-async def test_other_failures_are_told_as_ever(caplog: pytest.LogCaptureFixture) -> None:
+async def test_other_errors_go_to_the_default_handler(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.get_running_loop()
-    OutOfDescriptors()(loop, {"message": "a bug", "exception": OSError(errno.EPIPE, "broken")})
+    DescriptorExhaustionHandler()(
+        loop, {"message": "a bug", "exception": OSError(errno.EPIPE, "broken")}
+    )
     assert "a bug" in caplog.text

@@ -1,4 +1,4 @@
-"""What a connection may do before, between and instead of requests, over real sockets."""
+"""`HttpProtocol` over real sockets: requests, time limits, connection limits and rates."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def code_of(answer: bytes) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
-# Requests of every kind are answered.
+# Every kind of request is answered.
 
 
-async def test_a_wish_for_http2_is_ignored_and_the_body_is_kept() -> None:
-    """httptools takes what follows such a request for the other protocol."""
+async def test_an_upgrade_to_http2_is_ignored_and_the_body_is_kept() -> None:
+    """httptools treats the body of such a request as data of the other protocol."""
     upgrade = ("Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMA")
     async with parrot() as server:
         answer = await answer_to(
@@ -93,7 +93,7 @@ async def test_a_wish_for_http2_is_ignored_and_the_body_is_kept() -> None:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-async def test_a_post_that_wants_a_websocket_is_a_post(version: str) -> None:
+async def test_a_post_with_a_websocket_upgrade_is_a_post(version: str) -> None:
     asked = handshake(*JSON, method="POST", body=BODY)
     asked = asked.replace(
         b"POST /v1/stream HTTP/1.1", f"POST /v1/completions HTTP/{version}".encode()
@@ -115,7 +115,7 @@ async def test_http_1_0_is_answered_and_closed() -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_client_that_waits_to_be_told_so_may_send_its_body() -> None:
+async def test_expect_100_continue_is_answered_before_the_body() -> None:
     async with parrot() as server, dial(server) as line:
         await line.send(request("/v1/completions", *JSON, "Expect: 100-continue", method="POST"))
         assert (await line.head()).startswith(b"HTTP/1.1 100 ")
@@ -157,7 +157,7 @@ async def test_requests_sent_together_are_answered_in_order() -> None:
     ],
     ids=lambda value: str(value[:40]),
 )
-async def test_what_is_no_request_is_told_so(
+async def test_an_invalid_request_is_answered_with_an_error(
     caplog: pytest.LogCaptureFixture, asked: bytes, expected: tuple[int, str]
 ) -> None:
     if b"get" in asked[:3]:
@@ -170,7 +170,7 @@ async def test_what_is_no_request_is_told_so(
 
 
 @pytest.mark.parametrize("header", ["Upgrade: websocket", "Sec-WebSocket-Version: 12"])
-async def test_a_handshake_that_websockets_does_not_understand_is_answered(header: str) -> None:
+async def test_a_handshake_that_websockets_cannot_parse_is_answered(header: str) -> None:
     name = header.partition(":")[0]
     lines = [
         line
@@ -183,13 +183,13 @@ async def test_a_handshake_that_websockets_does_not_understand_is_answered(heade
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 426 "))
 
 
-async def test_a_request_of_the_largest_headers_passes() -> None:
+async def test_a_request_with_the_largest_headers_is_answered() -> None:
     async with parrot() as server:
         answer = await answer_to(server, request("/v1/models", "X: " + "a" * 32_000, CLOSE))
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_frames_sent_along_with_the_handshake_are_heard() -> None:
+async def test_frames_sent_together_with_the_handshake_are_read() -> None:
     generate = json.dumps({"type": "generate", "prompt": "hello"}).encode()
     async with parrot() as server, dial(server) as line:
         await line.send(handshake() + frame(TEXT, generate)[:10])
@@ -217,19 +217,19 @@ async def test_frames_sent_along_with_the_handshake_are_heard() -> None:
     ],
     ids=["headers", "body", "chunks", "handshake"],
 )
-async def test_half_a_request_is_ended(sent: bytes, expected: tuple[int, str]) -> None:
+async def test_an_incomplete_request_times_out(sent: bytes, expected: tuple[int, str]) -> None:
     async with parrot(header_timeout_s=0.05, body_timeout_s=0.05) as server:
         assert code_of(await answer_to(server, sent)) == expected
         await until(lambda: not connections(server))
 
 
-async def test_a_connection_that_says_nothing_is_closed_without_a_word() -> None:
+async def test_a_silent_connection_is_closed_without_a_response() -> None:
     async with parrot(header_timeout_s=0.05) as server, dial(server) as line:
         assert await line.rest() == b""
 
 
 @pytest.mark.slow
-async def test_a_body_for_nobody_is_not_read_without_end() -> None:
+async def test_an_unread_body_has_a_time_limit_too() -> None:
     async with parrot(body_timeout_s=0.05) as server, dial(server) as line:
         await line.send(
             request("/v1/models", "Content-Length: 1000000", method="DELETE", body=b"x")
@@ -239,8 +239,8 @@ async def test_a_body_for_nobody_is_not_read_without_end() -> None:
         await until(lambda: not connections(server))
 
 
-async def test_an_answer_takes_the_time_that_it_takes() -> None:
-    """The limits are for what the client has to send."""
+async def test_a_slow_response_does_not_time_out() -> None:
+    """The limits apply to the client only."""
     gate = Gate()
     backend = scripted_backend(repeat_prompt, gate=gate)
     async with (
@@ -249,15 +249,15 @@ async def test_an_answer_takes_the_time_that_it_takes() -> None:
         dial(server) as silent,
     ):
         await waiting.send(request("/v1/completions", *JSON, method="POST", body=BODY))
-        assert await silent.rest() == b""  # so the time has passed
+        assert await silent.rest() == b""  # so the time limit has passed
         gate.open()
         assert (await waiting.head()).startswith(b"HTTP/1.1 200 ")
 
 
-# Places.
+# Connection limits.
 
 
-async def test_silent_connections_push_out_each_other() -> None:
+async def test_silent_connections_evict_each_other() -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(parrot(max_tcp_connections=16))
         lines = [await stack.enter_async_context(dial(server)) for _ in range(40)]
@@ -274,7 +274,9 @@ async def test_silent_connections_push_out_each_other() -> None:
     [{"max_tcp_connections": 16}, {"max_tcp_connections_per_address": 16}],
     ids=["in all", "from one address"],
 )
-async def test_a_full_server_tells_how_it_is_and_that_it_is_full(limits: dict[str, int]) -> None:
+async def test_a_full_server_answers_health_checks_and_refuses_the_rest(
+    limits: dict[str, int],
+) -> None:
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(parrot(**limits))
         sockets = [await stack.enter_async_context(server.connect()) for _ in range(16)]
@@ -290,49 +292,51 @@ async def test_a_full_server_tells_how_it_is_and_that_it_is_full(limits: dict[st
         await until(lambda: len(connections(server)) < 16)
         answer = await answer_to(server, request("/v1/models", CLOSE))
         assert answer.startswith(b"HTTP/1.1 200 ")
-    assert len(server.server.config.door) == 0  # type: ignore[attr-defined]
+    assert len(server.server.config.connection_limiter) == 0  # type: ignore[attr-defined]
 
 
-# Shares.
+# Rates.
 
 
-async def test_a_body_in_many_small_chunks_holds_up_nobody() -> None:
-    """256 KiB of them in one turn would take half a second."""
+async def test_a_body_in_many_small_chunks_is_throttled() -> None:
+    """Parsing 256 KiB of them at once would take half a second."""
     head = request("/v1/completions", JSON[0], "Transfer-Encoding: chunked", method="POST")
     async with parrot() as server, dial(server) as line:
         sending = asyncio.create_task(line.send(head + b"1\r\n \r\n" * 30_000))
         await until(lambda: bool(connections(server)))
         [connection] = connections(server)
         assert isinstance(connection, HttpProtocol)
-        await until(lambda: connection._throttle is not None)  # a pause after the burst
+        await until(lambda: connection._reader.is_throttled)  # a pause after the burst
         assert 1024 <= connection.conn.num_chunks <= 1200
-        assert len(connection._unread) <= 2**18
+        assert connection._reader.num_unread_bytes <= 2**18
         line.close()
         await asyncio.gather(sending, return_exceptions=True)
 
 
 @pytest.mark.slow
-async def test_many_requests_on_one_connection_are_not_slowed() -> None:
+async def test_many_requests_on_one_connection_are_not_throttled() -> None:
     async with parrot() as server, dial(server) as line:
         for _ in range(30):
             await line.send(request("/livez", "Connection: keep-alive") * 50)
             for _ in range(50):
                 await line.head()
         [connection] = connections(server)
-        assert connection._throttle is None
+        assert not connection._reader.is_throttled
 
 
-async def test_a_body_waits_for_whoever_reads_it() -> None:
+async def test_a_large_body_is_throttled_but_read_to_its_end() -> None:
     async with (
         parrot(max_message_bytes=2**20, max_bytes_per_s=2**16) as server,
         dial(server) as line,
     ):
         head = request("/v1/completions", JSON[0], "Content-Length: 900000", method="POST")
         await line.send(head + b'{"prompt": "' + b"x" * (900_000 - 14) + b'"}')
-        assert (await line.head()).startswith(b"HTTP/1.1 413 ")  # too long a prompt: it was read
+        assert (await line.head()).startswith(
+            b"HTTP/1.1 413 "
+        )  # the prompt is too long, so it was read
 
 
-async def test_the_kernel_watches_the_peer() -> None:
+async def test_accepted_sockets_have_the_listeners_keep_alive() -> None:
     async with parrot(stall_timeout_s=7, ping_interval_s=5) as server, dial(server):
         await until(lambda: bool(connections(server)))
         [connection] = connections(server)
@@ -343,8 +347,8 @@ async def test_the_kernel_watches_the_peer() -> None:
 
 
 @pytest.mark.slow
-async def test_a_stream_of_events_that_nobody_reads_ends() -> None:
-    """uvicorn waits for room without limit."""
+async def test_an_event_stream_that_the_client_does_not_read_ends() -> None:
+    """uvicorn alone would wait without a time limit."""
     body = json.dumps({"prompt": "x" * 1000, "max_tokens": 1000, "stream": True}).encode()
     asked = request(
         "/v1/completions", JSON[0], f"Content-Length: {len(body)}", method="POST", body=body
@@ -359,7 +363,7 @@ async def test_a_stream_of_events_that_nobody_reads_ends() -> None:
             await server.until_idle()
 
 
-async def test_a_server_goes_away_from_clients_that_are_being_refused() -> None:
+async def test_a_lingering_close_does_not_delay_the_shutdown() -> None:
     async with parrot() as server, dial(server) as line, server.connect() as client:
         await line.send(b"nonsense\r\n\r\n")
         await line.head()
@@ -368,7 +372,7 @@ async def test_a_server_goes_away_from_clients_that_are_being_refused() -> None:
     assert server.server.lifespan.shutdown_event.is_set()
 
 
-async def test_a_server_that_goes_away_waits_for_no_body(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_shutdown_does_not_wait_for_a_body(caplog: pytest.LogCaptureFixture) -> None:
     half = request("/v1/completions", *JSON, "Expect: 100-continue", method="POST")
     async with parrot() as server, dial(server) as line:
         await line.send(half)

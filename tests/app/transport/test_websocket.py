@@ -1,4 +1,4 @@
-"""The end of clients that read nothing or send without measure, as the socket itself sees them."""
+"""`WebSocketProtocol` over real sockets: clients that read nothing or send too much."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support import yield_to_loop
 
 
 class Impatient(WebSocketProtocol):
-    """Waits for no more than a moment."""
+    """Aborts soon after the handler has returned."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,7 +45,7 @@ def be_impatient(server: Server) -> None:
 
 
 @pytest.mark.pain(9)
-async def test_a_client_that_reads_nothing_loses_its_socket() -> None:
+async def test_a_client_that_reads_nothing_is_disconnected() -> None:
     backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
     async with (
         stream_server(
@@ -61,7 +61,7 @@ async def test_a_client_that_reads_nothing_loses_its_socket() -> None:
         client.transport.abort()
 
 
-async def test_a_client_that_reads_is_left_in_peace() -> None:
+async def test_a_client_that_reads_stays_connected() -> None:
     backend = scripted_backend(say("hello"))
     async with stream_server(backend, prepare=be_impatient) as server:
         async with server.connect() as client:
@@ -72,7 +72,7 @@ async def test_a_client_that_reads_is_left_in_peace() -> None:
         await until(lambda: not server.server.server_state.connections)
 
 
-async def test_a_client_that_has_closed_and_reads_nothing_does_not_end_the_shutdown() -> None:
+async def test_a_closed_client_that_reads_nothing_does_not_break_the_shutdown() -> None:
     backend = scripted_backend(lambda _: [97] * 10_000, max_model_len=20_000)
     async with stream_server(backend, send_buffer_bytes=4096) as server:
         narrow = socket.socket()
@@ -93,7 +93,7 @@ async def test_a_client_that_has_closed_and_reads_nothing_does_not_end_the_shutd
 
 
 @pytest.mark.parametrize("path", ["/v1/stream", "/v1/responses", "/nowhere"])
-async def test_a_refused_handshake_is_no_error_in_the_log(
+async def test_a_refused_handshake_is_not_logged_as_an_error(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with stream_server(scripted_backend(), api_keys="right") as server:
@@ -105,11 +105,11 @@ async def test_a_refused_handshake_is_no_error_in_the_log(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-# Clients that send without measure.
+# Clients that send too much.
 
 
 class Strict(WebSocketProtocol):
-    """Waits for no flood to end."""
+    """Closes a flooding client at once."""
 
     flood_timeout = 0.0
 
@@ -122,7 +122,7 @@ def be_strict(server: Server) -> None:
 async def flooded(
     prepare: Callable[[Server], None] = lambda _: None, **settings: Any
 ) -> AsyncIterator[tuple[StreamServer, ClientConnection, WebSocketProtocol]]:
-    """Serve one client that can send any bytes; yield the server's end of its socket, too."""
+    """Connect one client; yield the server, the client, and the server's end of the connection."""
     async with stream_server(scripted_backend(say("hello")), prepare=prepare, **settings) as server:
         client = await server.connect(ping_interval=None)
         [connection] = server.server.server_state.connections
@@ -137,7 +137,7 @@ async def close_code(client: ClientConnection) -> int | None:
     return client.close_code
 
 
-async def test_a_message_of_a_thousand_fragments_is_a_message() -> None:
+async def test_a_message_may_have_a_thousand_fragments() -> None:
     message = json.dumps({"type": "generate", "prompt": "hi", "max_tokens": 7}).encode()
     message += b" " * (1024 - len(message))
     async with flooded() as (_, client, _):
@@ -146,7 +146,7 @@ async def test_a_message_of_a_thousand_fragments_is_a_message() -> None:
 
 
 @pytest.mark.parametrize("payload", [b"x", b""], ids=["a byte each", "empty"])
-async def test_a_message_of_more_fragments_ends_the_socket(payload: bytes) -> None:
+async def test_a_message_with_more_fragments_closes_the_socket(payload: bytes) -> None:
     async with flooded() as (_, client, _):
         client.transport.write(frame(TEXT, b"x", is_last=False))
         client.transport.write(frame(0, payload, is_last=False) * 50_000)
@@ -170,7 +170,7 @@ async def test_only_the_last_of_many_pings_is_answered() -> None:
     assert len(pongs) < 200
 
 
-async def test_a_client_that_takes_no_pongs_costs_no_memory() -> None:
+async def test_a_client_that_reads_no_pongs_costs_no_memory() -> None:
     async with flooded(send_buffer_bytes=4096, max_messages_per_s=1e6) as (server, _, _):
         narrow = socket.socket()
         narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -189,7 +189,7 @@ async def test_a_client_that_takes_no_pongs_costs_no_memory() -> None:
     assert most < 2**17  # all pongs would be 2.5 MB
 
 
-async def test_a_pong_waits_for_room() -> None:
+async def test_a_pong_waits_for_room_in_the_send_buffer() -> None:
     async with flooded() as (_, client, connection):
         connection.pause_writing()
         client.transport.write(frame(PING, b"first") + frame(PING, b"last"))
@@ -200,7 +200,7 @@ async def test_a_pong_waits_for_room() -> None:
         assert connection.conn._pong is None
 
 
-async def test_a_flood_of_pings_is_slowed_and_then_ended() -> None:
+async def test_a_flood_of_pings_is_throttled_and_then_closed() -> None:
     async with flooded(be_strict) as (_, client, connection):
         client.transport.write(frame(PING) * 100_000)
         assert await close_code(client) == 1008
@@ -208,17 +208,17 @@ async def test_a_flood_of_pings_is_slowed_and_then_ended() -> None:
         assert connection.conn.num_frames < 3000
 
 
-async def test_who_flooded_once_and_stopped_is_heard() -> None:
+async def test_a_client_that_stops_flooding_is_served_again() -> None:
     async with flooded(max_messages_per_s=100) as (_, client, connection):
         client.transport.write(frame(PING) * 2300)
-        await until(lambda: connection._throttle is not None)
+        await until(lambda: connection._reader.is_throttled)
         await send(client, type="generate", prompt="hi", max_tokens=7)
         assert text_of(await receive_stream(client)) == "hello"
-        await until(lambda: connection._flooded_since is None)
+        await until(lambda: connection._flooding_since is None)
 
 
-async def test_a_flood_holds_up_nobody_else() -> None:
-    """The loop comes back after a part of what one read has brought, 40,000 pings."""
+async def test_a_flood_does_not_hold_the_event_loop() -> None:
+    """One read can return 40,000 pings; they are parsed over several loop iterations."""
     async with flooded(max_messages_per_s=1e6) as (_, client, connection):
         client.transport.write(frame(PING) * 100_000)
         most, last = 0, 0
@@ -226,33 +226,33 @@ async def test_a_flood_holds_up_nobody_else() -> None:
             await yield_to_loop()
             most = max(most, connection.conn.num_frames - last)
             last = connection.conn.num_frames
-            assert len(connection._unread) <= 2**19
+            assert connection._reader.num_unread_bytes <= 2**19
     assert most < 10_000
 
 
 @pytest.mark.slow
-async def test_bytes_beyond_the_allowance_wait_in_the_kernel() -> None:
+async def test_bytes_beyond_the_rate_stay_in_the_kernel() -> None:
     async with flooded(max_message_bytes=2**16, max_bytes_per_s=2**20) as (_, client, connection):
         client.transport.write(frame(TEXT, b" " * 2**16) * 32)
         most = 0
         for _ in range(32):
             assert (await receive(client))["error"]["code"] == "invalid_json"
-            most = max(most, len(connection._unread))
-    assert most <= 2**18  # what one read brings
+            most = max(most, connection._reader.num_unread_bytes)
+    assert most <= 2**18  # one read
 
 
-async def test_small_messages_do_not_have_more_and_more_read() -> None:
+async def test_many_small_messages_do_not_fill_the_read_buffer() -> None:
     message = frame(TEXT, b"{")
     async with flooded(max_messages_per_s=1e6) as (_, client, connection):
         client.transport.write(message * 100_000)
         most = 0
         for _ in range(100):
             await receive(client)
-            most = max(most, len(connection._unread))
+            most = max(most, connection._reader.num_unread_bytes)
     assert most <= 2**18
 
 
-async def test_a_compressed_byte_costs_what_it_becomes() -> None:
+async def test_compressed_messages_count_by_their_decompressed_size() -> None:
     backend = scripted_backend(say("hello"))
     async with (
         stream_server(backend, max_bytes_per_s=2**20, max_message_bytes=2**18) as server,
@@ -262,17 +262,17 @@ async def test_a_compressed_byte_costs_what_it_becomes() -> None:
         assert isinstance(connection, WebSocketProtocol)
         for _ in range(5):
             await client.send(" " * 2**18)
-        await until(lambda: connection._throttle is not None)
+        await until(lambda: connection._reader.is_throttled)
 
 
-async def test_a_frame_that_is_too_big_is_told_so_while_it_is_still_sent() -> None:
-    """To close a socket that has more to be read resets it, and can lose what was said last."""
+async def test_a_frame_that_is_too_big_is_answered_while_it_is_being_sent() -> None:
+    """Closing a socket with unread input would reset it, and could lose the close frame."""
     async with flooded(max_message_bytes=2**16) as (_, client, _):
         client.transport.write(frame(TEXT, b"x" * 2**20) * 3)
         assert await close_code(client) == 1009
 
 
-async def test_the_end_of_who_is_closed_is_waited_for_no_longer_than_a_moment() -> None:
+async def test_a_lingering_close_ends_after_a_moment() -> None:
     async with flooded() as (server, client, connection):
         client.transport.pause_reading()
         client.transport.write(b"\xff" * 100)
@@ -280,7 +280,7 @@ async def test_the_end_of_who_is_closed_is_waited_for_no_longer_than_a_moment() 
         await until(lambda: not server.server.server_state.connections)
 
 
-async def test_a_handshake_that_is_never_answered_ends() -> None:
+async def test_a_handshake_that_the_application_never_answers_times_out() -> None:
     async with stream_server(scripted_backend(), header_timeout_s=0.05) as server:
         hang = asyncio.Event()
 

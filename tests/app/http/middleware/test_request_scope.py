@@ -17,7 +17,7 @@ def make_app(seen: list[str]) -> FastAPI:
 
     @app.get("/stream")
     async def stream(request: Request, *, fails: bool = False) -> StreamingResponse:
-        request.state.held.callback(seen.append, "left")
+        request.state.exit_stack.callback(seen.append, "left")
 
         async def parts() -> Any:
             seen.append("first")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.transport.turns import Turns
+from app.transport.parsing_queue import ParsingQueue
 from tests.support import ManualClock, yield_to_loop
 
 
@@ -20,11 +20,11 @@ class Job:
         self._done.append(self._name)
 
 
-async def test_work_runs_at_once_until_the_turn_has_no_time_left() -> None:
+async def test_work_runs_at_once_until_the_budget_is_used_up() -> None:
     clock, done = ManualClock(), list[Any]()
-    turns = Turns(budget_s=0.002, clock=clock)
+    queue = ParsingQueue(budget_s=0.002, clock=clock)
     for name in range(7):
-        turns.run(Job(clock, done, name).work)
+        queue.submit(Job(clock, done, name).work)
     assert done == [0, 1]
     await yield_to_loop()
     assert done == [0, 1, 2, 3]
@@ -33,90 +33,90 @@ async def test_work_runs_at_once_until_the_turn_has_no_time_left() -> None:
     assert done == [*range(7)]
 
 
-async def test_each_turn_has_a_budget_of_its_own() -> None:
+async def test_each_loop_iteration_has_a_budget_of_its_own() -> None:
     clock, done = ManualClock(), list[Any]()
-    turns = Turns(budget_s=0.002, clock=clock)
+    queue = ParsingQueue(budget_s=0.002, clock=clock)
     for name in range(5):
-        turns.run(Job(clock, done, name).work)
+        queue.submit(Job(clock, done, name).work)
         assert done[-1] == name
         await yield_to_loop()
 
 
-async def test_work_that_waits_is_not_added_again() -> None:
+async def test_queued_work_is_not_added_again() -> None:
     clock, done = ManualClock(), list[Any]()
-    turns = Turns(budget_s=0.001, clock=clock)
-    turns.run(Job(clock, done, "first").work)
+    queue = ParsingQueue(budget_s=0.001, clock=clock)
+    queue.submit(Job(clock, done, "first").work)
     again = Job(clock, done, "again")
     for _ in range(3):
-        turns.run(again.work)
+        queue.submit(again.work)
     for _ in range(4):
         await yield_to_loop()
     assert done == ["first", "again"]
 
 
-async def test_what_is_new_goes_before_the_rest_of_what_is_long() -> None:
+async def test_new_work_runs_before_unfinished_work_but_does_not_starve_it() -> None:
     clock, done = ManualClock(), list[Any]()
-    turns = Turns(budget_s=0.001, clock=clock)
+    queue = ParsingQueue(budget_s=0.001, clock=clock)
 
     def long() -> None:
         Job(clock, done, "long").work()
         if done.count("long") < 3:
-            turns.go_on(long)
+            queue.resubmit(long)
 
-    turns.run(long)
+    queue.submit(long)
     for name in range(5):
-        turns.run(Job(clock, done, name).work)
+        queue.submit(Job(clock, done, name).work)
     for _ in range(8):
         await yield_to_loop()
-    assert done == ["long", 0, 1, 2, "long", 3, 4, "long"]  # but does not starve it
+    assert done == ["long", 0, 1, 2, "long", 3, 4, "long"]
 
 
-async def test_addresses_take_turns() -> None:
+async def test_addresses_are_served_round_robin() -> None:
     clock, done = ManualClock(), list[Any]()
-    turns = Turns(budget_s=0.001, clock=clock)
-    turns.run(Job(clock, done, "first").work, address="a")
+    queue = ParsingQueue(budget_s=0.001, clock=clock)
+    queue.submit(Job(clock, done, "first").work, address="a")
     for name in ("a1", "a2", "a3", "b1", "b2", "c1"):
-        turns.run(Job(clock, done, name).work, address=name[0])
+        queue.submit(Job(clock, done, name).work, address=name[0])
     for _ in range(7):
         await yield_to_loop()
     assert done == ["first", "a1", "b1", "c1", "a2", "b2", "a3"]
 
 
-async def test_work_never_runs_inside_of_work() -> None:
-    turns, done = Turns(budget_s=1.0), list[str]()
+async def test_work_that_is_submitted_by_work_runs_later() -> None:
+    queue, done = ParsingQueue(budget_s=1.0), list[str]()
 
     def outer() -> None:
-        turns.run(lambda: done.append("inner"))
+        queue.submit(lambda: done.append("inner"))
         done.append("outer")
 
-    turns.run(outer)
+    queue.submit(outer)
     await yield_to_loop()
     assert done == ["outer", "inner"]
 
 
-async def test_a_failure_holds_up_nobody_else() -> None:
+async def test_a_failure_does_not_stop_other_work() -> None:
     clock, done = ManualClock(), list[Any]()
-    turns = Turns(budget_s=0.001, clock=clock)
+    queue = ParsingQueue(budget_s=0.001, clock=clock)
     failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
 
     def fail() -> None:
         raise ZeroDivisionError
 
-    turns.run(Job(clock, done, 0).work)
-    turns.run(fail)
-    turns.run(Job(clock, done, 1).work)
+    queue.submit(Job(clock, done, 0).work)
+    queue.submit(fail)
+    queue.submit(Job(clock, done, 1).work)
     for _ in range(3):
         await yield_to_loop()
     assert done == [0, 1]
     assert len(failures) == 1
 
 
-async def test_what_is_run_at_once_may_fail() -> None:
-    turns = Turns()
+async def test_work_that_runs_at_once_may_raise() -> None:
+    queue = ParsingQueue()
 
     def fail() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        turns.run(fail)
+        queue.submit(fail)
