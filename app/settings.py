@@ -20,7 +20,7 @@ from streaming import BackendName, EngineConfig, ModelConfig
 _MODEL = ModelConfig()
 _ENGINE = EngineConfig()
 ENV_PREFIX = "TOKENWIRE_"
-_SHARE = "by default half of all with several API keys"
+_SHARE = "by default half with several API keys, otherwise all"
 
 
 class ReasoningDialect(StrEnum):
@@ -135,7 +135,8 @@ class Settings(BaseSettings):
     max_waiting_tokens: int = Field(
         _ENGINE.max_waiting_tokens,
         ge=1,
-        description="Maximum number of prompt tokens in the queue; a longer prompt is queued alone.",
+        description="Maximum number of prompt tokens in the queue; a longer prompt may be queued "
+        "alone.",
     )
     max_waiting_tokens_per_caller: int | None = Field(
         _ENGINE.max_waiting_tokens_per_caller,
@@ -253,8 +254,8 @@ class Settings(BaseSettings):
     max_tcp_connections_per_address: int = Field(
         1000,
         ge=0,
-        description="Maximum number of open connections of one address; 0 is no limit, for a server "
-        "behind a reverse proxy.",
+        description="Maximum number of open connections of one address; 0 is no limit, for a "
+        "server behind a reverse proxy.",
     )
     header_timeout_s: float = Field(
         10.0,

@@ -1,4 +1,4 @@
-"""What a hostile client sends, by hand: no library would."""
+"""A hostile client: builds bytes that no client library would send."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import Self
 Address = tuple[str, int]
 
 TIMEOUT_S = 30.0
-"""A server that takes longer to answer, or to close, hangs."""
+"""Time for the server to answer or to close."""
 TEXT, PING = 0x1, 0x9
 _BLOCK_BYTES = 2**16
 
 
 def dial(address: Address) -> socket.socket:
+    """Open a TCP connection."""
     return socket.create_connection(address, timeout=TIMEOUT_S)
 
 
 def send_all(connection: socket.socket, data: bytes) -> bool:
-    """Send, and return whether the server took it all."""
+    """Send the data and return whether the server accepted all of it."""
     try:
         connection.sendall(data)
     except OSError:
@@ -31,7 +32,7 @@ def send_all(connection: socket.socket, data: bytes) -> bool:
 
 
 def answer_to(address: Address, *parts: bytes) -> bytes:
-    """Send the parts, and return all that the server says until it closes."""
+    """Send the parts and return what the server sends until it closes."""
     with dial(address) as connection:
         for part in parts:
             if not send_all(connection, part):
@@ -40,6 +41,7 @@ def answer_to(address: Address, *parts: bytes) -> bytes:
 
 
 def read_to_end(connection: socket.socket) -> bytes:
+    """Return what the server sends until it closes or resets the connection."""
     answer = b""
     with suppress(ConnectionError):
         while data := connection.recv(_BLOCK_BYTES):
@@ -48,11 +50,13 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 def request(path: str = "/health", *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
+    """Return a request with these header lines."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 def handshake(*headers: str, method: str = "GET", body: bytes = b"") -> bytes:
+    """Return a WebSocket handshake with additional header lines."""
     key = base64.b64encode(os.urandom(16)).decode()
     own = ("Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Key: {key}")
     return request(
@@ -61,7 +65,7 @@ def handshake(*headers: str, method: str = "GET", body: bytes = b"") -> bytes:
 
 
 def frame(opcode: int, payload: bytes = b"", *, is_last: bool = True) -> bytes:
-    """Return a frame under a mask of zeros, which leaves the payload as it is."""
+    """Return a frame whose mask is zero, which leaves the payload unchanged."""
     size = len(payload)
     head = bytes([opcode | (0x80 if is_last else 0)])
     if size < 126:
@@ -74,7 +78,7 @@ def frame(opcode: int, payload: bytes = b"", *, is_last: bool = True) -> bytes:
 
 
 def fragments(message: bytes, size: int) -> bytes:
-    """Return a text message in frames of so many bytes."""
+    """Return a text message in frames of `size` bytes."""
     pieces = [message[at : at + size] for at in range(0, len(message), size)]
     last = len(pieces) - 1
     return b"".join(
@@ -83,7 +87,7 @@ def fragments(message: bytes, size: int) -> bytes:
 
 
 class RawWebSocket:
-    """A WebSocket that obeys nothing; its handshake is done when the constructor returns."""
+    """A WebSocket without a protocol implementation; the constructor does the handshake."""
 
     def __init__(self, address: Address) -> None:
         self.socket = dial(address)
@@ -115,7 +119,7 @@ class RawWebSocket:
             yield head[0] & 0x0F, payload
 
     def close_code(self) -> int | None:
-        """Read to the close frame and return its code; None if the server closed without one."""
+        """Return the code of the server's close frame; None if it closed without one."""
         for opcode, payload in self.frames():
             if opcode == 0x8:
                 return int.from_bytes(payload[:2], "big")

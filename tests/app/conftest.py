@@ -1,4 +1,4 @@
-"""Fixtures of the web layer's tests."""
+"""Fixtures for the tests of the web layer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from tests.app.serving import live
 
 @pytest.fixture
 def live_server() -> Iterator[Callable[..., str]]:
-    """Return a function that serves a backend with some settings and returns the address."""
+    """A function that serves a backend with given settings and returns the address."""
     with ExitStack() as stack:
         yield lambda backend, **settings: stack.enter_context(live(backend, **settings))

@@ -1,4 +1,4 @@
-"""The application over the scripted backend: in-process, by hand, and behind a real server."""
+"""Runs the application over the scripted backend: in process, by hand, or on a real server."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ KEY = {"authorization": "Bearer secret"}
 
 
 def make_app(backend: Backend, **settings: Any) -> tuple[FastAPI, AsyncEngine]:
+    """Return the application and its engine, which starts with the application."""
     resolved = Settings(**settings)
     engine = AsyncEngine(backend, resolved.to_engine_config())
     return create_app(resolved, engine), engine
@@ -34,10 +35,12 @@ def make_app(backend: Backend, **settings: Any) -> tuple[FastAPI, AsyncEngine]:
 async def serving(
     backend: Backend, *, gate: Gate | None = None, **settings: Any
 ) -> AsyncIterator[tuple[FastAPI, AsyncEngine]]:
-    """Run the application; at exit, assert that it leaves no thread, task or sequence behind.
+    """Run the application; at exit, assert that no thread, task or sequence is left.
 
     Args:
-        gate: what holds the backend's runner back; opened at exit, so that the engine can end.
+        backend: of the engine.
+        gate: blocks the backend's runner; opened at exit, so that the engine can end.
+        settings: of the application.
     """
     assert tokenwire_threads() == [], "an earlier test left a thread"
     tasks_before = asyncio.all_tasks()
@@ -58,22 +61,24 @@ async def serving(
 async def client_of(
     backend: Backend, *, gate: Gate | None = None, **settings: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Run the application and return a client that calls it in-process."""
+    """Run the application and yield a client that calls it in process."""
     async with serving(backend, gate=gate, **settings) as (app, _), client(app) as calling:
         yield calling
 
 
 def client(app: FastAPI) -> httpx.AsyncClient:
+    """Return a client that calls the application in process."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
 
 class Call:
-    """One POST, made by hand: shows what comes while it comes, and can leave at any moment.
+    """One POST request without an HTTP client: records messages, and can disconnect at any time.
 
     Args:
-        body: sent as JSON; what is a list of bytes already is sent as its chunks.
-        takes: how many messages the client reads before it stops reading, until `read_on`; None
-            reads all.
+        app: an ASGI application.
+        path: of the request.
+        body: sent as JSON; a list of bytes is sent as chunks.
+        takes: messages that the client reads before it stops until `read_on`; None reads all.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Call:
         self.messages: list[dict[str, Any]] = []
 
     async def __call__(self) -> None:
+        """Make the request."""
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
@@ -112,28 +118,34 @@ class Call:
         await self._app(scope, self._receive, self._send)
 
     def leave(self) -> None:
+        """Disconnect."""
         self._left.set()
 
     def read_on(self) -> None:
+        """Read all further messages."""
         self._reads_on.set()
 
     async def until_shown(self, text: bytes) -> None:
-        """Wait until the text is in the body."""
+        """Wait until the body contains the text."""
         await self._until(lambda: text in self.body)
 
     async def until_more_than(self, num_messages: int) -> None:
+        """Wait until the application has sent more than so many messages."""
         await self._until(lambda: len(self.messages) > num_messages)
 
     @property
     def status(self) -> int | None:
+        """The status of the response; None before it starts."""
         return self.messages[0]["status"] if self.messages else None
 
     @property
     def body(self) -> bytes:
+        """The body so far."""
         return b"".join(message.get("body", b"") for message in self.messages)
 
     @property
     def is_complete(self) -> bool:
+        """Whether the response has ended."""
         return bool(self.messages) and self.messages[-1].get("more_body") is False
 
     async def _until(self, is_enough: Callable[[], bool]) -> None:
@@ -158,15 +170,15 @@ class Call:
 
 
 def sse(text: str) -> list[str]:
-    """Split a whole event stream into the data of its messages, comments left out."""
-    assert text.endswith("\n\n"), "the last message is cut"
+    """Return the data of each event of a complete event stream, without comments."""
+    assert text.endswith("\n\n"), "the last event is incomplete"
     blocks = text.removesuffix("\n\n").split("\n\n")
     assert all(block.startswith(("data: ", ": ")) and "\n" not in block for block in blocks), blocks
     return [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]
 
 
 def chunks(text: str) -> list[dict[str, Any]]:
-    """Return the JSON of a whole event stream, which must end with `[DONE]`."""
+    """Return the JSON objects of a complete event stream, which must end with `[DONE]`."""
     *data, done = sse(text)
     assert done == "[DONE]"
     return [json.loads(each) for each in data]
@@ -174,12 +186,12 @@ def chunks(text: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def live(backend: Backend, **settings: Any) -> Iterator[str]:
-    """Serve over a real socket from a thread; return the server's address."""
+    """Serve on a real socket from a thread; yield the server's address."""
     app, _ = make_app(backend, **settings)
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="websockets-sansio")
     server = uvicorn.Server(config)
     with bind("127.0.0.1", 0) as listener:
-        listener.listen()  # it takes connections from here on; they wait until the server looks
+        listener.listen()  # connections are queued from here on, until the server accepts them
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -1,4 +1,4 @@
-"""Keys: who they name, and that comparing them tells nothing to who has none."""
+"""API keys: the caller that each names, and comparison in constant time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from streaming import ANYONE
 KEYS = ("first", "second, which is longer", "third")
 
 
-def test_without_keys_everyone_is_the_same():
+def test_without_keys_every_client_is_the_same_caller():
     authenticator = Authenticator(())
     assert [authenticator.identify(key) for key in (None, "", "first")] == [ANYONE] * 3
 
 
-def test_each_key_names_its_owner_and_shows_nothing_of_itself():
+def test_each_key_names_a_caller_and_the_name_does_not_contain_it():
     authenticator = Authenticator(KEYS)
     names = [authenticator.identify(key) for key in KEYS]
     assert len(set(names)) == 3
@@ -26,14 +26,14 @@ def test_each_key_names_its_owner_and_shows_nothing_of_itself():
 
 
 @pytest.mark.parametrize("key", [None, "", "firs", "first ", "First", "third\udcff"])
-def test_what_is_no_key_names_nobody(key: str | None):
+def test_an_invalid_key_names_no_caller(key: str | None):
     assert Authenticator(KEYS).identify(key) is None
 
 
 @pytest.mark.pain(17)
 @pytest.mark.parametrize("key", [*KEYS, "fourth", "firsx", "", "x" * 10_000])
 def test_every_key_is_compared_in_constant_time(key: str, monkeypatch: pytest.MonkeyPatch):
-    """By the function made for it, with all keys whichever it is, and over the same length."""
+    """By `hmac.compare_digest`, with every key, and over the same length."""
     compared: list[tuple[int, int]] = []
     compare_digest = hmac.compare_digest
 

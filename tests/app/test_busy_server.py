@@ -1,4 +1,4 @@
-"""A server that has much to do: what takes long holds up nobody else."""
+"""A busy server: one slow operation does not delay other clients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import entered
 
 
 class HeldTokenizer(ByteTokenizer):
-    """Holds long prompts until it is let go."""
+    """Blocks on long prompts until it is opened."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class HeldTokenizer(ByteTokenizer):
 
 
 PIECES = ["x" * 2**16] * 80
-"""Of a prompt of 5 MB."""
+"""A prompt of 5 MiB."""
 
 
 async def post_in_pieces(server: StreamServer, pieces: AsyncIterator[str]) -> int:
-    """Return the prompt's number of tokens, as the answer tells it."""
+    """Post the pieces as one body; return the number of prompt tokens from the response."""
     async with httpx.AsyncClient(base_url=server.http_url, timeout=None) as calling:
         answer = await calling.post(
             "/v1/completions",
@@ -53,6 +53,7 @@ async def post_in_pieces(server: StreamServer, pieces: AsyncIterator[str]) -> in
 
 
 async def send_in_pieces(server: StreamServer, pieces: AsyncIterator[str]) -> int:
+    """Send the pieces as one message; return the number of prompt tokens from its answer."""
     async with server.connect() as client:
         await client.send(pieces)
         return int((await receive_stream(client))[-1]["usage"]["prompt_tokens"])
@@ -60,7 +61,7 @@ async def send_in_pieces(server: StreamServer, pieces: AsyncIterator[str]) -> in
 
 @pytest.mark.pain(7)
 @pytest.mark.parametrize("ask_in_pieces", [post_in_pieces, send_in_pieces])
-async def test_a_prompt_of_5_mb_holds_up_nobody(
+async def test_a_prompt_of_5_mib_delays_no_other_client(
     ask_in_pieces: Callable[[StreamServer, AsyncIterator[str]], Awaitable[int]],
 ) -> None:
     tokenizer = HeldTokenizer()
@@ -96,7 +97,7 @@ async def test_a_prompt_of_5_mb_holds_up_nobody(
 
 
 class Computation(Gate):
-    """Computes instead of waiting, with the interpreter's lock in its hands."""
+    """Computes instead of waiting, and holds the interpreter lock meanwhile."""
 
     def wait(self) -> None:
         self.entered.release()
@@ -105,7 +106,7 @@ class Computation(Gate):
 
 
 class PingedClient(ClientConnection):
-    """Tells of the server's pings; each is sent once the one before has been answered."""
+    """Counts the server's pings; the server sends each after the previous one was answered."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -135,7 +136,7 @@ async def test_no_socket_misses_a_ping_while_the_model_computes() -> None:
             await send(client, type="generate", prompt="hi")
         await entered(computing)
         for client in clients:
-            client.pings = asyncio.Semaphore(0)  # those before do not count
+            client.pings = asyncio.Semaphore(0)  # earlier pings do not count
         for client in clients:
             for _ in range(10):
                 await client.pings.acquire()

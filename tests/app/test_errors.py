@@ -1,4 +1,4 @@
-"""Every error of the engine has a form on the wire."""
+"""Every error of the engine has an entry in the table."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def leaves(cls: type[StreamingError]) -> set[type[StreamingError]]:
 
 
 def test_every_error_of_the_engine_is_in_the_table():
-    shown = leaves(StreamingError) - {ModelLoadError}  # which is told before anything is served
+    shown = leaves(StreamingError) - {ModelLoadError}  # ends the process before it serves
     assert {cls.code for cls in shown} <= set(ERRORS)
 
 
-def test_a_request_that_is_at_fault_is_told_not_to_come_back():
+def test_an_error_of_the_request_is_not_retryable():
     assert not ERRORS["no_token_allowed"].retryable
     assert 400 <= ERRORS["no_token_allowed"].http_status < 500

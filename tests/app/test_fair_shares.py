@@ -1,4 +1,4 @@
-"""Two callers, each with a key: one that wants everything, and one that wants an answer."""
+"""Fairness between two API keys: one uses all it can get, the other sends one request."""
 
 from __future__ import annotations
 
@@ -36,33 +36,34 @@ GREEDY = {"authorization": "Bearer greedy"}
 MODEST = {"authorization": "Bearer modest"}
 
 MAX_STEPS = 6
-"""The step under way, one in which the newcomer starts level, its own, and some to spare."""
+"""Steps until the new caller is served: the current one, one in which both are level, its own, and
+some to spare."""
 
 
-def say_for_ever(_: Sequence) -> Iterable[int]:
+def repeat_for_ever(_: Sequence) -> Iterable[int]:
     return itertools.repeat(ord("a"))
 
 
 def endless_backend(gate: Gate, *, max_num_seqs: int = 2, has_cache: bool = True) -> Backend:
     cache = CacheGeometry(num_blocks=4096, block_size=4, max_batch_tokens=64)
     runner = ScriptedRunner(
-        say_for_ever, max_num_seqs=max_num_seqs, cache=cache if has_cache else None, gate=gate
+        repeat_for_ever, max_num_seqs=max_num_seqs, cache=cache if has_cache else None, gate=gate
     )
     return replace(scripted_backend(max_model_len=4096), runner=runner)
 
 
 async def fill(client: ClientConnection, *numbers: int) -> None:
-    """Open a stream of each number that goes on, and see them accepted."""
+    """Open an endless stream for each number and wait until it is accepted."""
     for n in numbers:
         await send(client, type="generate", id=str(n), prompt=f"{n}", max_tokens=4000)
         await receive_until(client, "accepted", stream_id=str(n))
 
 
-# The engine's places.
+# Running and waiting requests.
 
 
-async def test_a_socket_of_a_caller_without_places_is_served_at_once():
-    """A caller takes all running and all waiting places; another asks once."""
+async def test_a_socket_of_a_new_caller_is_served_at_once():
+    """One caller uses the whole batch and queue; another sends one request."""
     gate = Gate()
     limits: dict[str, Any] = {
         **KEYS,
@@ -77,7 +78,7 @@ async def test_a_socket_of_a_caller_without_places_is_served_at_once():
     ):
         await fill(greedy, 0)
         await entered(gate)
-        await fill(greedy, 1, 2, 3, 4)  # these wait, as far as anybody knows
+        await fill(greedy, 1, 2, 3, 4)  # queued
         await send(modest, type="generate", id="one", prompt="hi", max_tokens=10)
         await receive_until(modest, "accepted")
         gate.allow(MAX_STEPS)
@@ -85,7 +86,7 @@ async def test_a_socket_of_a_caller_without_places_is_served_at_once():
         [refused] = [
             frame for frame in await receive_until(greedy, "error") if frame["type"] == "error"
         ]
-        assert refused["id"] == "4", "its newest"
+        assert refused["id"] == "4", "its newest request"
         assert refused["error"]["code"] == "overloaded"
         assert refused["error"]["retryable"] is True
         assert refused["error"]["retry_after_s"] > 0
@@ -96,7 +97,7 @@ async def post(calling: httpx.AsyncClient, key: dict[str, str], **body: Any) -> 
     return await calling.post("/v1/completions", json={"prompt": "hi", **body}, headers=key)
 
 
-async def test_a_rest_request_of_a_caller_without_places_is_served_at_once():
+async def test_a_rest_request_of_a_new_caller_is_served_at_once():
     gate = Gate()
     limits: dict[str, Any] = {
         **KEYS,
@@ -115,21 +116,21 @@ async def test_a_rest_request_of_a_caller_without_places_is_served_at_once():
                 while engine._store.num_open == num_open:
                     await yield_to_loop()
             modest = asyncio.create_task(post(calling, MODEST, max_tokens=1))
-            await until(lambda: engine._store.num_open == 5)  # with the one that gives way
+            await until(lambda: engine._store.num_open == 5)  # including the one that is displaced
             gate.allow(MAX_STEPS)
             answer = await modest
             assert answer.status_code == 200
             assert answer.json()["choices"][0]["text"] == "a"
-            gave_way = await running[-1]
-            assert gave_way.status_code == 503
-            assert gave_way.json()["error"]["code"] == "overloaded"
-            assert int(gave_way.headers["retry-after"]) >= 1
+            displaced = await running[-1]
+            assert displaced.status_code == 503
+            assert displaced.json()["error"]["code"] == "overloaded"
+            assert int(displaced.headers["retry-after"]) >= 1
             for task in running[:-1]:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
 
-async def test_a_caller_is_told_of_its_own_limit_on_both_transports():
+async def test_a_caller_at_its_own_limit_gets_the_same_error_on_both_transports():
     gate = Gate()
     limits: dict[str, Any] = {**KEYS, "max_waiting_requests": 4}  # so each may have two
     async with (
@@ -142,7 +143,7 @@ async def test_a_caller_is_told_of_its_own_limit_on_both_transports():
         await entered(gate)
         await send(modest, type="generate", id="one", prompt="hi", max_tokens=10)
         await receive_until(modest, "accepted")
-        # The one in the step that is held has begun.
+        # The request in the blocked step has started.
         gate.allow()
         await entered(gate)
         await fill(greedy, 1, 2)
@@ -156,7 +157,7 @@ async def test_a_caller_is_told_of_its_own_limit_on_both_transports():
 
 
 async def test_without_preemption_a_caller_is_next_when_one_ends():
-    """A runner with a cache of its own keeps what runs; the waiting place is taken all the same."""
+    """A runner with its own cache cannot preempt; the new caller is queued all the same."""
     gate = Gate()
     limits: dict[str, Any] = {
         **KEYS,
@@ -178,19 +179,20 @@ async def test_without_preemption_a_caller_is_next_when_one_ends():
         await send(modest, type="generate", id="one", prompt="hi", max_tokens=2)
         await receive_until(modest, "accepted")
         gate.allow()
-        await entered(gate)  # it started level, and has been served less from here on
-        await receive_until(greedy, "error", stream_id="3")  # it gave way
+        await entered(gate)  # from here on, the new caller has been served less
+        await receive_until(greedy, "error", stream_id="3")  # displaced
         await send(greedy, type="cancel", id="0")
         await send(greedy, type="cancel", id="nobody")
-        await receive_until(greedy, "error")  # of no stream, so the one before has been heard
+        # An error for an unknown stream: the cancel before it has been handled.
+        await receive_until(greedy, "error")
         gate.allow(MAX_STEPS)
         assert (await receive_stream(modest))[-1]["type"] == "done"
 
 
-# Sockets.
+# WebSockets.
 
 
-async def test_a_caller_may_have_half_of_the_sockets():
+async def test_a_caller_may_open_half_of_the_sockets():
     async with stream_server(scripted_backend(), max_connections=4, **KEYS) as server:
         async with AsyncExitStack() as stack:
             for _ in range(2):
@@ -209,7 +211,7 @@ async def refusal_of(server: StreamServer, key: dict[str, str]) -> tuple[int, st
     return response.status_code, json.loads(response.body)["error"]["code"]
 
 
-async def test_a_newcomer_takes_a_socket_back_and_what_was_on_it_goes_on():
+async def test_a_new_caller_displaces_a_socket_whose_generation_continues():
     gate = Gate()
     limits: dict[str, Any] = {**KEYS, "max_connections": 2, "max_connections_per_caller": 2}
     backend = scripted_backend(say("hello"), gate=gate)
@@ -234,10 +236,10 @@ async def test_a_newcomer_takes_a_socket_back_and_what_was_on_it_goes_on():
             assert await refusal_of(server, GREEDY) == (429, "too_many_connections")
 
 
-# The rate of requests.
+# Request rate.
 
 
-async def test_rest_requests_have_a_rate_for_each_caller():
+async def test_each_caller_has_its_own_rate_of_rest_requests():
     limits: dict[str, Any] = {**KEYS, "max_requests_per_s": 0.01, "max_generations_per_caller": 2}
     async with client_of(scripted_backend(say("x")), **limits) as calling:
         answers = [await post(calling, GREEDY) for _ in range(2)]
@@ -255,7 +257,7 @@ async def test_rest_requests_have_a_rate_for_each_caller():
         assert (await post(calling, {"authorization": "Bearer wrong"})).status_code == 401
 
 
-async def test_without_keys_the_rate_is_each_addresss_own():
+async def test_without_keys_each_address_has_its_own_rate():
     limits: dict[str, Any] = {"max_requests_per_s": 0.01, "max_generations_per_caller": 1}
     async with serving(scripted_backend(say("x")), **limits) as (app, _):
         statuses = []
@@ -266,8 +268,8 @@ async def test_without_keys_the_rate_is_each_addresss_own():
     assert statuses == [200, 429, 200]
 
 
-async def test_what_is_open_is_counted_until_it_is_answered():
-    """Also what opens no generation, and what its caller leaves."""
+async def test_a_request_counts_as_open_until_it_is_answered():
+    """Also a request without a generation, and one whose client disconnects."""
     gate = Gate()
     limits: dict[str, Any] = {**KEYS, "max_open_requests_per_caller": 2}
     backend = endless_backend(gate)
@@ -291,7 +293,7 @@ async def test_what_is_open_is_counted_until_it_is_answered():
 # Priority.
 
 
-async def test_a_priority_above_the_ordinary_one_needs_leave():
+async def test_a_priority_above_0_is_refused_by_default():
     async with (
         stream_server(scripted_backend(say("x"))) as server,
         httpx.AsyncClient(base_url=server.http_url) as calling,
@@ -308,7 +310,7 @@ async def test_a_priority_above_the_ordinary_one_needs_leave():
     assert lower.status_code == 200
 
 
-async def test_a_priority_is_taken_up_to_what_the_server_allows():
+async def test_a_priority_up_to_max_priority_is_accepted():
     async with client_of(scripted_backend(say("x")), max_priority=5) as calling:
         for priority, status in ((5, 200), (6, 422)):
             body = {"prompt": "a", "priority": priority}
@@ -318,7 +320,7 @@ async def test_a_priority_is_taken_up_to_what_the_server_allows():
 # Batches.
 
 
-async def test_a_batch_that_could_never_be_admitted_is_refused_for_good():
+async def test_a_batch_that_can_never_be_admitted_is_not_retryable():
     limits: dict[str, Any] = {**KEYS, "max_waiting_requests": 6}
     async with client_of(scripted_backend(say("x")), **limits) as calling:
         assert (await post(calling, GREEDY, n=4)).status_code == 422

@@ -1,4 +1,4 @@
-"""The application as a whole: who may call what, and what every answer carries."""
+"""The whole application: which routes need a key, and what every response contains."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PUBLIC = {
     *("/health", "/livez", "/readyz"),
 }
 UPGRADE_ONLY = {"/v1/stream"}
-"""Over plain HTTP these only say that they are for WebSockets."""
+"""Routes that answer plain HTTP with 426."""
 NO_SOCKETS = "/{path:path}"
-"""What answers the WebSockets that no route takes."""
+"""The route of WebSockets that match no other route."""
 
 
 @pytest.mark.pain(17)
-async def test_every_route_that_is_not_public_asks_for_the_key():
+async def test_every_private_route_requires_the_key():
     async with (
         serving(scripted_backend(), api_keys=("secret",)) as (app, _),
         client(app) as calling,
@@ -42,7 +42,7 @@ async def test_every_route_that_is_not_public_asks_for_the_key():
 
 
 @pytest.mark.pain(17)
-def test_every_socket_asks_for_the_key():
+def test_every_websocket_requires_the_key():
     app, _ = make_app(scripted_backend(), api_keys=("secret",))
     paths = [
         str(route.path)
@@ -67,7 +67,7 @@ async def test_wrong_key_is_refused(key: str | None):
     assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
 
 
-async def test_right_key_is_let_in():
+async def test_right_key_is_accepted():
     async with client_of(scripted_backend(), api_keys=("other", "secret")) as calling:
         assert (await calling.get("/v1/models", headers=KEY)).status_code == 200
 
@@ -89,7 +89,7 @@ async def test_unknown_routes_have_openais_error(method: str, path: str, status:
     assert ("allow" in response.headers) == (status == 405)
 
 
-async def test_every_answer_carries_the_security_headers():
+async def test_every_response_has_the_security_headers():
     async with client_of(scripted_backend(), max_message_bytes=1024) as calling:
         responses: list[httpx.Response] = [
             await calling.get("/"),
@@ -126,7 +126,7 @@ async def test_cors_is_for_allowed_origins_only():
     assert answer.headers["access-control-allow-origin"] == "https://page.test"
 
 
-async def test_pages_may_send_the_headers_of_openai_sdk():
+async def test_pages_may_send_the_headers_of_openais_sdk():
     preflight = {
         "origin": "https://page.test",
         "access-control-request-method": "POST",

@@ -1,4 +1,4 @@
-"""The same generation on every transport: the same text, the same usage, one ending."""
+"""Every transport returns the same text, usage and finish reason for one generation."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def num_bytes(text: str) -> int:
 
 
 def usage(prompt: str, answer: str, *, has_end: bool = True) -> tuple[int, int, int]:
-    """Return the tokens of the scripted model: one for each byte, and one that ends an answer."""
+    """Return the scripted model's token counts: one a byte, and one for the end of the answer."""
     prompt_tokens, tokens = num_bytes(prompt), num_bytes(answer) + has_end
     return prompt_tokens, tokens, prompt_tokens + tokens
 
@@ -70,7 +70,7 @@ def script_of(*parts: str | Exception) -> Script:
 ASKED = Asked(PROMPT)
 CUT = TEXT[:10]
 SHORT = Asked(PROMPT, max_tokens=num_bytes(CUT) + 1)
-"""Ends in the middle of a character, which is not shown, but counts."""
+"""Ends in the middle of a character, whose first bytes count but are not shown."""
 TOOLED = Asked(TOOL_PROMPT, has_tool=True)
 
 TABLE: dict[str, tuple[Script, Asked, Outcome, Outcome]] = {
@@ -131,7 +131,7 @@ TABLE: dict[str, tuple[Script, Asked, Outcome, Outcome]] = {
         Outcome("Par", "error", None),
     ),
 }
-"""What the model says, what was asked, and what it comes to: as it was written, and taken apart."""
+"""Scenario: the model's output, the request, and the outcomes on the RAW and CHAT transports."""
 
 
 @pytest.mark.slow
@@ -139,14 +139,14 @@ TABLE: dict[str, tuple[Script, Asked, Outcome, Outcome]] = {
 @pytest.mark.pain(11)
 @pytest.mark.pain(12)
 @pytest.mark.parametrize("scenario", TABLE)
-async def test_the_outcome_is_the_same_everywhere(scenario: str) -> None:
-    script, asked, written, taken_apart = TABLE[scenario]
+async def test_the_outcome_is_the_same_on_every_transport(scenario: str) -> None:
+    script, asked, raw_outcome, chat_outcome = TABLE[scenario]
     chats = () if asked.has_tool else (native_chat,)
     expected = {
-        **dict.fromkeys((*RAW, *chats), written),
-        **dict.fromkeys(CHAT, taken_apart),
+        **dict.fromkeys((*RAW, *chats), raw_outcome),
+        **dict.fromkeys(CHAT, chat_outcome),
     }
-    if written.finish == "error":
+    if raw_outcome.finish == "error":
         expected |= dict.fromkeys(WHOLE, transports.FAILED)
     async with stream_server(scripted_backend(script, reasons=True)) as server:
         outcomes = {transport: await transport(server, asked) for transport in expected}
@@ -171,7 +171,7 @@ async def cancel_native(server: StreamServer, gate: Gate) -> Outcome:
         while text_of(frames) != "abc":
             frames.append(await receive(client))
         await send(client, type="cancel", id="a")
-        await send(client, type="nonsense")  # answered once the cancel has been heard
+        await send(client, type="nonsense")  # answered after the cancel
         frames += await receive_until(client, "error")
         gate.open()
         return transports.native_outcome(frames + await receive_stream(client))
@@ -207,7 +207,7 @@ async def cancel_in_background(server: StreamServer, gate: Gate) -> Outcome:
         path = f"/v1/responses/{created['response']['id']}/cancel"
         cancelling = asyncio.create_task(client.post(path))
         while not cancelling.done():
-            gate.allow()  # the answer waits for the end, which comes with a step
+            gate.allow()  # the generation ends at a step, and the response waits for that
             await yield_to_loop()
         cancelled = (await cancelling).json()
     events = await get_events(server, cancelled["id"])
@@ -218,7 +218,7 @@ async def cancel_in_background(server: StreamServer, gate: Gate) -> Outcome:
 @pytest.mark.pain(11)
 @pytest.mark.pain(12)
 @pytest.mark.parametrize("cancel", [cancel_native, cancel_on_socket, cancel_in_background])
-async def test_a_cancel_ends_it_with_what_there_was(
+async def test_a_cancelled_generation_keeps_its_text_and_usage(
     cancel: Callable[[StreamServer, Gate], Awaitable[Outcome]],
 ) -> None:
     gate = Gate()
@@ -244,7 +244,7 @@ async def test_a_cancel_ends_it_with_what_there_was(
         *(transports.responses, transports.responses_stream),
     ],
 )
-async def test_leaving_is_a_cancel_over_http(transport: Transport) -> None:
+async def test_a_disconnect_cancels_over_http(transport: Transport) -> None:
     gate = Gate()
     backend = scripted_backend(endless, max_model_len=2 * LONG.max_tokens, gate=gate)
     async with stream_server(backend, gate=gate) as server:
@@ -257,7 +257,7 @@ async def test_leaving_is_a_cancel_over_http(transport: Transport) -> None:
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
         while server.engine.stats.num_running:
-            gate.allow()  # it ends with a step
+            gate.allow()  # the generation ends at a step
             await yield_to_loop()
         stats = server.engine.stats
         assert (stats.num_running, stats.num_waiting) == (0, 0)
@@ -323,7 +323,7 @@ async def _turn_on_socket(server: StreamServer) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "resume", [resume_native, resume_background, resume_on_socket, resume_by_handshake]
 )
-async def test_a_resume_from_any_cursor_loses_and_repeats_nothing(
+async def test_a_resume_from_any_cursor_neither_loses_nor_repeats_text(
     resume: Callable[[StreamServer], Awaitable[None]],
 ) -> None:
     backend = scripted_backend(script_of(f"{TEXT}{CALL}\n{CALL}"))

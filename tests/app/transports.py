@@ -1,7 +1,8 @@
-"""One generation as the clients of each transport see it.
+"""One generation, as a client of each transport receives it.
 
-Each transport is a function that asks, checks what its own rules are on the way (order, numbers,
-exactly one ending), and returns an `Outcome`, which has to be the same on all of them.
+Each transport is a function that sends a request, checks the rules of its own format (order,
+sequence numbers, exactly one ending), and returns an `Outcome`. Outcomes must be equal on all
+transports.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ TOOL = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a client asks for.
+    """A client's request.
 
     Attributes:
-        prompt: what the chat template makes of the question, for transports that take raw prompts.
-        has_tool: the chat offers `TOOL`.
+        prompt: the question after the chat template, for transports that take raw prompts.
+        has_tool: the request offers `TOOL`.
     """
 
     prompt: str
@@ -43,11 +44,11 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a client knows at the end.
+    """What a client has received at the end.
 
     Attributes:
         finish: `stop`, `length`, `tool_calls`, `cancelled`, or `error`.
-        usage: tokens of the prompt, of the answer, and of both; None where a failure tells none.
+        usage: tokens of the prompt, of the answer, and of both; None after a failure.
     """
 
     text: str
@@ -60,17 +61,17 @@ class Outcome:
 Transport = Callable[[StreamServer, Asked], Awaitable[Outcome]]
 
 FAILED = Outcome("", "error", None)
-"""What is known of a failure where the answer would have come as a whole."""
+"""A failure on a transport that does not stream."""
 
 
 async def native(server: StreamServer, asked: Asked) -> Outcome:
-    """`WS /v1/stream`, with the prompt as it is."""
+    """`WS /v1/stream` with a raw prompt."""
     return await _native(server, prompt=asked.prompt, max_tokens=asked.max_tokens)
 
 
 async def native_chat(server: StreamServer, asked: Asked) -> Outcome:
-    """`WS /v1/stream`, with a conversation."""
-    assert not asked.has_tool, "it takes none"
+    """`WS /v1/stream` with chat messages."""
+    assert not asked.has_tool, "the native dialect has no tools"
     messages = [{"role": "user", "content": QUESTION}]
     return await _native(server, messages=messages, max_tokens=asked.max_tokens)
 
@@ -82,6 +83,7 @@ async def _native(server: StreamServer, **fields: Any) -> Outcome:
 
 
 def native_outcome(frames: list[dict[str, Any]]) -> Outcome:
+    """Return the outcome of all frames of one generation."""
     assert_conversation(frames)
     last = frames[-1]
     if last["type"] == "error":
@@ -183,23 +185,24 @@ async def responses_socket(server: StreamServer, asked: Asked) -> Outcome:
 
 
 RAW: tuple[Transport, ...] = (native, completions, completions_stream)
-"""These show the text as the model wrote it."""
+"""Transports that return the text as the model wrote it."""
 CHAT: tuple[Transport, ...] = (
     *(chat, chat_stream),
     *(responses, responses_stream, responses_background, responses_socket),
 )
-"""These take it apart."""
+"""Transports that separate reasoning and tool calls from the text."""
 WHOLE: tuple[Transport, ...] = (completions, chat, responses)
-"""These answer once, at the end."""
+"""Transports that answer once, at the end."""
 
 
 def response_fields(asked: Asked) -> dict[str, Any]:
+    """Return the request's fields in the Responses dialect."""
     tools = {"tools": [{"type": "function", **TOOL}]} if asked.has_tool else {}
     return {"input": QUESTION, "max_output_tokens": asked.max_tokens, **tools}
 
 
 def response_outcome(response: dict[str, Any]) -> Outcome:
-    """Return the outcome of a response that has ended."""
+    """Return the outcome of a finished response."""
     items = response["output"]
     usage = response["usage"]
     tokens = (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"])
@@ -236,7 +239,7 @@ async def get_events(
 
 
 async def receive_turn(client: Any) -> list[dict[str, Any]]:
-    """Return the events of the only open turn, to its ending."""
+    """Return the events of the only open turn, up to its last."""
     events = [json.loads(await client.recv())]
     while events[-1]["type"] not in (*TERMINAL, "error"):
         events.append(json.loads(await client.recv()))
@@ -263,7 +266,7 @@ def _client(server: StreamServer) -> httpx.AsyncClient:
 
 
 async def _post(server: StreamServer, path: str, **fields: Any) -> dict[str, Any] | None:
-    """Return the answer, or None where the engine failed."""
+    """Return the response's body, or None if the engine failed."""
     async with _client(server) as client:
         response = await client.post(path, json=fields)
     answer: dict[str, Any] = response.json()
@@ -306,7 +309,7 @@ def _choices(
 
 
 def _finish(choices: list[dict[str, Any]], events: list[dict[str, Any]]) -> str:
-    """Return how it ended, once."""
+    """Return the one finish reason."""
     reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
     if "error" in events[-1]:
         assert events[-1]["error"]["code"] == "engine_error"

@@ -1,9 +1,8 @@
 """A server with a fault: `python -m tests.e2e.faulty_server FAULT [flags of tokenwire serve]`.
 
-It is served as `tokenwire serve` serves a model; only the backend is scripted. A prompt with the
-word "fault" brings the fault about: `hanging-step`, `hanging-tokenizer`, `panicking-step` or
-`broken-model`, whose steps all fail from then on; `none` never fails. Answers do not end by
-themselves.
+It is the server of `tokenwire serve` with a scripted backend. A prompt with the word "fault" causes
+the fault: `hanging-step`, `hanging-tokenizer`, `panicking-step`, or `broken-model`, where all later
+steps fail, too. `none` never fails. Answers are endless.
 """
 
 from __future__ import annotations
@@ -32,15 +31,18 @@ FAULT = b"fault"
 
 
 class Panic(BaseException):
-    """What a Rust library raises where it fails."""
+    """An exception like that of a Rust library that panics."""
 
 
 def hang() -> None:
+    """Log a line and wait for ever."""
     logger.warning("the fault is here")
     threading.Event().wait()
 
 
 class FaultyRunner(ScriptedRunner):
+    """Repeats a letter until a prompt causes the fault."""
+
     def __init__(self, fault: str) -> None:
         super().__init__(lambda _: itertools.repeat(ord("a")))
         self._fault = fault
@@ -60,6 +62,8 @@ class FaultyRunner(ScriptedRunner):
 
 
 class FaultyTokenizer(ByteTokenizer):
+    """Hangs on a prompt that causes the fault, if that is `hanging-tokenizer`."""
+
     def __init__(self, fault: str) -> None:
         super().__init__()
         self._fault = fault
@@ -75,6 +79,7 @@ def _has_fault(sequence: Sequence) -> bool:
 
 
 def main() -> None:
+    """Serve until a signal or a failure."""
     fault, *flags = sys.argv[1:]
     given = {
         name.removeprefix("--").replace("-", "_"): value

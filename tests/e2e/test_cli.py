@@ -1,7 +1,7 @@
-"""The command line as a user meets it: help, mistakes, models, and the chat.
+"""The command line: help, invalid settings, and the terminal chat.
 
-Most commands run in this process, which saves the imports; those in a process of their own, which
-`make check` leaves out, show that it ends in the same way.
+Most commands run in this process, which saves the imports. Those in a process of their own, which
+`make check` skips, show that the process ends in the same way.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_help_lists_every_setting_with_its_variable() -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_ends_the_process_with_one_line_and_its_status() -> None:
+def test_an_invalid_setting_ends_the_process_with_one_line_and_its_status() -> None:
     wrong = run("serve", "--port", "70000")
     impossible = run("serve", "--log-level", "error", "--host", "a..b", "--allow-anonymous")
     assert (wrong.returncode, impossible.returncode) == (2, 1)
@@ -102,14 +102,14 @@ def test_wrong_settings_end_with_one_line_and_status_2(
         (["--host", "a..b", "--allow-anonymous"], "cannot listen on a..b:0"),
     ],
 )
-def test_what_cannot_be_served_ends_with_one_line_and_status_1(flags: list[str], says: str) -> None:
+def test_a_failed_start_ends_with_one_line_and_status_1(flags: list[str], says: str) -> None:
     result = call("serve", "--log-level", "error", "--port", "0", *flags)
     assert result.exit_code == 1
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_responses_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
+def test_stored_responses_of_a_newer_version_are_not_touched(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "responses.sqlite3")) as connection:
         connection.execute("PRAGMA user_version = 7")
     result = call("serve", "--port", "0", "--log-level", "error", "--data-dir", str(tmp_path))
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_process() -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_chat_without_a_server_says_so() -> None:
+def test_chat_without_a_server_reports_it() -> None:
     result = call("chat", "--url", "http://127.0.0.1:9", "hello")
     assert result.exit_code == 1
     assert "cannot reach http://127.0.0.1:9" in result.stdout
@@ -144,13 +144,13 @@ def test_chat_without_a_server_ends_the_process() -> None:
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "", "ftp://here", "http://", "http://[::1", "http://here:99999"]
 )
-def test_chat_takes_addresses_only(url: str) -> None:
+def test_chat_refuses_a_url_that_is_not_an_address(url: str) -> None:
     result = call("chat", "--url", url, "hello")
     assert result.exit_code == 2
     assert result.stderr == "tokenwire: url: must be an address such as http://127.0.0.1:8000\n"
 
 
-def test_chat_says_where_there_is_no_such_server() -> None:
+def test_chat_reports_another_server_and_an_invalid_host_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mail:
 
         def greet() -> None:
@@ -170,22 +170,22 @@ def test_chat_says_where_there_is_no_such_server() -> None:
     assert other.stderr == no_name.stderr == ""
 
 
-def test_chat_shows_brackets_as_they_are() -> None:
+def test_chat_prints_brackets_unchanged() -> None:
     result = call("chat", "--url", "http://127.0.0.1:9/[/x]", stdin="/[/y]\nhello\n/quit\n")
     assert result.exit_code == 0, result.stderr
     assert "Unknown command /[/y]; try /help." in result.stdout
     assert "cannot reach http://127.0.0.1:9/[/x]: " in result.stdout
 
 
-def test_chat_shows_nothing_that_a_terminal_would_obey() -> None:
+def test_chat_removes_control_characters() -> None:
     with live(scripted_backend()) as url:
         result = call("chat", "--url", url, "ab\x1b[2J\x9b2Jc\x07\x7fd")
     assert result.stdout.startswith("user: ab[2J2Jcd\n")
 
 
 @pytest.mark.slow
-def test_chat_talks_across_turns(start_server) -> None:
-    """In processes of their own, on both sides."""
+def test_chat_keeps_the_conversation(start_server) -> None:
+    """With a process for the server and one for the chat."""
     server = start_server("--backend", "scripted")
     result = run("chat", "--url", server.url, stdin="hello\n/retry\n/new\n/nonsense\n/quit\n")
     assert result.returncode == 0, result.stderr
@@ -193,7 +193,7 @@ def test_chat_talks_across_turns(start_server) -> None:
     assert "unknown command /nonsense" in result.stdout.lower()
 
 
-def test_chat_is_told_that_its_key_is_wrong() -> None:
+def test_chat_reports_a_wrong_key() -> None:
     with live(scripted_backend(), api_keys=("right",)) as url:
         wrong = call("chat", "--url", url, "--api-key", "wrong", "hello")
         right = call("chat", "--url", url, "hello", TOKENWIRE_API_KEY="right")
@@ -203,6 +203,6 @@ def test_chat_is_told_that_its_key_is_wrong() -> None:
 
 
 @pytest.mark.slow
-def test_serve_keeps_what_is_loaded_out_of_garbage_collections(start_server) -> None:
+def test_serve_excludes_loaded_objects_from_garbage_collection(start_server) -> None:
     server = start_server("--backend", "scripted", "--log-level", "debug")
     assert "garbage collection skips" in server.log

@@ -1,4 +1,4 @@
-"""A fault below the engine, as clients, orchestrators and operators see it."""
+"""Faults of the runner or the tokenizer: what clients receive and how the process ends."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def start_faulty() -> Iterator[StartFaulty]:
         server.wait()
 
 
-async def break_it(socket: ClientConnection, *, neighbours: int = 1) -> None:
-    """Start streams that run for ever, and one with the fault."""
+async def cause_fault(socket: ClientConnection, *, neighbours: int = 1) -> None:
+    """Start endless streams, and one that causes the fault."""
     for number in range(neighbours):
         await send(socket, type="generate", id=f"n{number}", prompt="go", max_tokens=10**5)
         await receive_until(socket, "delta")
@@ -47,7 +47,7 @@ async def break_it(socket: ClientConnection, *, neighbours: int = 1) -> None:
 
 
 async def endings(socket: ClientConnection, num_streams: int) -> set[str]:
-    """Return how so many streams end."""
+    """Return the finish reasons or error codes of the next `num_streams` streams to end."""
     found: set[str] = set()
     while num_streams:
         frame = await receive(socket)
@@ -57,10 +57,10 @@ async def endings(socket: ClientConnection, num_streams: int) -> set[str]:
     return found
 
 
-async def test_a_step_that_hangs_ends_streams_and_process(start_faulty: StartFaulty) -> None:
+async def test_a_hanging_step_ends_all_streams_and_the_process(start_faulty: StartFaulty) -> None:
     server = start_faulty("hanging-step", step_timeout_s=0.5)
     async with connect(server.ws_url, close_timeout=0.1) as socket:
-        await break_it(socket, neighbours=2)
+        await cause_fault(socket, neighbours=2)
         assert await endings(socket, 3) == {"engine_error"}
     assert server.wait() == 1
     assert (
@@ -70,10 +70,10 @@ async def test_a_step_that_hangs_ends_streams_and_process(start_faulty: StartFau
     assert "Traceback" not in server.log
 
 
-async def test_steps_that_all_fail_end_the_process(start_faulty: StartFaulty) -> None:
+async def test_repeated_failing_steps_end_the_process(start_faulty: StartFaulty) -> None:
     server = start_faulty("broken-model")
     async with connect(server.ws_url, close_timeout=0.1) as socket:
-        await break_it(socket)
+        await cause_fault(socket)
         assert await endings(socket, 2) == {"engine_error"}
         for _ in range(4):
             await send(socket, type="generate", prompt="go", max_tokens=10)
@@ -82,13 +82,15 @@ async def test_steps_that_all_fail_end_the_process(start_faulty: StartFaulty) ->
     assert "5 steps in a row have failed" in server.log
 
 
-async def test_a_panic_in_a_step_ends_its_streams_and_no_more(start_faulty: StartFaulty) -> None:
+async def test_a_panic_in_a_step_ends_only_its_streams(
+    start_faulty: StartFaulty,
+) -> None:
     server = start_faulty("panicking-step")
     async with (
         httpx.AsyncClient(base_url=server.url) as client,
         connect(server.ws_url, close_timeout=0.1) as socket,
     ):
-        await break_it(socket)
+        await cause_fault(socket)
         assert await endings(socket, 2) == {"engine_error"}
         await send(socket, type="generate", prompt="go", max_tokens=10)
         assert (await receive_stream(socket))[-1]["type"] == "done"
@@ -97,10 +99,10 @@ async def test_a_panic_in_a_step_ends_its_streams_and_no_more(start_faulty: Star
 
 
 @pytest.mark.parametrize("fault", ["hanging-step", "hanging-tokenizer"])
-async def test_one_signal_ends_a_server_that_hangs(start_faulty: StartFaulty, fault: str) -> None:
+async def test_one_signal_ends_a_hanging_server(start_faulty: StartFaulty, fault: str) -> None:
     server = start_faulty(fault, drain_timeout_s=0.1)
     async with connect(server.ws_url, close_timeout=0.1) as socket:
-        await break_it(socket)
+        await cause_fault(socket)
         await server.logs("the fault is here")
         server.signal(signal.SIGTERM)
         assert server.wait() == 1
@@ -108,15 +110,13 @@ async def test_one_signal_ends_a_server_that_hangs(start_faulty: StartFaulty, fa
 
 
 @pytest.mark.parametrize("fault", ["hanging-step", "hanging-tokenizer"])
-async def test_a_second_signal_ends_a_server_that_hangs(
-    start_faulty: StartFaulty, fault: str
-) -> None:
+async def test_a_second_signal_ends_a_hanging_server(start_faulty: StartFaulty, fault: str) -> None:
     server = start_faulty(fault, drain_timeout_s=3600)
     async with (
         connect(server.ws_url, close_timeout=0.1) as socket,
         httpx.AsyncClient(base_url=server.url) as client,
     ):
-        await break_it(socket)
+        await cause_fault(socket)
         await server.logs("the fault is here")
         server.signal(signal.SIGTERM)
         while (await client.get("/readyz")).status_code == 200:

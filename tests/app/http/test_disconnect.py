@@ -13,7 +13,7 @@ async def stays() -> Any:
     await asyncio.Event().wait()
 
 
-async def test_result_is_returned_and_the_listener_ends():
+async def test_the_result_is_returned_and_the_listener_ends():
     async def work() -> int:
         return 5
 
@@ -22,7 +22,7 @@ async def test_result_is_returned_and_the_listener_ends():
     assert asyncio.all_tasks() == tasks_before
 
 
-async def test_error_of_the_work_is_raised():
+async def test_an_error_of_the_work_is_raised():
     async def work() -> None:
         raise ValueError("mine")
 
@@ -31,7 +31,7 @@ async def test_error_of_the_work_is_raised():
 
 
 @pytest.mark.pain(10)
-async def test_client_that_leaves_cancels_the_work_before_it_is_told():
+async def test_a_disconnect_cancels_the_work_and_waits_for_its_end():
     ended = False
 
     async def work() -> None:
@@ -51,7 +51,7 @@ async def test_client_that_leaves_cancels_the_work_before_it_is_told():
     assert ended
 
 
-async def test_cancelled_caller_leaves_nothing_behind():
+async def test_a_cancelled_caller_leaves_no_task():
     working = asyncio.Event()
 
     async def work() -> None:
@@ -67,7 +67,7 @@ async def test_cancelled_caller_leaves_nothing_behind():
     assert asyncio.all_tasks() == tasks_before
 
 
-async def test_broken_server_is_an_error_not_a_disconnect():
+async def test_an_error_of_receive_is_not_a_disconnect():
     async def receive() -> Any:
         raise OSError("broken")
 

@@ -46,7 +46,7 @@ async def test_exceptions_have_openais_body(
     assert "secret" not in body["message"]
 
 
-async def test_a_wrong_method_is_told_the_right_ones_of_all_routes():
+async def test_a_wrong_method_is_answered_with_the_methods_of_all_routes():
     app = app_that_raises(HTTPException(404))
     app.add_api_route("/fail", lambda: None, methods=["DELETE"])
     async with client(app) as calling:
@@ -57,7 +57,7 @@ async def test_a_wrong_method_is_told_the_right_ones_of_all_routes():
 @pytest.mark.parametrize(
     ("seconds", "header"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (90.0, "90")]
 )
-async def test_retry_after_is_whole_seconds_and_never_none(seconds: float, header: str):
+async def test_retry_after_is_in_whole_seconds_and_at_least_1(seconds: float, header: str):
     error = Overloaded(num_waiting=1, max_waiting=1, retry_after_s=seconds)
     async with client(app_that_raises(error)) as calling:
         response = await calling.get("/fail")
@@ -65,14 +65,14 @@ async def test_retry_after_is_whole_seconds_and_never_none(seconds: float, heade
 
 
 @pytest.mark.parametrize("code", ERRORS)
-def test_only_a_missing_key_asks_for_one(code: str):
+def test_only_unauthorized_has_www_authenticate(code: str):
     response = error_response(ErrorInfo(code=code, message="no"))
     assert response.status_code == ERRORS[code].http_status
     assert ("www-authenticate" in response.headers) == (code == "unauthorized")
     assert "retry-after" not in response.headers
 
 
-async def test_client_that_left_is_not_an_error():
+async def test_a_disconnect_is_answered_with_499():
     async with client(app_that_raises(ClientDisconnect())) as calling:
         response = await calling.get("/fail")
     assert (response.status_code, response.content) == (499, b"")

@@ -12,7 +12,7 @@ from tests.app.serving import Call, until
 
 
 class Source:
-    """Messages that end, or do not, and note that they were left."""
+    """Yields messages, ends or waits for ever, and logs when it is entered, closed and left."""
 
     def __init__(self, *messages: bytes, ends: bool = True) -> None:
         self._messages = messages
@@ -51,11 +51,11 @@ def call_of(
     return Call(app, "/", [], takes=takes)
 
 
-def test_message_is_one_block():
+def test_an_event_is_one_block():
     assert to_message('{"a":"é"}') == 'data: {"a":"é"}\n\n'.encode()
 
 
-async def test_messages_are_sent_as_they_are():
+async def test_messages_are_sent_unchanged():
     source = Source(b"one", b"two")
     call = call_of(source)
     await call()
@@ -66,7 +66,7 @@ async def test_messages_are_sent_as_they_are():
 
 @pytest.mark.pain(10)
 @pytest.mark.parametrize("num_sent", [0, 1])
-async def test_client_that_leaves_closes_the_source(num_sent: int):
+async def test_a_disconnect_closes_the_source(num_sent: int):
     source = Source(*[b"one"] * num_sent, ends=False)
     call = call_of(source)
     async with asyncio.TaskGroup() as tasks:
@@ -78,7 +78,7 @@ async def test_client_that_leaves_closes_the_source(num_sent: int):
 
 
 @pytest.mark.parametrize("takes", [0, 1, 2])
-async def test_client_that_stops_reading_closes_the_source(takes: int):
+async def test_a_stalled_client_closes_the_source(takes: int):
     source = Source(b"one", b"two")
     call = call_of(source, takes=takes, stall_timeout_s=0.01)
     await call()
@@ -87,7 +87,7 @@ async def test_client_that_stops_reading_closes_the_source(takes: int):
     assert source.log[-1] == "left"
 
 
-async def test_server_that_tells_of_a_disconnect_only_when_sent_to_closes_the_source():
+async def test_a_disconnect_reported_by_send_closes_the_source():
     source = Source(b"one")
 
     async def receive() -> Any:
@@ -101,7 +101,7 @@ async def test_server_that_tells_of_a_disconnect_only_when_sent_to_closes_the_so
     assert source.log == ["entered", "left"]
 
 
-async def test_a_stream_that_has_nothing_to_say_is_kept_alive():
+async def test_an_idle_stream_is_kept_alive_by_comments():
     source = Source(b"one", ends=False)
     call = call_of(source, keep_alive_s=0.01)
     async with asyncio.TaskGroup() as tasks:
@@ -111,7 +111,7 @@ async def test_a_stream_that_has_nothing_to_say_is_kept_alive():
     assert source.log == ["entered", "closed", "left"]
 
 
-async def test_a_client_that_has_vanished_is_noticed_by_a_comment():
+async def test_a_comment_reveals_a_stalled_client():
     source = Source(b"one", ends=False)
     call = call_of(source, takes=2, stall_timeout_s=0.01, keep_alive_s=0.01)
     await call()
@@ -134,7 +134,7 @@ async def test_a_comment_that_cannot_be_sent_ends_the_stream():
     assert source.log == ["entered", "closed", "left"]
 
 
-async def test_a_comment_waits_until_the_message_before_it_is_sent():
+async def test_a_comment_waits_for_the_message_before_it():
     stream = EventStream(Source(b"one", b"two").open(), stall_timeout_s=10, keep_alive_s=0.01)
     call = Call(stream, "/", [], takes=1)
     async with asyncio.TaskGroup() as tasks:
@@ -145,7 +145,7 @@ async def test_a_comment_waits_until_the_message_before_it_is_sent():
     assert call.body.replace(PING, b"") == b"onetwo"
 
 
-async def test_a_fault_of_the_source_is_not_hidden():
+async def test_an_error_of_the_source_is_raised():
     class Broken(Source):
         async def _generate(self) -> AsyncGenerator[bytes, None]:
             yield b"one"

@@ -40,7 +40,7 @@ async def test_health_describes_the_server():
     }
 
 
-async def test_health_counts_what_runs_and_what_waits():
+async def test_health_counts_running_and_queued_generations():
     gate = Gate()
     backend = scripted_backend(say("a"), gate=gate, max_num_seqs=1)
     async with client_of(backend, gate=gate) as calling, asyncio.TaskGroup() as tasks:
@@ -52,7 +52,7 @@ async def test_health_counts_what_runs_and_what_waits():
 
 
 @pytest.mark.pain(15)
-async def test_readiness_ends_when_the_server_drains():
+async def test_a_draining_engine_is_alive_but_not_ready():
     async with serving(scripted_backend()) as (app, engine), client(app) as calling:
         before = await calling.get("/readyz")
         await engine.drain(deadline_s=1)
@@ -67,7 +67,7 @@ async def test_readiness_ends_when_the_server_drains():
     assert health.json()["model_loaded"]
 
 
-async def test_readiness_ends_when_the_sockets_are_told_to_go():
+async def test_draining_sockets_end_readiness():
     async with serving(scripted_backend()) as (app, _), client(app) as calling:
         app.state.services.connections.drain()
         response = await calling.get("/readyz")
@@ -75,7 +75,7 @@ async def test_readiness_ends_when_the_sockets_are_told_to_go():
 
 
 class BrokenRunner:
-    """Cannot forget a sequence, which the engine cannot go on from."""
+    """Fails to release a sequence, which the engine cannot recover from."""
 
     max_num_seqs = 1
     cache = None
@@ -90,7 +90,7 @@ class BrokenRunner:
         pass
 
 
-async def test_a_dead_engine_shows():
+async def test_a_failed_engine_is_reported():
     whole = scripted_backend()
     backend = Backend(info=whole.info, tokenizer=whole.tokenizer, runner=BrokenRunner())
     async with serving(backend) as (app, engine), client(app) as calling:
@@ -113,7 +113,7 @@ async def test_an_engine_that_has_not_started_is_loading():
     assert (response.status_code, response.json()) == (503, {"status": "loading"})
 
 
-async def test_a_store_that_cannot_be_used_shows_and_does_not_end_readiness(tmp_path: Path):
+async def test_an_unavailable_store_is_reported_and_does_not_end_readiness(tmp_path: Path):
     folder = tmp_path / "data"
     async with (
         serving(scripted_backend(say("a")), data_dir=str(folder)) as (app, _),
@@ -124,7 +124,7 @@ async def test_a_store_that_cannot_be_used_shows_and_does_not_end_readiness(tmp_
         unavailable = await calling.get("/health")
         answer = await calling.post("/v1/responses", json={"input": "hi"})
         (tmp_path / "moved").rename(folder)
-        app.state.services.responses._store._file._retry_at = 0.0  # a second is over
+        app.state.services.responses._store._file._retry_at = 0.0  # as after a second
         found = await calling.get("/v1/responses/resp_x")
         available = await calling.get("/health")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
@@ -135,14 +135,14 @@ async def test_a_store_that_cannot_be_used_shows_and_does_not_end_readiness(tmp_
     assert available.json()["store"] == {"status": "ok", "reason": None}
 
 
-async def test_a_server_without_a_store_says_so():
+async def test_health_reports_that_there_is_no_store():
     async with client_of(scripted_backend(), store_responses=False) as calling:
         health = (await calling.get("/health")).json()
     assert health["store"] == {"status": "off", "reason": None}
 
 
 @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz"])
-async def test_health_is_told_without_a_body_too(path: str):
-    """Many a health check asks with HEAD; RFC 9110 §9.1 has no server without it."""
+async def test_health_checks_answer_head(path: str):
+    """Many health checks use HEAD, and RFC 9110 §9.1 requires it of every server."""
     async with client_of(scripted_backend()) as calling:
         assert (await calling.head(path)).status_code == 200

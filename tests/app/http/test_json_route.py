@@ -60,7 +60,7 @@ async def test_json_is_read(calling: httpx.AsyncClient, content_type: str):
     ],
     ids=lambda value: str(value)[:20],
 )
-async def test_what_only_looks_like_json_is_refused(
+async def test_a_body_that_is_not_a_strict_json_object_is_refused(
     calling: httpx.AsyncClient, body: str, status: int, message: str
 ):
     response = await calling.post(
@@ -70,13 +70,13 @@ async def test_what_only_looks_like_json_is_refused(
     assert response.json()["error"]["message"].startswith(message)
 
 
-async def test_route_without_a_body_reads_none(calling: httpx.AsyncClient):
+async def test_a_route_without_a_body_ignores_it(calling: httpx.AsyncClient):
     response = await calling.post("/empty", content=b"not json")
     assert (response.status_code, response.json()) == (200, "fine")
 
 
-async def test_the_body_of_one_without_a_key_is_not_read():
-    """To read a megabyte of JSON holds up everyone else."""
+async def test_without_a_key_the_body_is_not_read():
+    """Parsing a megabyte of JSON would delay other requests."""
     async with serving(scripted_backend(), api_keys="secret") as (app, _):
         call = Call(app, "/v1/completions", [b"{"])
         await call()
@@ -94,8 +94,8 @@ async def test_the_body_of_one_without_a_key_is_not_read():
     ],
     ids=str,
 )
-async def test_a_large_body_is_answered_like_a_small_one(fields: Any, status: int):
-    """It is parsed and validated elsewhere."""
+async def test_a_large_body_gets_the_same_answer_as_a_small_one(fields: Any, status: int):
+    """A large body is parsed and validated off the event loop."""
     async with client_of(scripted_backend()) as calling:
         small, large = [
             await calling.post(

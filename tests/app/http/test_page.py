@@ -1,4 +1,4 @@
-"""The chat page and its files."""
+"""The pages and their files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.app.serving import client, client_of
 
 @pytest.fixture
 def page(tmp_path: Path) -> httpx.AsyncClient:
-    """The pages and a script in a folder of their own."""
+    """A client of pages and a script in a temporary folder."""
     for name in PAGES.values():
         (tmp_path / name).write_text(f"<p>{name}</p>")
     (tmp_path / "main.js").write_text("start();")
@@ -43,7 +43,7 @@ async def test_pages_and_files_are_served(
 
 
 @pytest.mark.parametrize("path", ["/", "/static/main.js"])
-async def test_browsers_ask_each_time_and_load_once(page: httpx.AsyncClient, path: str):
+async def test_browsers_revalidate_each_time_and_load_once(page: httpx.AsyncClient, path: str):
     first = await page.get(path)
     again = await page.get(path, headers={"if-none-match": first.headers["etag"]})
     assert first.headers["cache-control"] == "no-cache"
@@ -59,7 +59,7 @@ async def test_nothing_else_is_served(page: httpx.AsyncClient, path: str):
 
 
 @pytest.mark.parametrize("name", PAGES.values())
-async def test_all_that_a_page_loads_is_here(name: str):
+async def test_every_file_that_a_page_loads_is_served(name: str):
     html = (STATIC_DIR / name).read_text()
     links = re.findall(r'(?:src|href)="([^"#]+)"', html)
     local = [link for link in links if "://" not in link and not link.endswith("openapi.json")]

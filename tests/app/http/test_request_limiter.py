@@ -1,4 +1,4 @@
-"""A rate for each caller, and a bounded memory of callers."""
+"""A rate for each caller, and a bounded number of callers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def make_limiter(**limits: Any) -> RequestLimiter:
     return RequestLimiter(**{**defaults, **limits})
 
 
-def test_each_caller_may_have_so_many_open():
+def test_each_caller_has_a_number_of_open_requests():
     limiter = make_limiter(max_open_requests=2)
     with limiter.open("a"), limiter.open("a"):
         assert limiter.is_full_for("a")
         assert not limiter.is_full_for("b")
     assert not limiter.is_full_for("a")
-    assert len(limiter) == 0, "a caller that has nothing open is forgotten"
+    assert len(limiter) == 0, "a caller without open requests is forgotten"
 
 
-def test_each_caller_has_a_rate_of_its_own_and_waiting_as_told_is_enough():
+def test_each_caller_has_its_own_rate_and_the_returned_wait_suffices():
     clock = ManualClock()
     limiter = make_limiter(max_requests_per_s=2, max_burst_requests=3, clock=clock)
     assert [limiter.take("a") for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
@@ -36,7 +36,7 @@ def test_each_caller_has_a_rate_of_its_own_and_waiting_as_told_is_enough():
     assert [limiter.take("a") for _ in range(2)] == [0.0, 0.5]
 
 
-def test_the_caller_not_seen_for_longest_is_forgotten():
+def test_the_least_recently_used_caller_is_forgotten():
     limiter = make_limiter(max_requests_per_s=1, max_burst_requests=1, max_callers=2)
     assert [limiter.take(caller) for caller in "abab"] == [0.0, 0.0, 1.0, 1.0]
     assert limiter.take("c") == 0.0

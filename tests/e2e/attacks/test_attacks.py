@@ -1,7 +1,7 @@
-"""Hostile clients without a key, against a server as a user starts it.
+"""Attacks by clients without a key on a server process.
 
-Each attack goes on until the server has answered `NUM_PROBES` health checks of others; the fixture
-then waits until descriptors and memory are back.
+Each attack is repeated until the server has answered `NUM_PROBES` health checks of other clients.
+The fixture then waits until descriptors and memory are back to their values before the attack.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ HALF_BODY = request(
 
 
 @contextmanager
-def many(watch: Watch, count: int, said: bytes) -> Iterator[list[socket.socket]]:
-    """Open connections that say so much and no more."""
+def many(watch: Watch, count: int, sent: bytes) -> Iterator[list[socket.socket]]:
+    """Open `count` connections that send `sent` and nothing more."""
     with ExitStack() as stack:
         opened = []
         for _ in range(count):
             opened.append(stack.enter_context(dial(watch.address)))
-            send_all(opened[-1], said)
+            send_all(opened[-1], sent)
         yield opened
 
 
@@ -59,14 +59,14 @@ def many(watch: Watch, count: int, said: bytes) -> Iterator[list[socket.socket]]
 
 
 @pytest.mark.pain(24)
-def test_a_header_without_end(watch: Watch) -> None:
+def test_an_endless_header(watch: Watch) -> None:
     def attack() -> None:
         with dial(watch.address) as connection:
             send_all(connection, HALF_HEADERS + b"X: ")
             num_sent = 0
             while num_sent < 100 * MEGABYTE and send_all(connection, b"a" * 2**16):
                 num_sent += 2**16
-            assert num_sent < 16 * MEGABYTE  # what fits in the kernel's buffers, and some more
+            assert num_sent < 16 * MEGABYTE  # the kernel's buffers, and some more
 
     watch.during(attack)
     answer = answer_to(watch.address, HALF_HEADERS + b"X: " + b"a" * 2**17)
@@ -92,7 +92,7 @@ def test_a_body_of_endless_small_chunks(watch: Watch) -> None:
     watch.during(attack, num_attackers=4)
 
 
-def test_a_body_that_is_announced_and_too_big(watch: Watch) -> None:
+def test_a_content_length_that_is_too_big(watch: Watch) -> None:
     asked = request(
         "/v1/completions",
         "Content-Type: application/json",
@@ -128,19 +128,19 @@ def _expect(answer: bytes, status: bytes) -> None:
 # Connections.
 
 
-@pytest.mark.parametrize("said", [b"", HALF_HEADERS, HALF_BODY], ids=["silent", "headers", "body"])
+@pytest.mark.parametrize("sent", [b"", HALF_HEADERS, HALF_BODY], ids=["silent", "headers", "body"])
 @pytest.mark.pain(24)
-def test_more_connections_than_places(watch: Watch, said: bytes) -> None:
-    with many(watch, 3 * MAX_CONNECTIONS, said) as opened:
+def test_more_connections_than_the_limit(watch: Watch, sent: bytes) -> None:
+    with many(watch, 3 * MAX_CONNECTIONS, sent) as opened:
         for _ in range(20):
             assert watch.probe()["status"] == "ok"
-        answers = [read_to_end(each) for each in opened[-3:]]  # they end by themselves
-    expected = b"HTTP/1.1 408 " if said else b""
+        answers = [read_to_end(each) for each in opened[-3:]]  # they time out
+    expected = b"HTTP/1.1 408 " if sent else b""
     assert all(answer.startswith(expected) for answer in answers)
 
 
 @pytest.mark.pain(24)
-def test_every_place_taken_by_a_websocket(watch: Watch) -> None:
+def test_every_connection_is_a_websocket(watch: Watch) -> None:
     with ExitStack() as stack:
         sockets = [stack.enter_context(RawWebSocket(watch.address)) for _ in range(MAX_CONNECTIONS)]
         for _ in range(20):
@@ -155,7 +155,7 @@ def test_every_place_taken_by_a_websocket(watch: Watch) -> None:
 
 
 def test_no_descriptor_is_left(start_server: Callable[..., ServerProcess]) -> None:
-    """The limit is lowered under a running server, which has counted on more."""
+    """The limit is lowered while the server runs, after it has reserved descriptors."""
     server = start_server("--backend", "scripted")
     watch = Watch(server)
     before = watch.use()
@@ -181,7 +181,8 @@ def test_a_message_in_fragments_of_a_byte(watch: Watch) -> None:
     def attack() -> None:
         with RawWebSocket(watch.address) as attacker:
             send_all(attacker.socket, flood)
-            assert attacker.close_code() in (1008, None)  # None: our own data was in its way
+            # None: unread input made the server reset the connection.
+            assert attacker.close_code() in (1008, None)
 
     watch.during(attack)
 
@@ -206,7 +207,7 @@ def test_floods_of_pings_from_several_clients(watch: Watch) -> None:
 
     def attack() -> None:
         with RawWebSocket(watch.address) as attacker:
-            for _ in range(4):  # nobody reads the answers
+            for _ in range(4):  # the answers are not read
                 if not send_all(attacker.socket, flood):
                     return
 
@@ -214,7 +215,7 @@ def test_floods_of_pings_from_several_clients(watch: Watch) -> None:
 
 
 @pytest.mark.pain(24)
-def test_who_goes_on_flooding_is_closed(watch: Watch) -> None:
+def test_a_flooding_client_is_closed(watch: Watch) -> None:
     with RawWebSocket(watch.address) as attacker:
         attacker.socket.settimeout(0.1)
         while send_all(attacker.socket, frame(PING) * 1000):
@@ -223,7 +224,7 @@ def test_who_goes_on_flooding_is_closed(watch: Watch) -> None:
         assert attacker.close_code() == 1008
 
 
-# Legal and large.
+# Valid but large.
 
 
 @pytest.mark.pain(24)

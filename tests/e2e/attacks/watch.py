@@ -1,4 +1,4 @@
-"""Asks a server how it is before, during and after an attack."""
+"""Probes a server and measures its resource use before, during and after an attack."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from tests.e2e.server_process import ServerProcess
 
 NUM_PROBES = 20
 _TIMEOUT_S = 20.0
-"""Far beyond what a probe takes: a server that needs longer is held up."""
+"""Far longer than a probe takes on a server that is not blocked."""
 _MAX_GROWTH_BYTES = 64 * 2**20
 _SPARE_DESCRIPTORS = 4
-"""What a server may open later, once: an attack leaves tens, if it leaves any."""
+"""Descriptors that a server may open once, later; an attack that leaks leaves tens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a server uses when nothing happens."""
+    """The resources of an idle server."""
 
     num_descriptors: int
     num_threads: int
@@ -34,7 +34,7 @@ class Use:
 
 
 class Watch:
-    """One server, seen from outside."""
+    """Observes one server from outside."""
 
     def __init__(self, server: ServerProcess) -> None:
         parts = urlsplit(server.url)
@@ -44,7 +44,7 @@ class Watch:
         self._process = psutil.Process(server.process.pid)
 
     def probe(self) -> dict[str, Any]:
-        """Return what `/health` says to a client that comes now."""
+        """Return the body of `/health`, requested on a new connection."""
         connection = http.client.HTTPConnection(*self.address, timeout=_TIMEOUT_S)
         try:
             connection.request("GET", "/health", headers={"Connection": "close"})
@@ -57,7 +57,7 @@ class Watch:
             connection.close()
 
     def until_answered(self) -> None:
-        """Wait until a probe is answered: uvloop closes connections that it has no descriptor for.
+        """Probe until one is answered; uvloop closes connections that it has no descriptor for.
 
         Without an answer the test runs into its time limit.
         """
@@ -67,7 +67,7 @@ class Watch:
                 return
 
     def use(self) -> Use:
-        """Return what the server uses, once it has finished what was open."""
+        """Return the server's resource use, once nothing is open any more."""
         while (health := self.probe())["connections"] + health["active"] + health["queued"]:
             pass
         with self._process.oneshot():
@@ -78,7 +78,7 @@ class Watch:
             )
 
     def during(self, attack: Callable[[], None], *, num_attackers: int = 1) -> None:
-        """Run the attack again and again until the server has answered all probes."""
+        """Repeat the attack until the server has answered all probes."""
         has_ended = threading.Event()
         num_rounds = [0] * num_attackers
         failures: list[Exception] = []
@@ -104,7 +104,7 @@ class Watch:
         assert failures == []
 
     def until_back_to(self, before: Use) -> None:
-        """Wait until the server uses no more than before, or run into the test's time limit."""
+        """Wait until the server uses no more than before; the test's time limit applies."""
         while True:
             now = self.use()
             num_descriptors = now.num_descriptors - before.num_descriptors

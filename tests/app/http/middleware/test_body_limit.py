@@ -21,7 +21,7 @@ def body_of(size: int) -> bytes:
 
 
 @pytest.mark.parametrize(("size", "status"), [(LIMIT, 200), (LIMIT + 1, 413)])
-async def test_announced_size_is_held_to_the_limit(size: int, status: int):
+async def test_a_content_length_is_held_to_the_limit(size: int, status: int):
     async with client_of(scripted_backend(), max_message_bytes=LIMIT) as calling:
         response = await calling.post(
             PATH, content=body_of(size), headers={"content-type": "application/json"}
@@ -32,7 +32,7 @@ async def test_announced_size_is_held_to_the_limit(size: int, status: int):
 
 @pytest.mark.parametrize("size", [LIMIT, LIMIT + 1])
 @pytest.mark.parametrize("chunk_size", [1, 100, LIMIT, 2 * LIMIT])
-async def test_chunked_body_is_held_to_the_limit(size: int, chunk_size: int):
+async def test_a_chunked_body_is_held_to_the_limit(size: int, chunk_size: int):
     body = body_of(size)
     chunks = [body[start : start + chunk_size] for start in range(0, size, chunk_size)]
     async with serving(scripted_backend(), max_message_bytes=LIMIT) as (app, _):
@@ -46,7 +46,7 @@ async def test_chunked_body_is_held_to_the_limit(size: int, chunk_size: int):
         assert (b"connection", b"close") in call.messages[0]["headers"]
 
 
-async def test_endless_body_is_not_read_to_its_end():
+async def test_an_endless_body_is_not_read_to_its_end():
     async with serving(scripted_backend(), max_message_bytes=LIMIT) as (app, _):
         call = Call(app, PATH, [b"x" * LIMIT] * 100)
         await call()
@@ -54,7 +54,7 @@ async def test_endless_body_is_not_read_to_its_end():
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "9" * 30, "٣"])
-async def test_senseless_announcement_is_left_to_the_count(length: str):
+async def test_a_malformed_content_length_is_ignored_and_the_body_counted(length: str):
     async with client_of(scripted_backend(), max_message_bytes=LIMIT) as calling:
         response = await calling.post(
             PATH,
@@ -67,13 +67,13 @@ async def test_senseless_announcement_is_left_to_the_count(length: str):
     assert response.status_code == 413
 
 
-async def test_body_that_nobody_reads_is_refused_too():
+async def test_a_body_that_no_route_reads_is_refused_too():
     async with client_of(scripted_backend(), max_message_bytes=LIMIT) as calling:
         response = await calling.post("/nothing", content=b"x" * (LIMIT + 1))
     assert (response.status_code, response.json()["error"]["code"]) == (413, "message_too_big")
 
 
-def test_real_server_cuts_off_a_body_that_does_not_end(live_server: Callable[..., str]):
+def test_a_real_server_closes_the_connection_of_an_endless_body(live_server: Callable[..., str]):
     url = httpx.URL(live_server(scripted_backend(), max_message_bytes=LIMIT))
     with socket.create_connection((url.host, url.port)) as connection:
         connection.sendall(

@@ -15,7 +15,7 @@ from tests.app.serving import client
 
 @pytest.fixture
 def app() -> FastAPI:
-    """Routes that fail before and in the middle of their answer."""
+    """Routes that fail before and during their response."""
     app = FastAPI()
     add_middleware(app, Settings.model_validate({}))
 
@@ -34,7 +34,7 @@ def app() -> FastAPI:
     return app
 
 
-async def test_unexpected_exception_is_answered_safely_and_logged(
+async def test_an_unexpected_exception_is_answered_safely_and_logged(
     app: FastAPI, caplog: pytest.LogCaptureFixture
 ):
     async with client(app) as calling:
@@ -47,7 +47,7 @@ async def test_unexpected_exception_is_answered_safely_and_logged(
     assert str(record.exc_info[1]) == "a secret path"
 
 
-async def test_answer_that_fails_midway_is_left_to_the_server(app: FastAPI):
+async def test_an_error_during_the_response_is_raised(app: FastAPI):
     async with client(app) as calling:
         with pytest.raises(RuntimeError, match="too late"):
             await calling.get("/during")

@@ -24,7 +24,7 @@ from tests.app.serving import client_of
         ("", 403),
     ],
 )
-async def test_only_names_of_this_machine_are_answered(host: str, status: int):
+async def test_only_local_host_names_are_accepted(host: str, status: int):
     async with client_of(scripted_backend()) as calling:
         response = await calling.get("/health", headers={"host": host})
     assert response.status_code == status
@@ -32,17 +32,17 @@ async def test_only_names_of_this_machine_are_answered(host: str, status: int):
         assert response.json()["error"]["code"] == "forbidden_host"
 
 
-async def test_any_name_is_answered_where_keys_are_set():
+async def test_with_keys_any_host_name_is_accepted():
     async with client_of(scripted_backend(), api_keys=("secret",)) as calling:
         response = await calling.get("/health", headers={"host": "rebound.test"})
     assert response.status_code == 200
 
 
-async def test_handshakes_for_another_name_are_refused():
+async def test_handshakes_for_other_host_names_are_refused():
     sent: list[Message] = []
 
     async def never(*_: Any) -> None:
-        raise AssertionError("it must not get through")
+        raise AssertionError("the application was called")
 
     async def receive() -> Message:
         return {"type": "websocket.connect"}

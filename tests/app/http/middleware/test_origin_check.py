@@ -27,7 +27,7 @@ PAGE = "https://page.test"
         ("http://page.test", (PAGE,), False),
     ],
 )
-async def test_foreign_pages_may_not_post(
+async def test_pages_of_other_origins_may_not_post(
     origin: str | None, allowed: tuple[str, ...], may_call: bool
 ):
     headers = {} if origin is None else {"origin": origin}
@@ -39,7 +39,7 @@ async def test_foreign_pages_may_not_post(
         assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden_origin")
 
 
-async def test_foreign_links_may_lead_here():
+async def test_pages_of_other_origins_may_get():
     async with client_of(scripted_backend()) as calling:
         response = await calling.get("/health", headers={"origin": PAGE})
     assert response.status_code == 200

@@ -32,7 +32,7 @@ def make_app(seen: list[str]) -> FastAPI:
     return app
 
 
-async def test_what_a_request_holds_is_let_go_when_its_answer_has_been_sent():
+async def test_the_exit_stack_is_closed_after_the_response():
     seen: list[str] = []
     async with client(make_app(seen)) as calling:
         assert (await calling.get("/stream")).text == "ab"
@@ -40,7 +40,7 @@ async def test_what_a_request_holds_is_let_go_when_its_answer_has_been_sent():
     assert seen == ["first", "last", "left"] * 2
 
 
-async def test_and_when_the_answer_fails():
+async def test_the_exit_stack_is_closed_when_the_response_fails():
     seen: list[str] = []
     async with client(make_app(seen)) as calling:
         with pytest.raises(RuntimeError, match="too late"):

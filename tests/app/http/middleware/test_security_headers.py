@@ -27,7 +27,7 @@ async def send(_: Any) -> None:
         (BodyLimit, {"max_bytes": 1}),
     ],
 )
-async def test_websockets_are_left_alone(middleware: Any, options: dict[str, Any]):
+async def test_websockets_pass_through(middleware: Any, options: dict[str, Any]):
     calls: list[Any] = []
 
     async def app(*call: Any) -> None:
@@ -38,7 +38,7 @@ async def test_websockets_are_left_alone(middleware: Any, options: dict[str, Any
     assert calls == [(scope, receive, send)]
 
 
-def test_policy_lets_nothing_in_from_elsewhere():
+def test_the_policy_allows_no_other_source():
     directives = dict(part.strip().split(" ", 1) for part in CONTENT_SECURITY_POLICY.split(";"))
     assert directives["default-src"] == "'self'"
     assert directives["frame-ancestors"] == "'none'"
