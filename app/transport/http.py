@@ -32,6 +32,7 @@ from app.errors import ErrorInfo
 from app.http.error_handlers import error_response
 from app.transport.config import TransportConfig
 from app.transport.connection_limiter import ConnectionSlot
+from app.transport.h11_connection import H11Connection
 from app.transport.lingering_close import LingeringClose
 from app.transport.throttled_reader import Parsed, ThrottledReader
 from app.transport.token_bucket import TokenBucket
@@ -39,8 +40,6 @@ from app.transport.websocket import WebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
-_MAX_HEADER_BYTES = 32 * 1024
-"""Limit of one request's headers and first line; h11 may accept slightly more."""
 _MAX_HANDSHAKE_LINE_BYTES = 8000
 _MAX_HANDSHAKE_HEADERS = 100
 """Below the limits of websockets, which parses the handshake again and closes without a response
@@ -52,11 +51,6 @@ _BURST_CHUNKS = 1024.0
 """1 MiB in chunks of 1 KiB."""
 _HEALTH_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics"})
 
-_NOT_HTTP = ErrorInfo(code="malformed_http", message="This is not a valid HTTP request.")
-_HEADERS_TOO_BIG = ErrorInfo(
-    code="headers_too_big",
-    message=f"The request's headers must not exceed {_MAX_HEADER_BYTES} bytes.",
-)
 _HANDSHAKE_TOO_BIG = ErrorInfo(
     code="headers_too_big",
     message=f"A WebSocket handshake may have at most {_MAX_HANDSHAKE_HEADERS} headers of at most "
@@ -73,31 +67,6 @@ _TOO_MANY_CONNECTIONS = ErrorInfo(
     message="Too many connections are open, in all or from your address; try again later.",
     retry_after_s=1.0,
 )
-
-
-class _Connection(h11.Connection):
-    """Counts body chunks, and records a parse error instead of raising it.
-
-    Attributes:
-        num_chunks: chunks of bodies so far.
-        request_error: why the request is not valid; nothing is parsed after it.
-    """
-
-    num_chunks = 0
-    request_error: ErrorInfo | None = None
-
-    def next_event(self) -> Any:
-        """Return the next event; `NEED_DATA` once the request has proved invalid."""
-        if self.request_error is not None:
-            return h11.NEED_DATA
-        try:
-            event = super().next_event()
-            self.num_chunks += isinstance(event, h11.Data)
-            return event
-        except h11.RemoteProtocolError as error:
-            is_size = error.error_status_hint == 431
-            self.request_error = _HEADERS_TOO_BIG if is_size else _NOT_HTTP
-            return h11.NEED_DATA
 
 
 class _Flow(FlowControl):
@@ -130,7 +99,7 @@ class HttpProtocol(H11Protocol):
         assert isinstance(config, TransportConfig)
         self._transport_config = config
         self._settings = config.settings
-        self.conn: _Connection = _Connection(h11.SERVER, _MAX_HEADER_BYTES)
+        self.conn: H11Connection = H11Connection()
         self._slot: ConnectionSlot | None = None
         self._deadline_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
