@@ -62,7 +62,7 @@ def test_each_command_is_listed_with_its_help() -> None:
 def test_an_invalid_flag_of_the_chat_ends_with_one_line_and_status_2() -> None:
     result = call("chat", "--temperature", "3", "hello")
     assert result.exit_code == 2
-    assert result.stderr == "tokenwire: temperature: Input should be less than or equal to 2\n"
+    assert result.stderr == "tokenwire: temperature: must be at most 2 (got 3.0)\n"
 
 
 def test_models_of_an_empty_folder_are_none(tmp_path: Path) -> None:
