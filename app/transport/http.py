@@ -49,7 +49,7 @@ _MAX_CHUNKS_PER_TURN = 32
 _CHUNKS_PER_S = 1000.0
 _BURST_CHUNKS = 1024.0
 """1 MiB in chunks of 1 KiB."""
-_HEALTH_PATHS = frozenset({"/health", "/livez", "/readyz", "/metrics"})
+_HEALTH_PATHS = frozenset({"/health", "/livez", "/readyz"})
 
 _HANDSHAKE_TOO_BIG = ErrorInfo(
     code="headers_too_big",
