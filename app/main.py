@@ -27,6 +27,7 @@ from app.openai import models_route as models
 from app.openai import tokenize_route as tokenize
 from app.responses import routes as responses
 from app.responses import socket_route as responses_socket
+from app.responses.registry import ResponseRegistry
 from app.responses.service import ResponseService
 from app.responses.storage.store import ResponseStore
 from app.responses.storage.store_file import StoreFile
@@ -78,15 +79,15 @@ def make_response_store(settings: Settings) -> ResponseStore | None:
 
 
 def make_response_service(settings: Settings, engine: AsyncEngine) -> ResponseService:
-    """Return the service that runs and keeps responses; starting it opens the store."""
-    return ResponseService(
+    """Return the service of `/v1/responses`; starting its registry opens the store."""
+    registry = ResponseRegistry(
         engine,
         make_response_store(settings),
         retention_s=settings.retention_s,
         retention_bytes=settings.retention_bytes,
-        reasoning_dialect=settings.reasoning_events,
         socket_memory_bytes=settings.socket_memory_bytes,
     )
+    return ResponseService(engine, registry, reasoning_dialect=settings.reasoning_events)
 
 
 def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI:
@@ -125,11 +126,11 @@ def create_app(settings: Settings, engine: AsyncEngine | None = None) -> FastAPI
         )
         await running_engine.start()
         try:
-            await response_service.start()
+            await response_service.registry.start()
             yield
         finally:
             await running_engine.aclose()
-            await response_service.aclose()
+            await response_service.registry.aclose()
 
     app = FastAPI(
         title="Tokenwire",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.responses.dialect import ReasoningDialect
 from app.websocket.socket_memory import DEFAULT_MAX_BYTES
 from streaming import BackendName, EngineConfig, ModelConfig
 
@@ -21,13 +21,6 @@ _MODEL = ModelConfig()
 _ENGINE = EngineConfig()
 ENV_PREFIX = "TOKENWIRE_"
 _SHARE = "by default half with several API keys, otherwise all"
-
-
-class ReasoningDialect(StrEnum):
-    """Names of reasoning events, which differ between OpenAI and Open Responses."""
-
-    OPENAI = "openai"
-    OPEN_RESPONSES = "open_responses"
 
 
 def _check_log_level(value: str) -> str:

@@ -52,13 +52,14 @@ APP_IMPORTERS = {
     "app.asyncapi.route": {"app.main"},
     "app.stream": {"app.main", "app.asyncapi"},
     "app.openai": {"app.main"},
-    "app.responses": {"app.main", "app.cli", "app.dependencies", "app.asyncapi"},
+    "app.responses": {"app.main", "app.cli", "app.dependencies", "app.asyncapi", "app.settings"},
 }
 """Who may import the upper parts of `app`, besides themselves."""
 
 APP_FOUNDATIONS: dict[str, set[str]] = {
     "app.errors": set(),
-    "app.settings": {"app.errors", "app.websocket.socket_memory"},
+    "app.settings": {"app.errors", "app.responses.dialect", "app.websocket.socket_memory"},
+    "app.responses.dialect": set(),
     "app.schemas": {"app.errors"},
     "app.json": {"app.errors", "app.schemas"},
     "app.websocket.socket_memory": set(),

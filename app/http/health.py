@@ -81,9 +81,9 @@ def _status(services: Services) -> ServerStatus:
 
 
 def _store_health(services: Services) -> StoreHealth:
-    if not services.responses.has_store:
+    if not services.responses.registry.has_store:
         return StoreHealth(status=StoreStatus.OFF, reason=None)
-    problem = services.responses.store_problem
+    problem = services.responses.registry.store_problem
     status = StoreStatus.OK if problem is None else StoreStatus.UNAVAILABLE
     return StoreHealth(status=status, reason=problem)
 

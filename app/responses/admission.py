@@ -1,4 +1,4 @@
-"""Getting a log for a request."""
+"""Submits a response's request to the engine: truncated if it may be, or as a warm-up."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ from streaming.errors import InvalidRequest, ModelNotFound, PromptTooLong
 async def submit(
     engine: AsyncEngine, request: GenerationRequest, *, truncates: bool = False
 ) -> Generation:
-    """Submit a request.
+    """Submit a request and return its log.
 
     Args:
-        truncates: leave the oldest turns out where all do not fit.
+        engine: generates.
+        request: has a chat prompt.
+        truncates: drop the oldest turns of a prompt that does not fit the context.
 
     Raises:
-        StreamingError: it cannot be served, or not now.
+        StreamingError: the request cannot be served, or not now.
     """
     with translate_errors():
         while True:
@@ -43,10 +45,11 @@ async def submit(
 
 
 async def warm_up(engine: AsyncEngine, request: GenerationRequest) -> Generation:
-    """Have the model read a prompt, so that the next one that begins alike finds it in the cache.
+    """Prefill a prompt, so that a later prompt with the same beginning hits the prefix cache.
 
-    The log that is returned has at most one token, which is not to be shown. It has ended already
-    where there is nothing to read, or the template wants a user before it writes anything.
+    Returns the log of the prefill, which has at most one token; its text is not part of the
+    response. An empty prompt gets a log that has ended already, and so does one that the chat
+    template refuses because no user has spoken.
 
     Raises:
         StreamingError: the request cannot be served, or not now.
@@ -57,13 +60,13 @@ async def warm_up(engine: AsyncEngine, request: GenerationRequest) -> Generation
     if request.model not in (None, served):
         raise ModelNotFound(model=request.model or "", served=served)
     if prompt.messages:
-        reading = replace(
+        prefill = replace(
             request,
             prompt=replace(prompt, add_generation_prompt=False),
             params=SamplingParams(max_tokens=1),
         )
         try:
-            return await submit(engine, reading)
+            return await submit(engine, prefill)
         except InvalidRequest as error:
             if error.param != "input":
                 raise

@@ -1,4 +1,4 @@
-"""`WS /v1/responses` for the AsyncAPI document, its answers made by the code that makes them."""
+"""Describes `WS /v1/responses` for the AsyncAPI document, with examples made by the real code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from app.asyncapi.channel import Channel, Example, Message
 from app.errors import ErrorInfo
 from app.responses.protocol.events import error_event, expiring_event, steer_failed_event
 from app.responses.schemas.events import RESPONSE_EVENTS
+from app.responses.schemas.objects import EventObject
 from app.responses.schemas.request import ResponseRequest
 from app.responses.schemas.socket import (
     CREATE,
@@ -23,7 +24,8 @@ from app.responses.schemas.socket_events import (
     ResponsesErrorEvent,
     SteerFailedEvent,
 )
-from app.responses.writer import EventFields, ResponseHead, ResponseWriter
+from app.responses.snapshot import ResponseHead
+from app.responses.writer import ResponseWriter
 from streaming import (
     Failed,
     Finished,
@@ -37,30 +39,32 @@ from streaming import (
 from streaming.errors import EngineFailure
 
 _DESCRIPTION = """\
-OpenAI's Responses dialect, with the events of its event streams as frames. A turn is a
-`response.create`; several may be open at once, each on a lane that its `stream_id` names.
+OpenAI's Responses dialect, with the events of its event streams as frames. A `response.create`
+begins a turn. Several turns may be open at once, each on the stream that its `stream_id` names.
 
-* The turns of a lane run in order, one at a time; those of several lanes run side by side. Events
-  of a named lane have its `stream_id`. The lane without a name needs none.
+* The turns of a stream run in order, one at a time; the turns of several streams run concurrently.
+  Events of a named stream have its `stream_id`. Without `stream_id`, a turn is on the default
+  stream.
 * A turn has exactly one ending: `response.completed`, `response.incomplete` or `response.failed`,
-  or an `error` if it never got a response.
-* `sequence_number` begins at 0 for each response and has no gap. It is the cursor.
-* With `store` false a response can be gone on from on this connection only, and as long as it is
-  the newest of its lane.
-* A dropped connection is no cancel. Resume with `tokenwire.response.resume`, or in the handshake
-  with the query `resume`, `starting_after` and `stream_id`: what came after the cursor is replayed,
-  then followed. Events that are not OpenAI's are sent only where `tokenwire_events=true` asks for
-  them.
+  or an `error` if it has no response.
+* `sequence_number` starts at 0 for each response, without gaps. It is the cursor.
+* A response with `store: false` can be continued only on its connection, and only while it is the
+  newest of its stream.
+* A lost connection does not cancel its responses. Resume them with `tokenwire.response.resume`, or
+  in the handshake with the query parameters `resume`, `starting_after` and `stream_id`: the events
+  after the cursor are replayed, then the new ones are sent. Events that are not OpenAI's are sent
+  only with `tokenwire_events=true`.
 
 A handshake can be refused with the HTTP status 401 (key), 403 (origin or host), 404, 429 (too many
 sockets) or 503, each with an error as JSON.
 """
 _CLOSE_CODES = {
-    1001: "The server goes away, or the connection is as old as it may be; resume elsewhere.",
-    1008: "You took nothing for too long; resume from your cursor.",
-    1009: "Your message was too big.",
+    1001: "The server is shutting down, or the connection has reached its maximum age; reconnect "
+    "and resume.",
+    1008: "The client read nothing for too long; resume from the cursor.",
+    1009: "A message was too big.",
     1011: "The server failed.",
-    1013: "A caller with fewer sockets needed the place; resume later, or on another socket.",
+    1013: "The server is full and a caller with fewer sockets connected; resume later.",
 }
 _HEADERS: dict[str, Any] = {
     "type": "object",
@@ -69,19 +73,22 @@ _HEADERS: dict[str, Any] = {
 _QUERY: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "resume": {"type": "string", "description": "Id of a response to resume; may be repeated."},
+        "resume": {
+            "type": "string",
+            "description": "The id of a response to resume; may be repeated.",
+        },
         "starting_after": {
             "type": "integer",
-            "description": "The newest `sequence_number` that you have of it, one for each.",
+            "description": "Its newest `sequence_number` that the client has, once for each.",
         },
         "stream_id": {
             "type": "string",
-            "description": "The lane that it is to run on, one for each; empty, or without any, "
-            "the lane without a name.",
+            "description": "The stream for its events, once for each; if empty or left out, "
+            "the default stream.",
         },
         "tokenwire_events": {
             "type": "boolean",
-            "description": "`true` if you take events that are not OpenAI's.",
+            "description": "`true` to receive events that are not OpenAI's.",
         },
     },
 }
@@ -101,20 +108,21 @@ _SYNTAX = OutputFormat(
     tools=ToolSyntax(call_begin="<call>", call_middle=" ", call_end="</call>", trigger="<call>"),
     reasoning=ReasoningSyntax(begin="<think>", end="</think>"),
 )
-_EVERY_TEXT = ("<think>", "Easy.", "</think>", "Paris", "<call>get_weather ", "{}", "</call>")
+_TEXTS = ("<think>", "Easy.", "</think>", "Paris", "<call>get_weather ", "{}", "</call>")
 
 
 class ResponseCreateMessage(ResponseRequest):
-    """Begin a turn: the fields of `POST /v1/responses`, and a lane."""
+    """Begin a turn: the fields of `POST /v1/responses`, and a stream."""
 
     type: Literal["response.create"]
     stream_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,256}$")] | None = Field(
-        None, description="The lane; null is the one without a name."
+        None, description="The stream; null is the default stream."
     )
     background: Literal[False] | None = Field(
-        False, description="Not here: a response of a socket survives a dropped line anyway."
+        False,
+        description="Not supported here: a response of a socket outlives a lost connection anyway.",
     )
-    stream: bool | None = Field(None, description="Makes no difference: a socket always streams.")
+    stream: bool | None = Field(None, description="No effect: a socket always streams.")
 
 
 def responses_channel() -> Channel:
@@ -124,7 +132,7 @@ def responses_channel() -> Channel:
         name="responses",
         address="/v1/responses",
         title="Responses",
-        summary="For OpenAI's clients: turns of conversations, in lanes, with tools.",
+        summary="For OpenAI's clients: conversations on concurrent streams, with tools.",
         description=_DESCRIPTION,
         security=("bearer", "subprotocol"),
         headers=_HEADERS,
@@ -148,7 +156,7 @@ def _received() -> tuple[Message, ...]:
     creates: dict[str, dict[str, Any]] = {
         "question": {"input": "What is the capital of France?", "max_output_tokens": 32},
         "go on": {"input": "And of Italy?", "previous_response_id": response_id, "store": False},
-        "lane": {"input": "Tell me a story.", "stream_id": "story", "max_output_tokens": 64},
+        "stream": {"input": "Tell me a story.", "stream_id": "story", "max_output_tokens": 64},
         "tools": {"input": "What is the weather in Paris?", "tools": [_TOOL]},
         "tool output": {"input": [call], "previous_response_id": response_id, "tools": [_TOOL]},
         "warm up": {"instructions": "Be brief.", "generate": False},
@@ -164,7 +172,7 @@ def _received() -> tuple[Message, ...]:
             TypeAdapter(CancelResponseMessage),
             (
                 Example("response", {"type": "response.cancel", "response_id": response_id}),
-                Example("lane", {"type": "response.cancel", "stream_id": "story"}),
+                Example("stream", {"type": "response.cancel", "stream_id": "story"}),
             ),
         ),
         Message(
@@ -196,7 +204,9 @@ def _sent() -> tuple[Message, ...]:
         message=f"previous_response_id: there is no response resp_{_KEY} to go on from.",
         param="previous_response_id",
     )
-    steered = steer_failed_event(f"resp_{_KEY}", "Make it short.", sequence_number=5, lane=None)
+    steered = steer_failed_event(
+        f"resp_{_KEY}", "Make it short.", sequence_number=5, stream_id=None
+    )
     return (
         *(
             Message(kind, TypeAdapter(event), (Example("event", shown[kind]),))
@@ -218,18 +228,18 @@ def _sent() -> tuple[Message, ...]:
     )
 
 
-def _examples() -> dict[str, EventFields]:
-    """Return an event of each type, from responses that never were."""
+def _examples() -> dict[str, EventObject]:
+    """Return an event of each type, written from logs made here."""
     queued = _written(finish=Finished(FinishReason.STOP, at=0.1), is_background=True)
     failed = _written("Paris", finish=Failed(EngineFailure(), at=0.3))
     cut = _written("Paris", finish=Finished(FinishReason.LENGTH, at=0.3))
-    completed = _written(*_EVERY_TEXT, finish=Finished(FinishReason.STOP, at=0.4))
+    completed = _written(*_TEXTS, finish=Finished(FinishReason.STOP, at=0.4))
     return {event["type"]: event for event in (*queued, *failed, *cut, *completed)}
 
 
 def _written(
     *texts: str, finish: Finished | Failed, is_background: bool = False
-) -> list[EventFields]:
+) -> list[EventObject]:
     generation = Generation(
         generation_id="gen_example",
         caller="",

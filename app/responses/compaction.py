@@ -1,4 +1,4 @@
-"""A conversation in few words: the model's own summary of it stands for all that came before."""
+"""Compaction of a conversation: the model's own summary replaces its answers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import logging
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-from app.responses.schemas.items import Item
-from app.responses.schemas.summary import encode_summary
-from app.responses.usage import to_usage
+from app.responses.schemas.items import encode_summary
+from app.responses.schemas.objects import CompactionObject, Item, MessageObject
+from app.responses.snapshot import to_usage
 from app.schemas.usage import TokenCounts
 from streaming import (
     AnswerText,
@@ -25,45 +25,54 @@ from streaming.errors import EngineFailure
 logger = logging.getLogger(__name__)
 
 _MAX_SUMMARY_TOKENS = 1024
-_ASK = (
+_SUMMARY_PROMPT = (
     "Summarize our conversation so far, so that we can go on from your summary alone. Keep names, "
     "numbers, decisions, open questions and what tools have returned. Write only the summary."
 )
 
 
+class CompactedObject(TypedDict):
+    """The answer of `POST /v1/responses/compact`."""
+
+    id: str
+    object: Literal["response.compaction"]
+    created_at: int
+    output: list[MessageObject | CompactionObject]
+    usage: dict[str, Any]
+
+
 def to_summary_request(request: GenerationRequest) -> GenerationRequest:
     """Return the request for a summary of another request's conversation."""
     assert isinstance(request.prompt, ChatPrompt)
-    messages = (*request.prompt.messages, ChatMessage("user", _ASK))
+    messages = (*request.prompt.messages, ChatMessage("user", _SUMMARY_PROMPT))
     params = replace(request.params, temperature=0.0, max_tokens=_MAX_SUMMARY_TOKENS)
     return replace(request, prompt=replace(request.prompt, messages=messages), params=params)
 
 
-def to_compacted(context: Sequence[Item], generation: Generation) -> dict[str, Any]:
-    """Return what stands for a conversation from now on.
+def to_compacted(context: Sequence[Item], generation: Generation) -> CompactedObject:
+    """Return the compacted conversation: the user's messages, then the summary.
 
     Args:
         context: the conversation.
-        generation: the log of its summary, which has ended well.
+        generation: the log of its summary, which has ended without failure.
 
     Raises:
-        EngineFailure: the summary says nothing; the conversation would be lost.
+        EngineFailure: the summary is empty, so the conversation would be lost.
     """
     parser = OutputParser(generation.output_format)
     pieces = (*parser.feed(generation.text), *parser.flush())
     summary = "".join(piece.text for piece in pieces if isinstance(piece, AnswerText))
     if not summary.strip():
-        logger.warning("%s is a summary without text", generation.generation_id)
+        logger.warning("%s: the summary is empty", generation.generation_id)
         raise EngineFailure
     key = secrets.token_hex(16)
-    users = [item for item in context if item["type"] == "message" and item["role"] == "user"]
     counts = TokenCounts.of([generation])
     return {
         "id": f"resp_{key}",
         "object": "response.compaction",
         "created_at": int(generation.created_at),
         "output": [
-            *users,
+            *(item for item in context if item["type"] == "message" and item["role"] == "user"),
             {
                 "id": f"cmp_{key}",
                 "type": "compaction",

@@ -1,4 +1,4 @@
-"""Items that a client names by their ids instead of sending them once more."""
+"""Resolves references: items that a client names by their ids instead of sending them again."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from collections.abc import Awaitable, Callable, Set
 
 from app.errors import RequestRefused
 from app.responses.response import AnyResponse
-from app.responses.schemas.items import Item
+from app.responses.schemas.objects import Item
 from streaming.errors import InvalidRequest
 
 _ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})_i?[0-9]+")
-"""Ids that we have made tell which response they are of."""
+"""An item id made by this server, which contains the key of its response."""
 
-Find = Callable[[str], Awaitable[AnyResponse]]
+FindResponse = Callable[[str], Awaitable[AnyResponse]]
 
 
 async def resolve(
-    items: tuple[Item, ...], *, parent: AnyResponse | None, find: Find
+    items: tuple[Item, ...], *, parent: AnyResponse | None, find: FindResponse
 ) -> tuple[Item, ...]:
-    """Put items in the place of the references to them.
+    """Return the items with each reference replaced by the item that it names.
 
     Args:
-        parent: the response that is gone on from, whose items can be named by any id.
-        find: returns a response by its id, or refuses.
+        items: the input of a request.
+        parent: the response that the request continues; its items can be named by any id.
+        find: returns a response by its id, or raises `RequestRefused`.
 
     Raises:
         InvalidRequest: there is no such item, or its response has not ended.
@@ -50,11 +51,11 @@ async def _find_item(
     item_id: str,
     *,
     parent: AnyResponse | None,
-    find: Find,
+    find: FindResponse,
     known: dict[str, dict[str, Item]],
     wanted: Set[str],
 ) -> Item | None:
-    """Return an item, and keep in `known`, by response, those that are wanted, too."""
+    """Return an item; adds the wanted items of each response that it reads to `known`."""
     made_here = _ITEM_ID.fullmatch(item_id)
     response_ids = [] if parent is None else [parent.response_id]
     if made_here is not None:
@@ -69,7 +70,7 @@ async def _find_item(
     return None
 
 
-async def _find_or_none(response_id: str, find: Find) -> AnyResponse | None:
+async def _find_or_none(response_id: str, find: FindResponse) -> AnyResponse | None:
     try:
         return await find(response_id)
     except RequestRefused as error:

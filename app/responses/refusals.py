@@ -1,4 +1,4 @@
-"""Why a response cannot be given."""
+"""Errors of requests for a response that cannot be returned."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ _MAX_SHOWN_CHARS = 100
 
 
 def not_found(response_id: str) -> RequestRefused:
-    """Return the error for a response that is not there for this caller, whatever the reason."""
+    """Return the error for a response that this caller cannot find, whatever the reason."""
     return RequestRefused(
         ErrorInfo(
             code="response_not_found",
             message=f"response_id: no response {response_id[:_MAX_SHOWN_CHARS]!r}; it may have "
-            "expired, or was not to be stored.",
+            "expired, or had store: false.",
             param="response_id",
         )
     )
 
 
 def previous_not_found(response_id: str) -> RequestRefused:
-    """Return the error for a response to go on from that is not there for this caller."""
+    """Return the error for a `previous_response_id` that this caller cannot find."""
     return RequestRefused(
         ErrorInfo(
             code="previous_response_not_found",
@@ -31,21 +31,22 @@ def previous_not_found(response_id: str) -> RequestRefused:
 
 
 def stream_expired() -> RequestRefused:
-    """Return the error for a log that is not in memory any more."""
+    """Return the error for a response whose log is no longer in memory."""
     return RequestRefused(
         ErrorInfo(
             code="stream_expired",
-            message="This response can no longer be streamed: it has ended some time ago. "
-            "Fetch it without stream.",
+            message="stream: this response ended too long ago to be streamed. "
+            "Retrieve it without stream.",
             param="stream",
         )
     )
 
 
 def store_unavailable() -> RequestRefused:
+    """Return the error for a store that cannot be read or written."""
     return RequestRefused(
         ErrorInfo(
             code="store_unavailable",
-            message="The store of responses cannot be used now; the server's log says why.",
+            message="The store of responses is unavailable; the server's log has the reason.",
         )
     )

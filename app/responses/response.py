@@ -1,4 +1,4 @@
-"""A response: one that is generated here, and what is kept of one that has ended."""
+"""A response: live, with its log in memory, or stored, as it was when it ended."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from app.responses.context import Context
 from app.responses.conversation import to_context
-from app.responses.schemas.items import Item
-from app.responses.storage.keeping import Keeping
-from app.responses.writer import EventFields, ResponseHead, ResponseWriter
+from app.responses.schemas.objects import Item, ResponseObject
+from app.responses.snapshot import ResponseHead
+from app.responses.storage.store_status import StorageOutcome
+from app.responses.writer import ResponseWriter
 from streaming import Generation
 
-_MAX_RECORDS_AT_ONCE = 64
-"""Records of a log that are read on the event loop for a snapshot."""
+_MAX_RECORDS_ON_LOOP = 64
+"""Log records that a snapshot processes on the event loop; with more it runs on a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,26 +22,30 @@ class StoredResponse:
     """A response that has ended, without its log.
 
     Attributes:
-        caller: the caller that it belongs to.
+        response_id: its id.
+        caller: the caller that owns it.
         last_snapshot: the response as clients see it.
-        num_bytes: about what it takes in memory.
+        context: the items of its prompt.
+        num_bytes: estimated memory in bytes.
     """
 
     response_id: str
     caller: str
-    last_snapshot: EventFields
+    last_snapshot: ResponseObject
     context: Context
     num_bytes: int = field(compare=False)
 
     @property
     def is_ended(self) -> bool:
+        """Always true: only ended responses are stored."""
         return True
 
-    def snapshot(self) -> EventFields:
+    def snapshot(self) -> ResponseObject:
+        """Return the response as clients see it."""
         return self.last_snapshot
 
     def conversation(self) -> tuple[Item, ...]:
-        """Return all items that a response which goes on from here begins with."""
+        """Return the items that the context of a follow-up response starts with."""
         return (*self.context.items, *to_context(self.last_snapshot["output"]))
 
 
@@ -49,11 +54,12 @@ class LiveResponse:
     """A response whose log is in memory, open or ended.
 
     Attributes:
-        head: what each of its snapshots and events shows.
-        caller: the caller that it belongs to.
+        head: the fields that its snapshots and events repeat.
+        caller: the caller that owns it.
         generation: its log.
-        is_stored: it can be fetched, and be gone on from, by whoever has its caller's key.
-        keeping: whether it has been written to the store, where there is one.
+        context: the items of its prompt.
+        is_stored: its caller can retrieve and continue it by its id.
+        storage: whether it was written to the store.
     """
 
     head: ResponseHead
@@ -61,56 +67,62 @@ class LiveResponse:
     generation: Generation
     context: Context
     is_stored: bool
-    keeping: Keeping = field(default_factory=Keeping)
+    storage: StorageOutcome = field(default_factory=StorageOutcome)
     _num_head_bytes: int = 0
     _writer: ResponseWriter | None = None
     _stored: StoredResponse | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the worker thread that reads the log for a snapshot."""
+    """Held while a worker thread processes the log for a snapshot."""
 
     def __post_init__(self) -> None:
         self._num_head_bytes = self.head.num_bytes
 
     @property
     def response_id(self) -> str:
+        """Its id."""
         return self.head.response_id
 
     @property
     def is_background(self) -> bool:
+        """Whether it is generated without subscribers."""
         return self.head.is_background
 
     @property
     def is_ended(self) -> bool:
-        """Whether its last event can be read."""
-        return self.generation.is_ended and self.keeping.is_decided
+        """Whether its terminal event can be read."""
+        return self.generation.is_ended and self.storage.is_decided
 
     @property
     def num_bytes(self) -> int:
-        """About what it takes in memory.
+        """Estimated memory in bytes.
 
-        Its text counts thrice: it is in the log, in the last snapshot, and there with what
-        surrounds it.
+        The text counts three times: once in the log, and once in the last snapshot, where the
+        surrounding objects take about as much again.
         """
         return self._num_head_bytes + 2 * self.context.num_bytes + 3 * self.generation.num_bytes
 
     def writer(self, *, after: int = -1) -> ResponseWriter:
-        """Return a writer for one reader, whose last event was `after`."""
-        return ResponseWriter(self.head, self.generation, after=after, keeping=self.keeping)
+        """Return a new writer for one reader.
+
+        Args:
+            after: the sequence number of the reader's last event; -1 if it has none.
+        """
+        return ResponseWriter(self.head, self.generation, after=after, storage=self.storage)
 
     @property
     def is_snapshot_slow(self) -> bool:
-        """Whether a snapshot should be made on a worker thread."""
+        """Whether `snapshot` should run on a worker thread."""
         if self._stored is not None:
             return False
         writer = self._writer
-        if writer is None or self.head.reports_logprobs:  # which are written anew each time
-            return self.generation.last_seq >= _MAX_RECORDS_AT_ONCE
-        return writer.num_unread > _MAX_RECORDS_AT_ONCE
+        if writer is None or self.head.reports_logprobs:  # they are formatted again each time
+            return self.generation.last_seq >= _MAX_RECORDS_ON_LOOP
+        return writer.num_unread > _MAX_RECORDS_ON_LOOP
 
-    def snapshot(self) -> EventFields:
+    def snapshot(self) -> ResponseObject:
         """Return the response as it stands.
 
-        Takes time by the text that has come since the last call; the last snapshot is made once.
+        Takes time proportional to the text since the last call. The final snapshot is cached.
         """
         if self._stored is not None:
             return self._stored.last_snapshot
@@ -122,45 +134,45 @@ class LiveResponse:
             return writer.snapshot()
 
     def finish(self) -> StoredResponse:
-        """Return what is to be kept of it; it has ended. As slow as `snapshot`.
+        """Return what stays of the response, which must have ended. As slow as `snapshot`.
 
-        It is made once, but with log probabilities it is made each time: they are many objects for
-        each token, which the log does without.
+        The result is cached unless it has log probabilities, which are many objects per token and
+        which the log holds in compact form.
         """
-        assert self.is_ended, "an open response cannot be settled"
+        assert self.is_ended, "an open response cannot be finished"
         with self._lock:
             if self._stored is not None:
                 return self._stored
-            stored = self._to_stored(self.keeping)
+            stored = self._to_stored(self.storage)
             self._writer = None
-            self._keep(stored)
+            self._cache(stored)
             return stored
 
     def to_be_written(self) -> StoredResponse:
-        """Return what is to be written to the store, before its end is told; as slow."""
+        """Return what to write to the store, before the outcome is known. As slow as `snapshot`."""
         assert self.generation.is_ended, "an open response cannot be stored"
-        return self._to_stored(Keeping())
+        return self._to_stored(StorageOutcome())
 
-    def decide(self, stored: StoredResponse | None, *, is_lost: bool) -> None:
-        """Let the end be told, and wake all readers.
+    def decide_storage(self, stored: StoredResponse | None, *, is_lost: bool) -> None:
+        """Set the outcome of the write, and wake all readers for the terminal event.
 
         Args:
-            stored: what has been written to the store, if anything has.
-            is_lost: it was to be written, and was not.
+            stored: what was written to the store, if anything was.
+            is_lost: it should have been written, and was not.
         """
-        self.keeping.is_lost = is_lost
-        self.keeping.is_decided = True
+        self.storage.is_lost = is_lost
+        self.storage.is_decided = True
         self._writer = None
         if stored is not None:
-            self._keep(stored)
+            self._cache(stored)
         self.generation.wake()
 
-    def _keep(self, stored: StoredResponse) -> None:
+    def _cache(self, stored: StoredResponse) -> None:
         if not self.head.reports_logprobs:
             self._stored = stored
 
-    def _to_stored(self, keeping: Keeping) -> StoredResponse:
-        writer = ResponseWriter(self.head, self.generation, keeping=keeping)
+    def _to_stored(self, storage: StorageOutcome) -> StoredResponse:
+        writer = ResponseWriter(self.head, self.generation, storage=storage)
         writer.advance()
         return StoredResponse(
             response_id=self.response_id,
@@ -171,7 +183,7 @@ class LiveResponse:
         )
 
     def conversation(self) -> tuple[Item, ...]:
-        """Return all items that a response which goes on from here begins with; it has ended."""
+        """Return the items that a follow-up's context starts with; the response must have ended."""
         return self.finish().conversation()
 
 

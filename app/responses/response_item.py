@@ -1,4 +1,4 @@
-"""One item of the output while it is being written."""
+"""One item of a response's output while it is being written."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from enum import StrEnum
 from io import StringIO
 from typing import assert_never
 
-from app.responses.schemas.items import Item, output_text
+from app.responses.schemas.items import to_output_text
+from app.responses.schemas.objects import (
+    ChosenLogprobObject,
+    OutputItemObject,
+    OutputTextObject,
+    ReasoningTextObject,
+)
 
 
 class ItemKind(StrEnum):
+    """The `type` of an output item."""
+
     REASONING = "reasoning"
     MESSAGE = "message"
     FUNCTION_CALL = "function_call"
 
 
 class ItemStatus(StrEnum):
+    """The `status` of an output item."""
+
     IN_PROGRESS = "in_progress"
     COMPLETED = "completed"
     INCOMPLETE = "incomplete"
@@ -28,12 +38,14 @@ _ID_PREFIXES = {ItemKind.REASONING: "rs", ItemKind.MESSAGE: "msg", ItemKind.FUNC
 
 @dataclass(slots=True, kw_only=True)
 class OutputItem:
-    """What has come of an item so far.
+    """An output item with the text that has been generated so far.
 
     Attributes:
+        kind: its type.
         key: makes its ids, which are the same for every reader.
-        name: of a call, the function.
-        token_numbers: of a message, the records in the log whose log probabilities it shows.
+        name: the function of a call.
+        status: in progress until the item ends.
+        token_numbers: records of the log whose log probabilities a message shows.
     """
 
     kind: ItemKind
@@ -45,36 +57,67 @@ class OutputItem:
 
     @property
     def item_id(self) -> str:
+        """The id of the item."""
         return f"{_ID_PREFIXES[self.kind]}_{self.key}"
 
     def add(self, text: str) -> None:
-        """Take the next piece of its text or of its arguments."""
+        """Append to the text, or to the arguments of a call."""
         self._text.write(text)
 
     @property
     def text(self) -> str:
+        """The text so far, or the arguments of a call."""
         return self._text.getvalue()
 
-    def part(self, logprobs: list[Item]) -> Item:
-        """Return the one content part of a message or of reasoning.
+    def to_part(
+        self, logprobs: list[ChosenLogprobObject]
+    ) -> OutputTextObject | ReasoningTextObject:
+        """Return the only content part of a message or of reasoning.
 
         Args:
-            logprobs: of a message, those of `token_numbers`.
+            logprobs: those of `token_numbers`.
         """
         if self.kind is ItemKind.REASONING:
-            return {"type": "reasoning_text", "text": self.text}
-        return output_text(self.text, logprobs)
+            return self._reasoning_text()
+        return to_output_text(self.text, logprobs)
 
-    def shown(self, logprobs: list[Item], *, is_new: bool = False) -> Item:
-        """Return the item as it stands; a new one has no content yet."""
-        more: Item
+    def to_object(
+        self, logprobs: list[ChosenLogprobObject], *, is_new: bool = False
+    ) -> OutputItemObject:
+        """Return the item as it stands.
+
+        Args:
+            logprobs: those of `token_numbers`.
+            is_new: leave the content out, as the event that announces the item does.
+        """
         match self.kind:
             case ItemKind.REASONING:
-                more = {"summary": [], "content": [] if is_new else [self.part(logprobs)]}
+                return {
+                    "id": self.item_id,
+                    "type": "reasoning",
+                    "status": str(self.status),
+                    "summary": [],
+                    "content": [] if is_new else [self._reasoning_text()],
+                }
             case ItemKind.MESSAGE:
-                more = {"role": "assistant", "content": [] if is_new else [self.part(logprobs)]}
+                return {
+                    "id": self.item_id,
+                    "type": "message",
+                    "status": str(self.status),
+                    "role": "assistant",
+                    "content": [] if is_new else [to_output_text(self.text, logprobs)],
+                }
             case ItemKind.FUNCTION_CALL:
-                more = {"call_id": f"call_{self.key}", "name": self.name, "arguments": self.text}
+                return {
+                    "id": self.item_id,
+                    "type": "function_call",
+                    "status": str(self.status),
+                    "call_id": f"call_{self.key}",
+                    "name": self.name,
+                    "arguments": self.text,
+                }
             case _:
                 assert_never(self.kind)
-        return {"id": self.item_id, "type": str(self.kind), "status": str(self.status), **more}
+
+    def _reasoning_text(self) -> ReasoningTextObject:
+        return {"type": "reasoning_text", "text": self.text}

@@ -1,39 +1,40 @@
-"""A response, read in parts that do not hold up what else runs on the event loop."""
+"""Reads a response's events in chunks, so that a long replay does not block the event loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from app.responses.writer import EventFields, ResponseWriter
+from app.responses.schemas.objects import EventObject
+from app.responses.writer import ResponseWriter
 
 MAX_EVENTS_PER_READ = 64
-"""What a client has missed is written out in parts of this size, each once the last was sent."""
+"""Events of one chunk; the next chunk is read once this one has been sent."""
 
 
 class ResponseReader:
-    """Follows one response from a cursor to its end.
+    """Reads one response from a cursor to its end.
 
     Args:
-        writer: as made; it is read by nobody else.
-        on_wake: called when a read has left something that can be read at once.
+        writer: new, and used by no other reader.
+        on_wake: called when a read leaves events that can be read at once.
     """
 
     def __init__(self, writer: ResponseWriter, *, on_wake: Callable[[], None]) -> None:
         self._writer = writer
         self._on_wake = on_wake
-        self._events: Iterator[EventFields] | None = None
-        self._first: EventFields | None = None
+        self._events: Iterator[EventObject] | None = None
+        self._first: EventObject | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether the end has been read."""
+        """Whether the terminal event has been read."""
         return self._writer.is_done and self._first is None
 
     def skip(self) -> bool:
-        """Go to the first event after the cursor; return whether there is one.
+        """Advance to the first event after the cursor; return whether there is one.
 
-        Takes time by the length of what is skipped, so call it on a worker thread.
+        Takes time proportional to the skipped part of the log, so call it on a worker thread.
         """
         self._events = self._writer.events()
         self._first = next(self._events, None)
@@ -41,17 +42,17 @@ class ResponseReader:
             self._events = None
         return self._first is not None
 
-    def read(self) -> list[EventFields]:
-        """Return what is new, or the first part of it; never waits."""
+    def read(self) -> list[EventObject]:
+        """Return the new events, or the first chunk of them; never waits."""
         events = [] if self._first is None else [self._first]
         self._first = None
-        is_begun = self._events is not None
+        has_begun = self._events is not None
         if self._events is None:
             self._events = self._writer.events()
         events += islice(self._events, MAX_EVENTS_PER_READ - len(events))
-        is_whole = len(events) < MAX_EVENTS_PER_READ
-        if is_whole:
+        is_last_chunk = len(events) < MAX_EVENTS_PER_READ
+        if is_last_chunk:
             self._events = None
-        if is_begun or not is_whole:
-            self._on_wake()  # there is more, or may be: the log has grown since the first part
+        if has_begun or not is_last_chunk:
+            self._on_wake()  # there may be more: the log may have grown since the first chunk
         return events

@@ -1,9 +1,9 @@
-"""`/v1/responses`: turns of a conversation that the server remembers."""
+"""The routes of `/v1/responses`: create, retrieve, cancel and delete responses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -17,10 +17,10 @@ from app.http.event_stream import DONE, EventStream, to_event_message
 from app.http.json_route import JSONRoute
 from app.json.json_text import to_json_soon
 from app.responses.refusals import stream_expired
+from app.responses.registry import ResponseRegistry
 from app.responses.response import LiveResponse
 from app.responses.response_reader import ResponseReader
 from app.responses.schemas.events import ResponseBody, ResponseEvent
-from app.responses.schemas.items import Item
 from app.responses.schemas.request import (
     MAX_LABEL_CHARS,
     CompactRequest,
@@ -42,7 +42,7 @@ router = APIRouter(
 
 EXAMPLES: dict[str, Any] = {
     "text": {
-        "summary": "One turn",
+        "summary": "A question",
         "value": {"input": "What is the capital of France?", "max_output_tokens": 32},
     },
     "items": {
@@ -60,7 +60,7 @@ EXAMPLES: dict[str, Any] = {
         },
     },
     "tools": {
-        "summary": "A function that the answer may call",
+        "summary": "A function that the model may call",
         "value": {
             "input": "How warm is it in Rome?",
             "tools": [
@@ -83,7 +83,7 @@ EXAMPLES: dict[str, Any] = {
         "value": {"input": "Tell me a story.", "max_output_tokens": 64, "stream": True},
     },
     "background": {
-        "summary": "Generate on, whoever leaves; fetch it later",
+        "summary": "In the background, to be retrieved later",
         "value": {"input": "Tell me a story.", "max_output_tokens": 64, "background": True},
     },
 }
@@ -120,15 +120,15 @@ async def create_response(
     caller: CallerDependency,
     services: ServicesDependency,
 ) -> Response:
-    """Answer one turn.
+    """Create a response.
 
-    Unless it is a `background` one, the response is cancelled when the caller leaves.
+    Unless `background` is set, it is cancelled when the client disconnects.
     """
     service = services.responses
     if not body.stream:
         return await run_while_connected(request.receive, _complete(service, body, caller))
     response = await service.create(body, caller=caller)
-    return _event_stream(services, response, lives_for_it=True)
+    return _event_stream(services, response, keeps_alive=True)
 
 
 @router.post(
@@ -137,7 +137,7 @@ async def create_response(
 async def count_input_tokens(
     body: ResponseRequest, caller: CallerDependency, services: ServicesDependency
 ) -> InputTokens:
-    """Return how long the prompt of a request would be. Nothing is generated, nothing is kept."""
+    """Count the tokens in the prompt of a request, without creating a response."""
     num_tokens = await services.responses.count_input_tokens(body, caller=caller)
     return InputTokens(input_tokens=num_tokens)
 
@@ -150,11 +150,11 @@ async def count_input_tokens(
 async def compact(
     body: CompactRequest, request: Request, caller: CallerDependency, services: ServicesDependency
 ) -> Response:
-    """Let the model summarize a conversation, for an input that goes on from the summary.
+    """Summarize a conversation, to continue it with a shorter prompt.
 
-    The answer's `output` is the whole conversation from then on: what the user said, as it was, and
-    a compaction item. The model will read only the item. Nothing is kept; when the caller leaves,
-    everything stops.
+    The `output` is the input of the next request: the user's messages unchanged, then a compaction
+    item. The model will read only that item. Nothing is stored. The request is cancelled when the
+    client disconnects.
     """
     work = services.responses.compact(body, caller=caller)
     return await _to_json(await run_while_connected(request.receive, work))
@@ -170,35 +170,38 @@ async def get_response(
     caller: CallerDependency,
     services: ServicesDependency,
     stream: Annotated[
-        bool, Query(description="Replay its events, then follow them, while it is in memory.")
+        bool,
+        Query(
+            description="Replay its events, then stream the new ones. Only while it is in memory."
+        ),
     ] = False,
     starting_after: Annotated[
         int | None,
-        Query(ge=-1, description="`sequence_number` after which to start; only with `stream`."),
+        Query(ge=-1, description="`sequence_number` to start after; only with `stream`."),
     ] = None,
 ) -> Response:
-    """Return a stored response as it stands, or its events."""
+    """Retrieve a response as it stands, or stream its events."""
     if starting_after is not None and not stream:
         raise InvalidRequest(param="starting_after", reason="is only allowed with stream")
-    service = services.responses
-    response = await service.find(response_id, caller=caller)
+    registry = services.responses.registry
+    response = await registry.find(response_id, caller=caller)
     if not stream:
-        return await _to_json(await service.snapshot(response))
+        return await _to_json(await registry.snapshot(response))
     if not isinstance(response, LiveResponse):
         raise stream_expired()
     after = -1 if starting_after is None else starting_after
-    return _event_stream(services, response, lives_for_it=False, after=after)
+    return _event_stream(services, response, keeps_alive=False, after=after)
 
 
 @router.delete("/{response_id}", response_model=None, responses=_FIND_ERRORS)
 async def delete_response(
     response_id: ResponseId, caller: CallerDependency, services: ServicesDependency
 ) -> Response:
-    """Forget a response; one that is open is ended.
+    """Delete a response; an open one is cancelled.
 
-    Responses that went on from it keep what they took over.
+    Responses that continue it keep their context.
     """
-    await services.responses.delete(response_id, caller=caller)
+    await services.responses.registry.delete(response_id, caller=caller)
     return await _to_json({"id": response_id, "object": "response", "deleted": True})
 
 
@@ -206,9 +209,10 @@ async def delete_response(
 async def cancel_response(
     response_id: ResponseId, caller: CallerDependency, services: ServicesDependency
 ) -> Response:
-    """End a background response and return it; one that has ended is returned as it is."""
-    service = services.responses
-    return await _to_json(await service.snapshot(await service.cancel(response_id, caller=caller)))
+    """Cancel a background response and return it; an ended one is returned unchanged."""
+    registry = services.responses.registry
+    response = await registry.cancel(response_id, caller=caller)
+    return await _to_json(await registry.snapshot(response))
 
 
 @router.get("/{response_id}/input_items", response_model=None, responses=_FIND_ERRORS)
@@ -216,22 +220,24 @@ async def list_input_items(
     response_id: ResponseId,
     caller: CallerDependency,
     services: ServicesDependency,
-    order: Annotated[Literal["asc", "desc"], Query(description="By their place.")] = "desc",
-    limit: Annotated[int, Query(ge=1, le=100, description="Most items to return.")] = 20,
+    order: Annotated[
+        Literal["asc", "desc"], Query(description="The order of the input, or the reverse.")
+    ] = "desc",
+    limit: Annotated[int, Query(ge=1, le=100, description="Maximum number of items.")] = 20,
     after: Annotated[
-        str | None, Query(max_length=MAX_LABEL_CHARS, description="The id of the item before.")
+        str | None, Query(max_length=MAX_LABEL_CHARS, description="The id of the last item seen.")
     ] = None,
 ) -> Response:
-    """Return the input of a response, without what it took over from earlier ones."""
-    response = await services.responses.find(response_id, caller=caller)
+    """List the input of a response, without the context that it continues."""
+    response = await services.responses.registry.find(response_id, caller=caller)
     own = response.context.own
     items = own if order == "asc" else own[::-1]
     start = 0
     if after is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
-            raise InvalidRequest(param="after", reason="is no item of this response")
-        start = len(ids) - ids[::-1].index(after)  # the last, if a client gave an id twice
+            raise InvalidRequest(param="after", reason="is not an item of this response")
+        start = len(ids) - ids[::-1].index(after)  # the last one, if a client used an id twice
     page = items[start : start + limit]
     return await _to_json(
         {
@@ -246,20 +252,21 @@ async def list_input_items(
 
 async def _complete(service: ResponseService, body: ResponseRequest, caller: str) -> Response:
     response = await service.create(body, caller=caller)
+    registry = service.registry
     if not response.is_background:
-        with service.subscribe(response, on_wake=lambda: None):
-            await service.wait_ended(response)
+        with registry.subscribe(response, on_wake=lambda: None):
+            await registry.wait_ended(response)
         outcome = response.generation.outcome
         if isinstance(outcome, Failed):
             raise RequestRefused(ErrorInfo.of(outcome.error))
-    return await _to_json(await service.snapshot(response))
+    return await _to_json(await registry.snapshot(response))
 
 
 def _event_stream(
-    services: Services, response: LiveResponse, *, lives_for_it: bool, after: int = -1
+    services: Services, response: LiveResponse, *, keeps_alive: bool, after: int = -1
 ) -> EventStream:
     return EventStream(
-        _stream(services.responses, response, lives_for_it=lives_for_it, after=after),
+        _stream(services.responses.registry, response, keeps_alive=keeps_alive, after=after),
         stall_timeout_s=services.settings.stall_timeout_s,
         keep_alive_s=services.settings.sse_keep_alive_s,
     )
@@ -267,11 +274,11 @@ def _event_stream(
 
 @contextmanager
 def _stream(
-    service: ResponseService, response: LiveResponse, *, lives_for_it: bool, after: int
+    registry: ResponseRegistry, response: LiveResponse, *, keeps_alive: bool, after: int
 ) -> Iterator[AsyncGenerator[bytes, None]]:
     woken = asyncio.Event()
-    enter = service.subscribe if lives_for_it else service.watch
-    with enter(response, on_wake=woken.set):
+    subscribe = registry.subscribe if keeps_alive else registry.observe
+    with subscribe(response, on_wake=woken.set):
         reader = ResponseReader(response.writer(after=after), on_wake=woken.set)
         yield _messages(reader, woken, skips=after >= 0)
 
@@ -289,9 +296,9 @@ async def _messages(
             yield DONE
             return
         if woken.is_set():
-            await asyncio.sleep(0)  # others have a turn between two parts of a replay
+            await asyncio.sleep(0)  # let other tasks run between two chunks of a replay
         await woken.wait()
 
 
-async def _to_json(fields: Item) -> Response:
+async def _to_json(fields: Mapping[str, Any]) -> Response:
     return Response(await to_json_soon(fields), media_type="application/json")

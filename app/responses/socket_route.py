@@ -1,4 +1,4 @@
-"""`WS /v1/responses`, at the address of its REST twin."""
+"""The route `WS /v1/responses`, at the address of its REST twin."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ router = APIRouter()
 
 @router.websocket("/v1/responses")
 async def responses(websocket: WebSocket, services: ServicesDependency) -> None:
-    """Talk the Responses dialect, once the caller is let in.
+    """Serve the Responses dialect to an authenticated caller.
 
-    The query may ask for our extensions: `resume` with `starting_after` and `stream_id`, and
-    `tokenwire_events`, which is `true` for a client that takes events which are not OpenAI's.
+    The query may have our extensions: `resume` with `starting_after` and `stream_id`, and
+    `tokenwire_events=true` for events that are not OpenAI's.
     """
     query = websocket.query_params
 
@@ -33,7 +33,7 @@ async def responses(websocket: WebSocket, services: ServicesDependency) -> None:
                 query.getlist("starting_after"),
                 query.getlist("stream_id"),
             ),
-            tells_expiry=query.get("tokenwire_events") == "true",
+            warns_of_expiry=query.get("tokenwire_events") == "true",
         )
 
     await serve_socket(websocket, services, open_connection)

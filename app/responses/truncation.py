@@ -1,4 +1,4 @@
-"""Which turns are left out where a conversation does not fit."""
+"""Shortens a conversation that does not fit the context, for `truncation: auto`."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ from streaming.errors import PromptTooLong
 
 
 def shorten(request: GenerationRequest, error: PromptTooLong) -> GenerationRequest | None:
-    """Return the request without about as much as is too much; None if nothing can be spared.
+    """Return the request without its oldest turns; None if nothing can be dropped.
 
-    At least one turn goes, the oldest first. What the system says stays, and so does the last turn.
+    Drops at least one turn, and about as many characters as the prompt is too long by. System
+    messages and the last turn stay.
     """
     assert isinstance(request.prompt, ChatPrompt)
     messages = request.prompt.messages
     num_chars = sum(map(_num_chars, messages))
     excess = num_chars - num_chars * error.limit // error.size
-    left_out: set[int] = set()
-    for span in _spans(messages):
-        spared = [at for at in span if messages[at].role != "system"]
-        left_out.update(spared)
-        excess -= sum(_num_chars(messages[at]) for at in spared)
+    dropped: set[int] = set()
+    for span in _droppable_spans(messages):
+        droppable = [at for at in span if messages[at].role != "system"]
+        dropped.update(droppable)
+        excess -= sum(_num_chars(messages[at]) for at in droppable)
         if excess <= 0:
             break
-    if not left_out:
+    if not dropped:
         return None
-    kept = tuple(message for at, message in enumerate(messages) if at not in left_out)
+    kept = tuple(message for at, message in enumerate(messages) if at not in dropped)
     return replace(request, prompt=replace(request.prompt, messages=kept))
 
 
-def _spans(messages: Sequence[ChatMessage]) -> list[range]:
-    """Return what can be left out, in this order.
+def _droppable_spans(messages: Sequence[ChatMessage]) -> list[range]:
+    """Return the spans of messages that can be dropped, in this order.
 
-    That is each turn but the last: what a user said and all that followed, up to the next user. Of
-    the last turn, it is each round but the last: what the assistant said or called, and what its
-    calls returned. So calls and what they returned stay together.
+    First each turn but the last: a user's message and all that follows, up to the next user's. Then
+    each round of the last turn but the last: a message of the assistant and the outputs of its
+    calls. So calls and their outputs are dropped together.
     """
     others = [at for at, message in enumerate(messages) if message.role != "system"]
     turns = sorted({*others[:1], *(at for at in others if messages[at].role == "user")})

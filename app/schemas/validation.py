@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, LiteralString
 
-from app.errors import ErrorInfo
+from pydantic_core import PydanticCustomError
+
+from app.errors import ERRORS, ErrorInfo
 from app.schemas.unsupported import HINTS
 
 _MAX_MESSAGE_CHARS = 400
@@ -65,6 +67,19 @@ _SHORT_TEXT = {
 """Errors that quote a string. Any other string may be a prompt or a key: only its type is shown."""
 
 
+def api_error(code: LiteralString, param: str, reason: str) -> PydanticCustomError:
+    """Return an error for a validator to raise, which `to_error_info` turns into this API error.
+
+    Args:
+        code: a code of `ERRORS`.
+        param: the path of the field at fault, which may lie below the validated value.
+        reason: what is wrong with it.
+    """
+    assert code in ERRORS
+    # pydantic puts the values into the message in this order, so a client's text stays as it is.
+    return PydanticCustomError(code, "{message}", {"param": param, "message": f"{param}: {reason}"})
+
+
 def to_error_info(
     errors: Iterable[Mapping[str, Any]], *, skip: Iterable[str] = ("body", "query", "path")
 ) -> ErrorInfo:
@@ -85,6 +100,8 @@ def to_error_info(
     )
     alternatives = [error for other, error in located if other == location]
     error = alternatives[0]
+    if error["type"] in ERRORS and "param" in error.get("ctx", {}):  # see `api_error`
+        return ErrorInfo(code=error["type"], message=str(error["msg"]), param=error["ctx"]["param"])
     if error["type"] == "json_invalid":
         return ErrorInfo(code="invalid_json", message="The body is not valid JSON.")
     param = printable(_join(location)) or None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import openresponses_types.types as standard
@@ -13,7 +13,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from tests.app.described import assert_described
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
+ResponseFields = dict[str, Any]
 
 TERMINAL = ("response.completed", "response.incomplete", "response.failed")
 _SNAPSHOTS = ("response.created", "response.queued", "response.in_progress", *TERMINAL)
@@ -53,7 +54,7 @@ _TEXT_EVENTS = {
 _DONE_FIELDS = {"message": "text", "reasoning": "text", "function_call": "arguments"}
 
 
-def check_response(response: Event) -> Event:
+def check_response(response: ResponseFields) -> ResponseFields:
     """Assert that a response is one for both OpenAI's clients and the open standard; return it."""
     ResponseResource.model_validate(_without_schema(response))
     Response.model_validate(response)
@@ -66,7 +67,9 @@ def check_response(response: Event) -> Event:
     return response
 
 
-def check_events(events: Sequence[Event], *, after: int = -1, is_open: bool = False) -> Event:
+def check_events(
+    events: Sequence[Event], *, after: int = -1, is_open: bool = False
+) -> ResponseFields:
     """Assert what holds of one reader's events, and return the last snapshot.
 
     Every event is valid by its type, the numbers have no gap, there is one terminal event and
@@ -172,6 +175,6 @@ def _without_schema(value: Event) -> Event:
     text = response.get("text")
     if not isinstance(text, dict) or text["format"].get("schema") is None:
         return value
-    value = copy.deepcopy(value)
-    value.get("response", value)["text"]["format"]["schema"] = None
-    return value
+    cleared: dict[str, Any] = copy.deepcopy(dict(value))
+    cleared.get("response", cleared)["text"]["format"]["schema"] = None
+    return cleared

@@ -31,28 +31,30 @@ class Client:
     def frames(self) -> list[Frame]:
         return self.hand.frames
 
-    def create(self, lane: str | None = None, **fields: Any) -> None:
-        named = {} if lane is None else {"stream_id": lane}
+    def create(self, stream_id: str | None = None, **fields: Any) -> None:
+        named = {} if stream_id is None else {"stream_id": stream_id}
         self.hand.say(**{"type": "response.create", "input": "hi", **named, **fields})
 
     def resume(self, response_id: str, **fields: Any) -> None:
         self.hand.say(type="tokenwire.response.resume", response_id=response_id, **fields)
 
-    async def until_shown(self, kind: str, *, lane: str | None = None, count: int = 1) -> Frame:
-        """Wait for so many frames of a kind on a lane, and return the last of them."""
+    async def until_shown(
+        self, kind: str, *, stream_id: str | None = None, count: int = 1
+    ) -> Frame:
+        """Wait for so many frames of a kind on a stream, and return the last of them."""
 
         def shown() -> list[Frame]:
             return [
                 frame
                 for frame in self.frames
-                if frame["type"] == kind and frame.get("stream_id") == lane
+                if frame["type"] == kind and frame.get("stream_id") == stream_id
             ]
 
         await self.hand.until(lambda _: len(shown()) >= count)
         return shown()[count - 1]
 
-    async def until_ended(self, *, lane: str | None = None, count: int = 1) -> Frame:
-        return await self.until_shown("response.completed", lane=lane, count=count)
+    async def until_ended(self, *, stream_id: str | None = None, count: int = 1) -> Frame:
+        return await self.until_shown("response.completed", stream_id=stream_id, count=count)
 
     async def until_said(self, text: str) -> None:
         await self.hand.until(lambda frames: text_of(frames).endswith(text))
@@ -95,7 +97,7 @@ class Rig:
         return self.clients[-1]
 
     def log_of(self, response_id: str) -> Generation:
-        response = self.service.find_live(response_id, caller=ANYONE)
+        response = self.service.registry.find_live(response_id, caller=ANYONE)
         assert response is not None
         return response.generation
 
@@ -120,7 +122,7 @@ async def responding(
             for client in rig.clients:
                 await client.leave()
             await engine.aclose()
-            await rig.service.aclose()
+            await rig.service.registry.aclose()
 
 
 async def until_running(client: Client, gate: Gate, *, count: int = 1) -> str:

@@ -22,25 +22,25 @@ _OF_NO_TURN = frozenset({"invalid_json", "unknown_type", "response_not_found"})
 def assert_responses_conversation(
     frames: Iterable[Frame],
     *,
-    open_lanes: Iterable[str | None] = (),
+    open_streams: Iterable[str | None] = (),
     takes_our_events: bool = False,
 ) -> None:
     """Assert the form and the order of one socket's frames.
 
     What is no event of a response is as `/asyncapi.json` has it; for those, see `check_event`.
 
-    On each lane the responses come one after the other: each from its first event, or the one after
-    a cursor, to exactly one terminal event, numbered without a gap. Between them, an error is the
+    The responses of a stream come one after the other: each from its first event, or the one after
+    a cursor, to exactly one terminal event, numbered without gaps. Between them, an error is the
     ending of a turn without a response.
 
     Args:
-        open_lanes: where a response has not ended yet.
+        open_streams: where a response has not ended yet.
         takes_our_events: the client asked for events that are not OpenAI's.
     """
     numbers: dict[str | None, int] = {}
     response_ids: dict[str | None, str] = {}
     for frame in frames:
-        kind, lane = frame["type"], frame.get("stream_id")
+        kind, stream_id = frame["type"], frame.get("stream_id")
         if "stream_id" in frame:
             assert re.fullmatch(r"[A-Za-z0-9_.-]{1,256}", frame["stream_id"]), frame
         if kind not in RESPONSE_EVENTS:
@@ -48,10 +48,10 @@ def assert_responses_conversation(
         if kind == "error":
             _assert_error(frame)
             code = frame["error"]["code"]
-            if code == "websocket_connection_limit_reached" and lane is None:
+            if code == "websocket_connection_limit_reached" and stream_id is None:
                 numbers.clear()  # concerns the connection: what has not ended is to be resumed
             elif code not in AT_ONCE | _OF_NO_TURN:
-                assert lane not in numbers, f"an error in the middle of a response: {frame}"
+                assert stream_id not in numbers, f"an error in the middle of a response: {frame}"
             continue
         assert type(frame["sequence_number"]) is int, frame
         if kind == "response.steer.failed":
@@ -61,17 +61,17 @@ def assert_responses_conversation(
             continue
         assert kind.startswith("response."), frame
         number = frame["sequence_number"]
-        assert number == numbers.get(lane, number - 1) + 1, f"a gap or a repetition: {frame}"
+        assert number == numbers.get(stream_id, number - 1) + 1, f"a gap or a repetition: {frame}"
         assert (kind == "response.created") == (number == 0), frame
         if "response" in frame:
             response_id = frame["response"]["id"]
-            assert response_ids.setdefault(lane, response_id) == response_id, frame
+            assert response_ids.setdefault(stream_id, response_id) == response_id, frame
         if kind in TERMINAL_TYPES:
-            numbers.pop(lane, None)
-            response_ids.pop(lane, None)
+            numbers.pop(stream_id, None)
+            response_ids.pop(stream_id, None)
         else:
-            numbers[lane] = number
-    assert set(numbers) == set(open_lanes)
+            numbers[stream_id] = number
+    assert set(numbers) == set(open_streams)
 
 
 def _assert_error(frame: Frame) -> None:
@@ -87,11 +87,11 @@ def _assert_error(frame: Frame) -> None:
         assert int(error["headers"]["retry-after"]) >= 1
 
 
-def endings(frames: Iterable[Frame], lane: str | None = None) -> list[str]:
-    """Return how the turns of a lane ended, in order: with which event, or which error."""
+def endings(frames: Iterable[Frame], stream_id: str | None = None) -> list[str]:
+    """Return how the turns of a stream ended, in order: with which event, or which error."""
     ended = []
     for frame in frames:
-        if frame.get("stream_id") != lane:
+        if frame.get("stream_id") != stream_id:
             continue
         if frame["type"] == "error":
             ended.append(frame["error"]["code"])
@@ -100,23 +100,23 @@ def endings(frames: Iterable[Frame], lane: str | None = None) -> list[str]:
     return ended
 
 
-def text_of(frames: Iterable[Frame], lane: str | None = None) -> str:
-    """Return the text of a lane's answers."""
+def text_of(frames: Iterable[Frame], stream_id: str | None = None) -> str:
+    """Return the text of a stream's answers."""
     return "".join(
         frame["delta"]
         for frame in frames
-        if frame["type"] == "response.output_text.delta" and frame.get("stream_id") == lane
+        if frame["type"] == "response.output_text.delta" and frame.get("stream_id") == stream_id
     )
 
 
-def turns(frames: Iterable[Frame], lane: str | None = None) -> list[list[Frame]]:
-    """Return the events of each response of a lane, without what the lane adds to them."""
+def turns(frames: Iterable[Frame], stream_id: str | None = None) -> list[list[Frame]]:
+    """Return the events of each response of a stream, without what the stream adds to them."""
     found: list[list[Frame]] = []
     is_open = False
     for frame in frames:
         kind = frame["type"]
         is_event = kind.startswith("response.") and kind != "response.steer.failed"
-        if not is_event or frame.get("stream_id") != lane:
+        if not is_event or frame.get("stream_id") != stream_id:
             continue
         if not is_open:
             found.append([])
@@ -126,13 +126,13 @@ def turns(frames: Iterable[Frame], lane: str | None = None) -> list[list[Frame]]
 
 
 def assert_valid_responses(
-    frames: Sequence[Frame], *, open_lanes: Iterable[str | None] = ()
+    frames: Sequence[Frame], *, open_streams: Iterable[str | None] = ()
 ) -> None:
     """Assert the order of a conversation, and that each of its responses is valid in itself."""
-    open_lanes = tuple(open_lanes)
-    assert_responses_conversation(frames, open_lanes=open_lanes)
-    for lane in {frame.get("stream_id") for frame in frames}:
-        responses = turns(frames, lane)
+    open_streams = tuple(open_streams)
+    assert_responses_conversation(frames, open_streams=open_streams)
+    for stream_id in {frame.get("stream_id") for frame in frames}:
+        responses = turns(frames, stream_id)
         for events in responses:
-            is_open = lane in open_lanes and events is responses[-1]
+            is_open = stream_id in open_streams and events is responses[-1]
             check_events(events, after=events[0]["sequence_number"] - 1, is_open=is_open)

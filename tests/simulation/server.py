@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from app.responses.registry import ResponseRegistry
 from app.responses.response import LiveResponse
 from app.responses.schemas.request import ResponseRequest
 from app.responses.service import ResponseService
@@ -97,9 +98,10 @@ class RecordingService(ResponseService):
     """Records every response."""
 
     def __init__(self, engine: AsyncEngine, *, world: World) -> None:
-        super().__init__(
-            engine, None, retention_s=RETENTION_S, retention_bytes=2**30, clock=world.now
+        registry = ResponseRegistry(
+            engine, retention_s=RETENTION_S, retention_bytes=2**30, clock=world.now
         )
+        super().__init__(engine, registry)
         self.responses: dict[str, LiveResponse] = {}
 
     async def create(self, body: ResponseRequest, **options: Any) -> LiveResponse:
@@ -187,8 +189,8 @@ class SimulatedServer:
         assert (engine.stats.num_running, engine.stats.num_waiting) == (0, 0)
         assert all(log.num_subscribers == 0 for log in self.logs.values())
         await engine.aclose()
-        await self._service.aclose()
-        assert not self._service.registry._num_pins
+        await self._service.registry.aclose()
+        assert not self._service.registry.live._num_pins
         assert not engine._engine.has_work
         for log in self.logs.values():
             self._check_end(log)

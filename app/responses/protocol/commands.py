@@ -1,4 +1,4 @@
-"""What a `ResponsesProtocol` wants done; `Close` is the one of every socket."""
+"""Commands of a `ResponsesProtocol` to its socket; `Close` is shared by all dialects."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from app.responses.schemas.request import ResponseRequest
 
 
 class KnownResponse(Protocol):
-    """A response, as far as a conversation must know it to go on from it."""
+    """What the protocol reads of a response."""
 
     @property
-    def response_id(self) -> str: ...
+    def response_id(self) -> str:
+        """Its id."""
 
     @property
     def num_bytes(self) -> int:
-        """About what it keeps in memory, with all that led to it."""
+        """Estimated memory in bytes, including its context."""
 
 
 ResponseT = TypeVar("ResponseT", bound=KnownResponse)
@@ -27,8 +28,10 @@ class CreateResponse(Generic[ResponseT]):
     """Create a response, then call `receive_created` or `receive_refused`.
 
     Attributes:
-        parent: what `previous_response_id` means on this socket; without it, only a stored
-            response can be meant.
+        turn_id: the turn of the response.
+        body: the request.
+        parent: the response that `previous_response_id` names on this socket; if None, it can only
+            name a stored response.
     """
 
     turn_id: str
@@ -38,7 +41,7 @@ class CreateResponse(Generic[ResponseT]):
 
 @dataclass(frozen=True, slots=True)
 class ResumeResponse:
-    """Follow a response of the same caller after an event's number.
+    """Stream a response of the same caller again, after an event's number.
 
     Then call `receive_created`, `receive_up_to_date` or `receive_refused`.
     """
@@ -50,7 +53,7 @@ class ResumeResponse:
 
 @dataclass(frozen=True, slots=True)
 class CancelResponse:
-    """Cancel the response that the turn follows."""
+    """Cancel the response of a turn."""
 
     turn_id: str
 

@@ -1,4 +1,4 @@
-"""How old a connection may become, with the time passed in as monotonic seconds."""
+"""Limits the age of a connection. Time is passed in as monotonic seconds."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import deque
 from enum import StrEnum
 
 WARNING_S = 60.0
-"""So long before its end a connection is warned, or a tenth of its life if that is less."""
+"""The warning precedes the expiry by this, or by a tenth of the maximum age if that is less."""
 GRACE_S = 60.0
-"""So long may what runs go on when the connection takes no new work."""
+"""After the expiry, running turns may continue for this long."""
 
 
 class Stage(StrEnum):
-    """What a connection comes to, in this order."""
+    """The stages of a connection's end, in order: after `EXPIRED` it takes no new turns."""
 
     WARNED = "warned"
     EXPIRED = "expired"
@@ -20,11 +20,11 @@ class Stage(StrEnum):
 
 
 class ConnectionAge:
-    """Tells when the stages of a connection's end are reached, each once.
+    """Reports each stage of a connection's end once.
 
     Args:
-        opened_at: its beginning.
-        max_s: it takes no new work after so long.
+        opened_at: when the connection was opened.
+        max_s: age at which it expires.
     """
 
     def __init__(self, *, opened_at: float, max_s: float) -> None:
@@ -39,11 +39,11 @@ class ConnectionAge:
 
     @property
     def next_timeout_at(self) -> float | None:
-        """When the next stage is reached."""
+        """When the next stage is reached; None after the last."""
         return self._ahead[0][0] if self._ahead else None
 
     def reached(self, *, now: float) -> list[Stage]:
-        """Return the stages that have been reached since the last call."""
+        """Return the stages that were reached since the last call."""
         stages = []
         while self._ahead and self._ahead[0][0] <= now:
             stages.append(self._ahead.popleft()[1])

@@ -1,4 +1,4 @@
-"""The responses that this socket can continue, stored or not."""
+"""Caches the responses that a socket can continue without the store."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ MAX_CACHED_BYTES = 16 * 2**20
 
 
 class ConnectionCache(Generic[ResponseT]):
-    """The latest response of each lane, up to a size; what was kept longest ago goes first.
+    """Holds the latest response of each stream, up to a total size; evicts the oldest first.
 
-    It dies with its socket, so a response that is not stored can be continued on no other.
+    The cache ends with its socket, so a response with `store: false` can be continued only there.
 
     Args:
-        memory: shared with other sockets; may want a response to be forgotten at any time.
-        max_bytes: of all kept here; the newest stays even if it alone is larger.
+        memory: shared with other sockets; may evict a response at any time.
+        max_bytes: limit for this socket; the newest response stays even if it alone is larger.
     """
 
     def __init__(self, memory: SocketMemory, *, max_bytes: int = MAX_CACHED_BYTES) -> None:
@@ -31,38 +31,41 @@ class ConnectionCache(Generic[ResponseT]):
         return len(self._latest)
 
     def find(self, response_id: str | None) -> ResponseT | None:
-        """Return a lane's latest response if it has this id."""
+        """Return the response with this id if it is the latest of a stream."""
         for response in self._latest.values():
             if response.response_id == response_id:
                 return response
         return None
 
-    def is_latest(self, response_id: str, lane: str | None) -> bool:
-        latest = self._latest.get(lane)
+    def is_latest(self, response_id: str, stream_id: str | None) -> bool:
+        """Return whether the response is the latest of this stream."""
+        latest = self._latest.get(stream_id)
         return latest is not None and latest.response_id == response_id
 
-    def keep(self, response: ResponseT, lane: str | None) -> None:
-        """Put a response in the place of the lane's last."""
-        self._latest[lane] = response
-        self._latest.move_to_end(lane)
+    def put(self, response: ResponseT, stream_id: str | None) -> None:
+        """Cache the latest response of a stream."""
+        self._latest[stream_id] = response
+        self._latest.move_to_end(stream_id)
         while len(self._latest) > 1 and self._num_bytes > self._max_bytes:
-            self._forget(next(iter(self._latest)))
-        self._memory.keep((self, lane), response.num_bytes, partial(self._latest.pop, lane))
+            self._remove(next(iter(self._latest)))
+        self._memory.keep(
+            (self, stream_id), response.num_bytes, partial(self._latest.pop, stream_id)
+        )
 
     def evict(self, response_id: str) -> None:
-        """Forget a response, whichever lanes have it."""
-        for lane, response in tuple(self._latest.items()):
+        """Remove a response from every stream."""
+        for stream_id, response in tuple(self._latest.items()):
             if response.response_id == response_id:
-                self._forget(lane)
+                self._remove(stream_id)
 
     def clear(self) -> None:
-        """Forget all; the socket is closed."""
-        for lane in tuple(self._latest):
-            self._forget(lane)
+        """Remove all responses; call it when the socket closes."""
+        for stream_id in tuple(self._latest):
+            self._remove(stream_id)
 
-    def _forget(self, lane: str | None) -> None:
-        del self._latest[lane]
-        self._memory.release((self, lane))
+    def _remove(self, stream_id: str | None) -> None:
+        del self._latest[stream_id]
+        self._memory.release((self, stream_id))
 
     @property
     def _num_bytes(self) -> int:

@@ -1,12 +1,12 @@
-"""What the server says on `WS /v1/responses` beside the events of the responses themselves."""
+"""Events that the server sends on `WS /v1/responses`, besides those of the responses themselves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from app.errors import ErrorInfo
+from app.responses.schemas.objects import EventObject
 from app.responses.schemas.socket_events import (
     ConnectionExpiringEvent,
     ResponsesErrorDetail,
@@ -14,22 +14,22 @@ from app.responses.schemas.socket_events import (
     SteerFailedEvent,
 )
 
-Event = Mapping[str, Any]
-"""A JSON object of this dialect on its way to a client."""
+Event: TypeAlias = EventObject | ResponsesErrorEvent | SteerFailedEvent | ConnectionExpiringEvent
+"""A frame of this dialect to a client, ready for JSON."""
 
 TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
-def on_lane(event: Event, lane: str | None) -> Event:
-    """Return the event as it is said on a lane; the default lane has no name to be said."""
-    return event if lane is None else {**event, "stream_id": lane}
+def on_stream(event: EventObject, stream_id: str | None) -> EventObject:
+    """Return the event with its stream's id; events of the default stream have none."""
+    return event if stream_id is None else {**event, "stream_id": stream_id}
 
 
-def error_event(info: ErrorInfo, lane: str | None) -> ResponsesErrorEvent:
-    """Return an error: it ends the lane's turn, or concerns the connection."""
+def error_event(info: ErrorInfo, stream_id: str | None) -> ResponsesErrorEvent:
+    """Return an error, which ends the stream's turn or concerns the connection."""
     status = info.row.http_status
     if status == 422:
-        status = 400  # the dialect does not tell a wrong value from a wrong request
+        status = 400  # the dialect has one status for invalid values and invalid requests
     error: ResponsesErrorDetail = {
         "message": info.message,
         "type": info.row.type,
@@ -39,20 +39,26 @@ def error_event(info: ErrorInfo, lane: str | None) -> ResponsesErrorEvent:
     if info.retry_after_s is not None:
         error["headers"] = {"retry-after": str(max(1, math.ceil(info.retry_after_s)))}
     event: ResponsesErrorEvent = {"type": "error", "status": status, "error": error}
-    if lane is not None:
-        event["stream_id"] = lane
+    if stream_id is not None:
+        event["stream_id"] = stream_id
     return event
 
 
 def steer_failed_event(
-    previous_response_id: str, given: str | list[Any], *, sequence_number: int, lane: str | None
+    previous_response_id: str,
+    steer_input: str | list[Any],
+    *,
+    sequence_number: int,
+    stream_id: str | None,
 ) -> SteerFailedEvent:
-    """Return the refusal of a steer, with its input for the client to use elsewhere.
+    """Return the refusal of a steer, with its input, so that the client can send it otherwise.
 
     Args:
-        given: the input.
-        sequence_number: of the response's newest event, so that a client that takes every number
-            for its cursor keeps the right one.
+        previous_response_id: the response that it was for.
+        steer_input: its input.
+        sequence_number: that of the response's newest event, so that a client that takes its cursor
+            from every event keeps the right one.
+        stream_id: the stream of the response.
     """
     event: SteerFailedEvent = {
         "type": "response.steer.failed",
@@ -62,15 +68,15 @@ def steer_failed_event(
             "code": "steering_not_supported",
             "message": "The model does not support steering.",
         },
-        "steer": {"previous_response_id": previous_response_id, "input": given},
+        "steer": {"previous_response_id": previous_response_id, "input": steer_input},
     }
-    if lane is not None:
-        event["stream_id"] = lane
+    if stream_id is not None:
+        event["stream_id"] = stream_id
     return event
 
 
 def expiring_event(expires_in_s: float) -> ConnectionExpiringEvent:
-    """Return the warning before the connection's age ends it; for clients that asked for it."""
+    """Return the warning that the connection will expire, for clients that ask for it."""
     return {
         "type": "tokenwire:connection.expiring",
         "sequence_number": 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Generic, assert_never
+from typing import Generic, TypeAlias, assert_never
 
 from app.errors import ErrorInfo
 from app.responses.protocol.commands import ResponseT
@@ -13,6 +13,8 @@ from app.websocket.protocol.open_stream import InvalidTransition
 
 
 class TurnState(StrEnum):
+    """The states of a turn; `CREATED` means that its response exists."""
+
     WAITING = "waiting"
     SUBMITTED = "submitted"
     CREATED = "created"
@@ -29,34 +31,37 @@ _NEXT_STATES = {
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """A checked `response.create`."""
+    """A valid `response.create`."""
 
     body: ResponseRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """A checked wish to follow a response again."""
+    """A valid request to resume a response after an event's number."""
 
     response_id: str
     starting_after: int
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A wish that cannot be granted, which is said when the turns before it have ended."""
+class RejectedRequest:
+    """An invalid request; its error is sent when the turns before it have ended."""
 
     info: ErrorInfo
     parent_id: str | None = None
 
 
+TurnRequest: TypeAlias = Create | Resume | RejectedRequest
+
+
 class Turn(Generic[ResponseT]):
-    """What the server knows of a turn.
+    """The state of one turn.
 
     Args:
-        turn_id: unique on the socket, and never told.
-        lane: the client's `stream_id`; None is the default lane.
-        wish: what the turn is to do.
+        turn_id: unique on the socket; clients do not see it.
+        stream_id: the client's name of the stream; None is the default stream.
+        request: what the client asks for.
         num_chars: size of its frame.
     """
 
@@ -64,47 +69,53 @@ class Turn(Generic[ResponseT]):
         self,
         turn_id: str,
         *,
-        lane: str | None,
-        wish: Create | Resume | Refusal,
+        stream_id: str | None,
+        request: TurnRequest,
         num_chars: int = 0,
     ) -> None:
         self.turn_id = turn_id
-        self.lane = lane
-        self.wish = wish
+        self.stream_id = stream_id
+        self.request = request
         self.num_chars = num_chars
         self.state = TurnState.WAITING
         self.parent: ResponseT | None = None
-        """Held from when a fork is asked for, since its lane may move on before the fork starts."""
+        """Set when a fork is queued: the other stream may move on before the fork starts."""
         self.response: ResponseT | None = None
         self.sequence_number = -1
-        """Of the newest event; a resumed turn has that of its cursor first."""
+        """That of the newest event; a resumed turn starts with its cursor."""
         self.is_cancelled = False
 
     @property
     def parent_id(self) -> str | None:
-        """The response that the turn was to go on from."""
-        match self.wish:
+        """The id of the response that the turn continues."""
+        match self.request:
             case Create(body):
                 return body.previous_response_id
-            case Refusal(_, parent_id):
+            case RejectedRequest(_, parent_id):
                 return parent_id
             case Resume():
                 return None
             case _:
-                assert_never(self.wish)
+                assert_never(self.request)
 
     @property
     def response_id(self) -> str | None:
-        """Of the response that the turn follows, or is about to."""
+        """The id of the turn's response, or of the one that it will resume."""
         if self.response is not None:
             return self.response.response_id
-        return self.wish.response_id if isinstance(self.wish, Resume) else None
+        return self.request.response_id if isinstance(self.request, Resume) else None
 
     @property
     def needs_engine(self) -> bool:
-        return not isinstance(self.wish, Refusal)
+        """Whether the turn counts as running; a rejected one only sends its error."""
+        return not isinstance(self.request, RejectedRequest)
 
     def move_to(self, state: TurnState) -> None:
+        """Enter a state.
+
+        Raises:
+            InvalidTransition: the state cannot follow the current one.
+        """
         if state not in _NEXT_STATES[self.state]:
             raise InvalidTransition(f"{self.state} -> {state}")
         self.state = state

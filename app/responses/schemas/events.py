@@ -1,7 +1,7 @@
-"""What the server says of a response: on `WS /v1/responses`, and in the streams of `/v1/responses`.
+"""Schemas of a response and its events, on `WS /v1/responses` and in event streams.
 
-These are the open standard's events, with what OpenAI's dialect adds to them: the name of a lane,
-raw reasoning under its own name, and values that the standard's lists lack.
+They are those of the open standard, with OpenAI's additions: `stream_id`, raw reasoning under
+OpenAI's event types, and values that the standard's enumerations lack.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.schemas.request_fields import ReasoningEffort
 
-_LANE = "The lane of the turn; left out on the lane without a name, and in event streams."
+_STREAM_ID = "The stream of the turn; omitted on the default stream, and over HTTP."
 
 
 class ResponseReasoningItem(standard.ReasoningBody):
-    """What the model thought, as it is."""
+    """Raw reasoning of the model."""
 
     status: Literal["in_progress", "completed", "incomplete"]
 
@@ -27,32 +27,32 @@ OutputPart = standard.OutputTextContent | standard.ReasoningTextContent
 
 
 class ResponseInputTokens(standard.InputTokensDetails):
-    """The prompt's tokens."""
+    """Details on the prompt's tokens."""
 
-    cache_write_tokens: int = Field(description="Always 0: filling the cache costs nothing.")
+    cache_write_tokens: int = Field(description="Always 0: cache writes are free.")
 
 
 class ResponseUsage(standard.Usage):
-    """Tokens of the whole response."""
+    """Numbers of tokens of the whole response."""
 
     input_tokens_details: ResponseInputTokens
 
 
 class ResponseReasoning(standard.Reasoning):
-    """As it was asked for."""
+    """As requested."""
 
     effort: ReasoningEffort | None  # type: ignore[assignment]  # the standard's list is shorter
 
 
 class ResponseJsonSchemaFormat(standard.JsonSchemaResponseFormat):
-    """As it was asked for."""
+    """As requested."""
 
     # The standard says that it is null.
     schema_: Annotated[dict[str, Any], Field(alias="schema")]  # type: ignore[assignment]
 
 
 class ResponseText(standard.TextField):
-    """As it was asked for."""
+    """As requested."""
 
     format: (
         standard.TextResponseFormat | standard.JsonObjectResponseFormat | ResponseJsonSchemaFormat
@@ -60,12 +60,12 @@ class ResponseText(standard.TextField):
 
 
 class ResponseBody(standard.ResponseResource):
-    """A response as it stands, with what was asked for."""
+    """A response as it stands, with the fields of its request."""
 
-    output: list[OutputItem]  # type: ignore[assignment]  # with calls of ours
+    output: list[OutputItem]  # type: ignore[assignment]  # reasoning with a status
     reasoning: ResponseReasoning | None
     text: ResponseText
-    usage: ResponseUsage | None = Field(description="null until the end.")
+    usage: ResponseUsage | None = Field(description="null until the response ends.")
 
 
 class _ReasoningTextEvent(BaseModel):
@@ -84,13 +84,13 @@ class _ReasoningTextDone(_ReasoningTextEvent):
 
 
 def _event(kind: str, base: type[BaseModel], meaning: str, **fields: Any) -> type[BaseModel]:
-    """Return the standard's event with its type's name, our words, and the lane."""
+    """Return the standard's event with a name, a description, and `stream_id`."""
     return create_model(
         "".join(part.title() for part in kind.replace(".", "_").split("_")) + "Event",
         __base__=base,
         __doc__=meaning,
         type=(Literal[kind], ...),  # type: ignore[arg-type]  # made at run time
-        stream_id=(Annotated[str, Field(description=_LANE)] | None, None),
+        stream_id=(Annotated[str, Field(description=_STREAM_ID)] | None, None),
         **fields,
     )
 
@@ -105,25 +105,25 @@ RESPONSE_EVENTS: dict[str, type[BaseModel]] = {
         (
             "response.created",
             standard.ResponseCreatedStreamingEvent,
-            "The response exists. Its id is the handle to resume with.",
+            "The response was created. Resume it by its id.",
             {"response": _RESPONSE},
         ),
         (
             "response.queued",
             standard.ResponseQueuedStreamingEvent,
-            "A background response waits for its turn.",
+            "A background response waits in the queue.",
             {"response": _RESPONSE},
         ),
         (
             "response.in_progress",
             standard.ResponseInProgressStreamingEvent,
-            "The model is at work.",
+            "The response is being generated.",
             {"response": _RESPONSE},
         ),
         (
             "response.output_item.added",
             standard.ResponseOutputItemAddedStreamingEvent,
-            "An item of the output begins: a message, a call of a function, or reasoning.",
+            "An output item begins: a message, a function call, or reasoning.",
             {"item": _ITEM},
         ),
         (
@@ -147,26 +147,26 @@ RESPONSE_EVENTS: dict[str, type[BaseModel]] = {
         (
             "response.reasoning_text.delta",
             _ReasoningTextDelta,
-            "More reasoning. A server that is set to the open standard's dialect calls it "
-            "`response.reasoning.delta`.",
+            "More reasoning; `response.reasoning.delta` with the setting "
+            "`reasoning_events=open_responses`.",
             {},
         ),
         (
             "response.reasoning_text.done",
             _ReasoningTextDone,
-            "The whole reasoning; `response.reasoning.done` in the open standard's dialect.",
+            "The whole reasoning; `response.reasoning.done` with `open_responses`.",
             {},
         ),
         (
             "response.content_part.done",
             standard.ResponseContentPartDoneStreamingEvent,
-            "The text of a message or of reasoning has ended.",
+            "The text of a message or of reasoning is complete.",
             {"part": _PART},
         ),
         (
             "response.function_call_arguments.delta",
             standard.ResponseFunctionCallArgumentsDeltaStreamingEvent,
-            "More of the arguments of a call, which are JSON.",
+            "More of a call's arguments, which are JSON.",
             {},
         ),
         (
@@ -178,37 +178,37 @@ RESPONSE_EVENTS: dict[str, type[BaseModel]] = {
         (
             "response.output_item.done",
             standard.ResponseOutputItemDoneStreamingEvent,
-            "An item has ended. One that was cut is `incomplete`.",
+            "An item is complete; an item that was cut off is `incomplete`.",
             {"item": _ITEM},
         ),
         (
             "response.completed",
             standard.ResponseCompletedStreamingEvent,
-            "The end of a response that said all that it had to.",
+            "The response is complete.",
             {"response": _RESPONSE},
         ),
         (
             "response.incomplete",
             standard.ResponseIncompleteStreamingEvent,
-            "The end of a response that was cut, for the reason in `incomplete_details`; or that "
-            "was cancelled, which its `status` tells.",
+            "The response was cut off, for the reason in `incomplete_details`; or it was "
+            "cancelled, and its `status` says so.",
             {"response": _RESPONSE},
         ),
         (
             "response.failed",
             standard.ResponseFailedStreamingEvent,
-            "The end of a response that failed once it had begun.",
+            "The response failed after it was created.",
             {"response": _RESPONSE},
         ),
     )
 }
-"""By type, in the order in which they come."""
+"""The events by type, in the order in which they are sent."""
 
 
 class ResponseEvent(BaseModel):
-    """Any of the events, which `/asyncapi.json` describes one by one."""
+    """Any event; `/asyncapi.json` describes each type."""
 
     model_config = ConfigDict(extra="allow")
 
     type: str = Field(json_schema_extra={"enum": [*RESPONSE_EVENTS]})
-    sequence_number: int = Field(description="From 0 on, without a gap.")
+    sequence_number: int = Field(description="Starts at 0, without gaps.")

@@ -1,7 +1,7 @@
-"""`POST /v1/responses`: OpenAI's fields and ours.
+"""The request of `POST /v1/responses` and of `response.create`: OpenAI's fields and our own.
 
-Keys that we do not know are skipped, as clients of this dialect send what their own servers like to
-see. Keys that we know and cannot honour, and whose loss would change the answer, are refused.
+Unknown keys are ignored, because clients of this dialect send extensions of other servers. Known
+keys that are not supported are refused if ignoring them would change the answer.
 """
 
 from __future__ import annotations
@@ -12,20 +12,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.errors import ErrorInfo, RequestRefused
-from app.responses.schemas.items import MAX_ITEMS, InputItem, Item, MessageItem, refuse_unsupported
+from app.responses.schemas.items import (
+    MAX_ITEMS,
+    InputItem,
+    MessageItem,
+    check_supported_content,
+)
+from app.responses.schemas.objects import Item
 from app.responses.schemas.text import TextFields
 from app.responses.schemas.tools import (
     MAX_TOOLS,
     FunctionTool,
     ToolChoiceField,
+    check_supported_tools,
     echo_tool_choice,
-    refuse_hosted_tools,
     to_tool_choice,
     to_tools,
 )
 from app.schemas.request_fields import Metadata, ReasoningEffort
 from app.schemas.sampling import SamplingFields
+from app.schemas.validation import api_error
 from app.schemas.wire_model import WireModel
 from streaming import ChatMessage, ChatPrompt, GenerationRequest, SamplingParams
 from streaming.errors import InvalidRequest
@@ -44,7 +50,7 @@ _INSTEAD = {
     "function_call": "tool_choice",
     "reasoning_effort": "reasoning.effort",
 }
-"""Fields of other dialects, which a client would miss if they were skipped."""
+"""Fields of other dialects, and the field of this one to use; ignoring them would mislead."""
 
 _Label = Annotated[str, Field(max_length=MAX_LABEL_CHARS)]
 _Input = str | Annotated[list[InputItem], Field(fail_fast=True, max_length=MAX_ITEMS)] | None
@@ -55,84 +61,91 @@ class _Options(WireModel):
 
 
 class StreamOptions(_Options):
+    """Options of the stream, none of which has an effect."""
+
     include_obfuscation: bool | None = Field(
-        None, description="Makes no difference: nothing is obfuscated."
+        None, description="No effect: events are not obfuscated."
     )
 
 
 class PromptCacheOptions(_Options):
-    prewarm: bool | None = Field(None, description="`true` is the same as `generate: false`.")
+    """Options of the prefix cache."""
+
+    prewarm: bool | None = Field(None, description="`true` has the effect of `generate: false`.")
 
 
 class Reasoning(_Options):
-    """How the model thinks, where its chat template asks."""
+    """Options of reasoning, for models whose chat template reads them."""
 
     effort: ReasoningEffort | None = Field(
         None,
-        description="For the chat template, as its variable `reasoning_effort`; `none` also sets "
-        "`enable_thinking` to false. Makes no difference where the template reads neither.",
+        description="Passed to the chat template as `reasoning_effort`; `none` also sets "
+        "`enable_thinking` to false. No effect if the template reads neither.",
     )
     summary: Literal["auto", "concise", "detailed"] | None = Field(
-        None, description="Makes no difference: reasoning is given as it is, in `content`."
+        None, description="No effect: the whole reasoning is returned in `content`."
     )
 
 
 class ResponseRequest(SamplingFields):
-    """One turn. Unknown fields are skipped; `null` means the default."""
+    """A request for one response. Unknown fields are ignored; `null` means the default."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: _Label | None = Field(
-        None, description="The model that is wanted; without it, the one that is served."
+        None, description="The model to use; by default, the one that is served."
     )
     input: str | Annotated[list[InputItem], Field(fail_fast=True, max_length=MAX_ITEMS)] | None = (
-        Field(None, description="Text is one turn of the user.")
+        Field(None, description="Text is one message of the user.")
     )
     instructions: str | None = Field(
-        None, description="The system's turn; that of an earlier response is not taken over."
+        None, description="The system message; that of the previous response is not inherited."
     )
     previous_response_id: _Label | None = Field(
-        None, description="The response that this one goes on from: its context comes first."
+        None, description="The response to continue: its context comes first."
     )
     store: bool | None = Field(
         True,
-        description="Keep the response: it can be fetched, and be gone on from, later.",
+        description="Store the response, so that it can be retrieved and continued later.",
     )
     background: bool | None = Field(
-        False, description="Answer at once and generate on, whoever leaves; needs `store`."
+        False,
+        description="Return at once and generate in the background, even if the client "
+        "disconnects; requires `store`.",
     )
-    stream: bool | None = Field(False, description="Answer with Server-Sent Events.")
-    stream_options: StreamOptions | None = Field(None, description="Makes no difference.")
+    stream: bool | None = Field(False, description="Return Server-Sent Events.")
+    stream_options: StreamOptions | None = Field(None, description="No effect.")
     generate: bool | None = Field(
         True,
-        description="`false` has the model read the input, and write nothing: a response to go on "
-        "from, whose beginning is in the prefix cache.",
+        description="`false` only reads the prompt into the prefix cache and generates nothing; "
+        "continue from the response.",
     )
     tools: Annotated[list[FunctionTool], Field(fail_fast=True, max_length=MAX_TOOLS)] | None = (
-        Field(None, description="Functions that the answer may call.")
+        Field(None, description="Functions that the model may call.")
     )
     tool_choice: ToolChoiceField | None = Field("auto", description="Which of them it calls.")
     parallel_tool_calls: bool | None = Field(
         None,
-        description="One answer may call several functions. By default it may where the model's "
-        "own chat template writes calls, and calls one where it does not.",
+        description="Allow several calls in one answer. By default they are allowed if the "
+        "model's chat template supports calls; otherwise an answer has one.",
     )
     max_output_tokens: int | None = Field(
-        None, description="Most tokens to generate; without it, what the context leaves."
+        None,
+        description="Maximum number of tokens to generate; by default, the rest of the context.",
     )
     top_logprobs: int | None = Field(
         0,
-        description="Alternatives to report with each token, 0 to 20; only with "
+        description="Most likely alternatives to return with each token, 0 to 20; only with "
         f"`include: [{LOGPROBS}]`.",
     )
-    text: TextFields | None = Field(None, description="What the text has to be.")
-    reasoning: Reasoning | None = Field(None, description="How the model thinks.")
+    text: TextFields | None = Field(None, description="The format of the answer's text.")
+    reasoning: Reasoning | None = Field(None, description="Options of reasoning.")
     truncation: Literal["auto", "disabled"] | None = Field(
         "disabled",
-        description="`auto` leaves the oldest turns out where all do not fit the context; "
-        "`disabled` refuses.",
+        description="`auto` drops the oldest turns of a conversation that does not fit the "
+        "context; `disabled` refuses it.",
     )
-    metadata: Metadata | None = Field(None, description="Labels, given back as they came.")
+    metadata: Metadata | None = Field(None, description="Labels, returned unchanged.")
     include: (
         Annotated[
             list[
@@ -152,62 +165,63 @@ class ResponseRequest(SamplingFields):
         | None
     ) = Field(
         None,
-        description=f"`{LOGPROBS}` reports log probabilities. The others make no difference: "
-        "reasoning is never encrypted here, and there are no such items.",
+        description=f"`{LOGPROBS}` returns log probabilities. The others have no effect: "
+        "reasoning is not encrypted, and the other items do not occur.",
     )
     service_tier: _Label | None = Field(
-        None, description="Makes no difference: all requests are served alike, as `default`."
+        None, description="No effect: all requests are served as `default`."
     )
-    user: _Label | None = Field(None, description="Makes no difference.")
-    safety_identifier: _Label | None = Field(
-        None, description="Makes no difference; given back as it came."
-    )
+    user: _Label | None = Field(None, description="No effect.")
+    safety_identifier: _Label | None = Field(None, description="No effect; returned unchanged.")
     prompt_cache_key: _Label | None = Field(
         None,
-        description="Makes no difference, as every prompt looks for its beginning in the cache; "
-        "given back as it came.",
+        description="No effect: every prompt is looked up in the prefix cache; returned unchanged.",
     )
     prompt_cache_options: PromptCacheOptions | None = Field(
-        None, description="Only `prewarm` makes a difference."
+        None, description="Only `prewarm` has an effect."
     )
     max_tool_calls: int | None = Field(
         None,
-        description="Limits the tools that a server runs, which this one has none of; given back "
-        "as it came.",
+        description="No effect: it limits tools that a server runs, and here clients run all; "
+        "returned unchanged.",
     )
-    max_tokens: int | None = Field(None, description="Only `null`: see `max_output_tokens`.")
-    response_format: None = Field(None, description="Only `null`: see `text.format`.")
+    max_tokens: int | None = Field(None, description="Must be `null`: use `max_output_tokens`.")
+    response_format: None = Field(None, description="Must be `null`: use `text.format`.")
 
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, fields: Any) -> Any:
-        """Refuse what would be lost, before anything else looks at it."""
+        """Refuse what is not supported, before the other validators drop or refuse it."""
         if isinstance(fields, dict):
             for name in _UNSUPPORTED:
                 if fields.get(name) is not None:
-                    raise _refused(name, "is not supported here")
+                    raise api_error("invalid_request", name, "is not supported here")
             for name, instead in _INSTEAD.items():
                 if fields.get(name) is not None:
-                    raise _refused(name, f"is not a field of this route; use {instead}")
-            refuse_unsupported(fields.get("input"))
-            refuse_hosted_tools(fields.get("tools"))
+                    reason = f"is not a field of this route; use {instead}"
+                    raise api_error("invalid_request", name, reason)
+            check_supported_content(fields.get("input"))
+            check_supported_tools(fields.get("tools"))
         return fields
 
     @property
     def is_stored(self) -> bool:
+        """Whether the response can be retrieved and continued by its id."""
         return self.store is not False
 
     @property
     def generates(self) -> bool:
+        """Whether text is generated; otherwise the prompt is only read into the prefix cache."""
         options = self.prompt_cache_options
         return self.generate is not False and not (options is not None and options.prewarm)
 
     @property
     def includes_logprobs(self) -> bool:
+        """Whether the response has log probabilities."""
         return LOGPROBS in (self.include or ())
 
     def to_items(self, key: str) -> tuple[Item, ...]:
-        """Return the input in the form in which it is kept.
+        """Return the input as it is stored.
 
         Args:
             key: makes the ids of items that have none.
@@ -222,10 +236,11 @@ class ResponseRequest(SamplingFields):
         return tuple(item.to_item(f"{key}_i{index}") for index, item in enumerate(items))
 
     def to_request(self, messages: tuple[ChatMessage, ...], *, caller: str) -> GenerationRequest:
-        """Return the engine's form.
+        """Return the engine's request.
 
         Args:
-            messages: the whole conversation, instructions included.
+            messages: the whole conversation, including the instructions.
+            caller: who asks.
 
         Raises:
             InvalidRequest: a value is out of range, or fields contradict each other.
@@ -245,28 +260,28 @@ class ResponseRequest(SamplingFields):
         )
 
     def check(self) -> None:
-        """Refuse fields that contradict each other.
+        """Check ranges, and fields against each other.
 
         Raises:
-            InvalidRequest: these do, or one is out of range.
+            InvalidRequest: a value is out of range, or fields contradict each other.
         """
         if self.background and not self.is_stored:
-            raise InvalidRequest(param="background", reason="needs store")
+            raise InvalidRequest(param="background", reason="requires store")
         if self.max_output_tokens is not None and self.max_output_tokens < 1:
             raise InvalidRequest(
                 param="max_output_tokens",
-                reason=f"must be at least 1, not {self.max_output_tokens}",
+                reason=f"must be at least 1 (got {self.max_output_tokens})",
             )
         if not 0 <= (self.top_logprobs or 0) <= MAX_TOP_LOGPROBS:
             raise InvalidRequest(
                 param="top_logprobs",
-                reason=f"must be 0 to {MAX_TOP_LOGPROBS}, not {self.top_logprobs}",
+                reason=f"must be 0 to {MAX_TOP_LOGPROBS} (got {self.top_logprobs})",
             )
         if self.max_tool_calls is not None and not 0 < self.max_tool_calls < 2**31:
-            raise InvalidRequest(param="max_tool_calls", reason="must be at least 1")
+            raise InvalidRequest(param="max_tool_calls", reason=f"must be 1 to {2**31 - 1}")
 
     def echo(self) -> dict[str, Any]:
-        """Return what each snapshot of the response shows of the request."""
+        """Return the fields of the request that every snapshot of the response repeats."""
         params = self._params()
         reasoning = self.reasoning
         return {
@@ -311,27 +326,28 @@ class ResponseRequest(SamplingFields):
 
 
 class CompactRequest(_Options):
-    """A conversation to be put into few words. Unknown fields are skipped."""
+    """A conversation to be summarized. Unknown fields are ignored."""
 
     model: _Label | None = Field(
-        None, description="The model that is wanted; without it, the one that is served."
+        None, description="The model to use; by default, the one that is served."
     )
-    input: _Input = Field(None, description="Text is one turn of the user.")
+    input: _Input = Field(None, description="Text is one message of the user.")
     instructions: str | None = Field(
-        None, description="The system's turn, for the summary; no part of it."
+        None, description="The system message for the summary; not part of the result."
     )
     previous_response_id: _Label | None = Field(
-        None, description="The response that the conversation goes on from."
+        None, description="The response to continue: its context comes first."
     )
 
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, fields: Any) -> Any:
         if isinstance(fields, dict):
-            refuse_unsupported(fields.get("input"))
+            check_supported_content(fields.get("input"))
         return fields
 
     def to_response_request(self) -> ResponseRequest:
+        """Return the request with the same conversation."""
         return ResponseRequest(
             model=self.model,
             input=self.input,
@@ -341,13 +357,7 @@ class CompactRequest(_Options):
 
 
 class InputTokens(BaseModel):
-    """The size of a prompt."""
+    """The number of tokens in a prompt."""
 
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
-
-
-def _refused(param: str, reason: str) -> RequestRefused:
-    return RequestRefused(
-        ErrorInfo(code="invalid_request", message=f"{param}: {reason}", param=param)
-    )

@@ -1,6 +1,6 @@
-"""What the server says on `WS /v1/responses` beside the events of the responses themselves.
+"""Events that the server sends on `WS /v1/responses`, besides those of the responses themselves.
 
-These types are dictionaries at run time, as those of `WS /v1/stream` are.
+They are plain dictionaries at run time, like those of `WS /v1/stream`.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
+from typing_extensions import TypedDict  # pydantic requires this one before Python 3.12
 
 from app.errors import ERRORS
 
-_Lane = Annotated[str, Field(description="The lane; left out on the lane without a name.")]
+_StreamId = Annotated[str, Field(description="The stream; omitted on the default stream.")]
 
 
 class ResponsesErrorDetail(TypedDict):
@@ -31,18 +31,18 @@ class ResponsesErrorDetail(TypedDict):
     headers: NotRequired[
         Annotated[
             dict[str, str],
-            Field(description="What an answer over HTTP would have: `retry-after`, in seconds."),
+            Field(description="The headers of an HTTP answer: `retry-after`, in seconds."),
         ]
     ]
 
 
 class ResponsesErrorEvent(TypedDict):
-    """The ending of a turn that has no response; or it concerns the connection."""
+    """An error: ends a turn that has no response, or concerns the connection."""
 
     type: Literal["error"]
-    status: Annotated[int, Field(description="The status of an answer over HTTP.")]
+    status: Annotated[int, Field(description="The status of an HTTP answer.")]
     error: ResponsesErrorDetail
-    stream_id: NotRequired[_Lane]
+    stream_id: NotRequired[_StreamId]
 
 
 class SteerErrorDetail(TypedDict):
@@ -54,25 +54,25 @@ class SteerErrorDetail(TypedDict):
 
 
 class RefusedSteer(TypedDict):
-    """What was refused, for the client to use elsewhere."""
+    """The refused input, so that the client can send it otherwise."""
 
     previous_response_id: str
     input: str | list[Any]
 
 
 class SteerFailedEvent(TypedDict):
-    """Input cannot be added to a running response here."""
+    """A steer was refused: no model here can take input while it generates."""
 
     type: Literal["response.steer.failed"]
     sequence_number: Annotated[int, Field(description="That of the response's newest event.")]
     error: SteerErrorDetail
     steer: RefusedSteer
-    stream_id: NotRequired[_Lane]
+    stream_id: NotRequired[_StreamId]
 
 
 class ConnectionExpiringEvent(TypedDict):
-    """The connection will soon be as old as it may be. Only with `tokenwire_events=true`."""
+    """The connection will soon reach its maximum age. Only with `tokenwire_events=true`."""
 
     type: Literal["tokenwire:connection.expiring"]
-    sequence_number: Annotated[int, Field(description="Always 0: it is of no response.")]
+    sequence_number: Annotated[int, Field(description="Always 0: it belongs to no response.")]
     expires_in_s: float

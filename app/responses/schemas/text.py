@@ -1,4 +1,4 @@
-"""`text`: what the answer of a Responses request has to be."""
+"""The field `text` of a Responses request: the format of the answer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ _TYPES = ("text", "json_object", "json_schema")
 
 
 class JsonSchemaTextFormat(JsonSchemaFields):
-    """One JSON value that is valid by a schema, its fields in the schema's order."""
+    """A JSON value that follows a schema, with its fields in the schema's order."""
 
     type: Literal["json_schema"]
 
     def to_grammar(self) -> Grammar | None:
+        """Return the grammar of the schema.
+
+        Raises:
+            InvalidRequest: the schema is nested too deeply for JSON.
+        """
         try:
             source = json.dumps(self.schema_, ensure_ascii=False)
         except RecursionError as error:
@@ -34,7 +39,7 @@ def _tag(value: Any) -> str | None:
 
 
 class TextFields(WireModel):
-    """What the text has to be."""
+    """The format of the answer's text."""
 
     format: (
         Annotated[
@@ -48,16 +53,21 @@ class TextFields(WireModel):
             ),
         ]
         | None
-    ) = Field(None, description="Without it, any text.")
+    ) = Field(None, description="By default, any text.")
     verbosity: Literal["low", "medium", "high"] | None = Field(
-        None, description="Makes no difference; given back as it came."
+        None, description="No effect; returned unchanged."
     )
 
     def to_grammar(self) -> Grammar | None:
+        """Return the grammar that the text must follow; None allows any text.
+
+        Raises:
+            InvalidRequest: the schema is nested too deeply for JSON.
+        """
         return None if self.format is None else self.format.to_grammar()
 
     def echo(self) -> dict[str, Any]:
-        """Return what a response shows of it."""
+        """Return the field as the response repeats it."""
         echoed: dict[str, Any] = {"format": {"type": "text"}}
         if isinstance(self.format, JsonSchemaTextFormat):
             echoed["format"] = {

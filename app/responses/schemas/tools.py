@@ -1,4 +1,4 @@
-"""The tools of a Responses request, and which of them the answer may call."""
+"""The fields `tools` and `tool_choice` of a Responses request."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class FunctionTool(WireModel):
-    """A function that the client runs. Keys that we do not know are skipped."""
+    """A function that the client runs. Unknown keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     type: Literal["function"]
     name: _Name
-    description: str | None = Field(None, description="The model reads it.")
+    description: str | None = Field(None, description="Shown to the model.")
     parameters: dict[str, Any] | None = Field(None, description="A JSON schema of the arguments.")
     strict: bool | None = Field(
-        None, description="Makes no difference: arguments always follow their schema."
+        None, description="No effect: arguments always follow their schema."
     )
 
     def to_tool(self, index: int) -> Tool:
-        """Return the engine's form.
+        """Return the engine's tool.
+
+        Args:
+            index: its place in `tools`, for error messages.
 
         Raises:
-            InvalidRequest: the schema cannot be written.
+            InvalidRequest: the schema is nested too deeply for JSON.
         """
         parameters = _NO_PARAMETERS
         if self.parameters is not None:
@@ -48,6 +51,7 @@ class FunctionTool(WireModel):
         return Tool(self.name, self.description or "", parameters)
 
     def echo(self) -> dict[str, Any]:
+        """Return the tool as the response repeats it."""
         return {
             "type": "function",
             "name": self.name,
@@ -58,7 +62,7 @@ class FunctionTool(WireModel):
 
 
 class FunctionChoice(WireModel):
-    """This one function has to be called."""
+    """Requires a call of this function."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -67,7 +71,7 @@ class FunctionChoice(WireModel):
 
 
 class AllowedTools(WireModel):
-    """Only these may be called; the model still sees the others."""
+    """Restricts calls to these functions; the model still sees the others."""
 
     type: Literal["allowed_tools"]
     mode: Literal["none", "auto", "required"] = "auto"
@@ -94,11 +98,13 @@ ToolChoiceField = Annotated[
 ]
 
 
-def refuse_hosted_tools(value: Any) -> None:
-    """Refuse tools that a server would have to run.
+def check_supported_tools(value: Any) -> None:
+    """Check that `tools` has only functions, none of the tools that OpenAI's server runs itself.
+
+    Call it in a validator, on the unvalidated value.
 
     Raises:
-        RequestRefused: with the place of the first one.
+        PydanticCustomError: a tool has another type; with the location of the first one.
     """
     for index, tool in enumerate(value if isinstance(value, list) else ()):
         kind = tool.get("type") if isinstance(tool, dict) else None
@@ -108,16 +114,16 @@ def refuse_hosted_tools(value: Any) -> None:
 
 
 def to_tools(fields: list[FunctionTool]) -> tuple[Tool, ...]:
-    """Return the engine's form.
+    """Return the engine's tools.
 
     Raises:
-        InvalidRequest: a schema cannot be written.
+        InvalidRequest: a schema is nested too deeply for JSON.
     """
     return tuple(field.to_tool(index) for index, field in enumerate(fields))
 
 
 def to_tool_choice(field: ToolChoiceField) -> ToolChoice:
-    """Return the engine's form; whether there are such tools is for the engine to check."""
+    """Return the engine's tool choice; the engine checks that its tools exist."""
     match field:
         case str(mode):
             return ToolChoice(ToolMode(mode))
@@ -130,4 +136,5 @@ def to_tool_choice(field: ToolChoiceField) -> ToolChoice:
 
 
 def echo_tool_choice(field: ToolChoiceField) -> str | dict[str, Any]:
+    """Return the tool choice as the response repeats it."""
     return field if isinstance(field, str) else field.model_dump()

@@ -1,14 +1,18 @@
-"""Why the store of responses cannot be used: errors of SQLite as words that are safe to show."""
+"""The state of the store and of what is stored: problems of the file, outcomes of writes.
+
+Errors of SQLite and of the file system are mapped to names that are safe to show to clients.
+"""
 
 from __future__ import annotations
 
 import errno
 import sqlite3
+from dataclasses import dataclass
 from enum import StrEnum
 
 
 class StoreProblem(StrEnum):
-    """Shown by `/health`; names no path and no text of the operating system."""
+    """Why the store cannot be used, as `/health` shows it; contains no path and no OS message."""
 
     FULL = "disk_full"
     READ_ONLY = "read_only"
@@ -22,14 +26,14 @@ class StoreProblem(StrEnum):
 
 
 WRITE_PROBLEMS = frozenset({StoreProblem.FULL, StoreProblem.READ_ONLY})
-"""Responses can still be read; only a write shows that the problem is over."""
+"""Problems of writing only: reads still work, and only a successful write clears the problem."""
 
 
 class StoreUnavailable(Exception):
-    """The file cannot be read or written; `str()` says why, for the operator.
+    """Raised if the file cannot be read or written; `str()` gives the reason for the log.
 
     Attributes:
-        problem: what is wrong with the store as a whole; None if only this request is refused.
+        problem: the problem of the store as a whole; None if only this operation failed.
     """
 
     def __init__(self, message: str, problem: StoreProblem | None = None) -> None:
@@ -38,10 +42,26 @@ class StoreUnavailable(Exception):
 
 
 class StoreTooNew(StoreUnavailable):
-    """A newer version of Tokenwire has written the file; this one must not touch it."""
+    """Raised if a newer version of Tokenwire wrote the file; this version must leave it alone."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, StoreProblem.TOO_NEW)
+
+
+@dataclass(slots=True)
+class StorageOutcome:
+    """Whether a response was stored. Its terminal event is sent once this is decided.
+
+    A client that has read the terminal event can rely on it: either the response is in the store,
+    or the event says `store: false`. All readers get the same terminal event.
+
+    Attributes:
+        is_decided: the write is over, or there is nothing to write.
+        is_lost: the response should have been stored, and the write failed.
+    """
+
+    is_decided: bool = True
+    is_lost: bool = False
 
 
 _BY_PRIMARY_CODE = {
@@ -68,7 +88,7 @@ _BY_ERRNO = {
 
 
 def problem_of(error: Exception) -> StoreProblem:
-    """Return what an error of SQLite or of the file system means for the store."""
+    """Return the problem of the store that an error of SQLite or of the file system stands for."""
     if isinstance(error, StoreUnavailable):
         return error.problem or StoreProblem.IO_ERROR
     if isinstance(error, TimeoutError):

@@ -124,7 +124,7 @@ async def test_an_unavailable_store_is_reported_and_does_not_end_readiness(tmp_p
         unavailable = await calling.get("/health")
         answer = await calling.post("/v1/responses", json={"input": "hi"})
         (tmp_path / "moved").rename(folder)
-        app.state.services.responses._store._file._retry_at = 0.0  # as after a second
+        app.state.services.responses.registry._store._file._retry_at = 0.0  # as after a second
         found = await calling.get("/v1/responses/resp_x")
         available = await calling.get("/health")
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from app.responses.schemas.objects import EventObject
 from app.responses.schemas.request import ResponseRequest
-from app.responses.writer import EventFields, ResponseHead, ResponseWriter
+from app.responses.snapshot import ResponseHead
+from app.responses.writer import ResponseWriter
 from streaming import FinishReason, Generation, Logprob, OutputFormat, Token, TokenLogprobs
 from streaming.chat.format import HERMES, THINK
 from streaming.errors import StreamingError
@@ -60,12 +62,12 @@ def make_head(**more: Any) -> ResponseHead:
     return ResponseHead(**{**defaults, **more})
 
 
-def write(log: Generation, *, after: int = -1, **more: Any) -> list[EventFields]:
+def write(log: Generation, *, after: int = -1, **more: Any) -> list[EventObject]:
     """Return all events of a log."""
     return list(ResponseWriter(make_head(**more), log, after=after).events())
 
 
-def kinds(events: Iterable[EventFields]) -> list[str]:
+def kinds(events: Iterable[EventObject]) -> list[str]:
     """Return the types of events, runs of the same type once."""
     found: list[str] = []
     for event in events:

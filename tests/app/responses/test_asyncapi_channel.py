@@ -22,18 +22,19 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("payload", EXAMPLES)
-def test_the_server_takes_each_example(payload: dict[str, Any]) -> None:
+def test_the_server_accepts_each_example(payload: dict[str, Any]) -> None:
     core: ResponsesProtocol[Any] = ResponsesProtocol(
         age=ConnectionAge(opened_at=0, max_s=1e6), max_turns=8, max_messages_per_s=1e6
     )
     core.receive_text(json.dumps(payload), now=0)
-    codes = {frame["error"]["code"] for frame in core.frames_to_send()}
-    # Nothing runs on this socket that could be cancelled or steered, but the form is right.
+    frames: list[Any] = list(core.frames_to_send())
+    codes = {frame["error"]["code"] for frame in frames}
+    # The messages are valid, but nothing runs on this socket that they could cancel or steer.
     assert codes <= {"response_not_found", "steering_not_supported"}
     begins_turn = payload["type"] in (CREATE, RESUME)
     assert len(core.commands()) == begins_turn
 
 
-def test_all_that_a_client_may_say_is_described() -> None:
+def test_every_message_of_a_client_is_described() -> None:
     assert {message.name for message in CHANNEL.received} == {CREATE, *CONTROL_TYPES}
     assert DOCUMENT["channels"]["responses"]["address"] == CHANNEL.address == "/v1/responses"

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.responses.compaction import to_compacted, to_summary_request
+from app.responses.schemas.items import decode_summary
 from app.responses.schemas.request import ResponseRequest
-from app.responses.schemas.summary import decode_summary
 from streaming import ChatMessage, ChatPrompt, FinishReason, GenerationRequest, SamplingParams
 from streaming.errors import EngineFailure
 from tests.app.responses.logs import REASONING, make_log
@@ -33,7 +35,8 @@ def test_what_the_user_said_stays_and_the_rest_is_the_summary():
         *"<think>hm</think>They said hi.", end=FinishReason.LENGTH, output_format=REASONING
     )
     compacted = to_compacted(body.to_items("k"), log)
-    *users, item = compacted["output"]
+    output: list[Any] = [*compacted["output"]]
+    *users, item = output
     assert [user["content"][0]["text"] for user in users] == ["hi", "well"]
     assert decode_summary(item["encrypted_content"]) == "They said hi."
     assert compacted["usage"]["output_tokens_details"] == {"reasoning_tokens": 17}

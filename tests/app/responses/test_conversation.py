@@ -6,8 +6,8 @@ import pytest
 
 from app.responses.context import Context
 from app.responses.conversation import to_context, to_messages
+from app.responses.schemas.items import encode_summary, to_output_text
 from app.responses.schemas.request import ResponseRequest
-from app.responses.schemas.summary import encode_summary
 from streaming import ChatMessage, FinishReason, ToolCall
 from streaming.errors import InvalidRequest
 from tests.app.responses.logs import REASONING, TOOLS, call, make_log, write
@@ -151,8 +151,10 @@ def test_output_goes_on_as_context():
     [turn] = to_messages(Context.of(to_context(output), ()))
     assert (turn.content, turn.reasoning) == ("so", "hm")
     assert [(each.name, each.arguments) for each in turn.tool_calls] == [("f", "{}")]
-    assert to_context(output)[1]["content"][0]["logprobs"] == []
-    assert output[1]["content"][0]["logprobs"], "what clients see is left alone"
+    _, message, _ = to_context(output)
+    assert message["type"] == "message"
+    assert message["content"] == [to_output_text("so")]
+    assert output[1]["content"][0]["logprobs"], "the response itself keeps them"
 
 
 def test_a_call_that_was_cut_is_no_context():

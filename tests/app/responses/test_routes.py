@@ -354,7 +354,7 @@ async def test_a_response_ends_with_its_caller(streams: bool):
         asking.leave()
         await asyncio.gather(task, return_exceptions=True)
         gate.open()
-        registry = app.state.services.responses.registry
+        registry = app.state.services.responses.registry.live
         await until(lambda: not registry.num_open)
         [response_id] = registry._ended
         response = check_response(await get(calling, response_id))
@@ -373,7 +373,7 @@ async def test_a_background_response_goes_on():
         await asking.until_shown(b"response.queued")
         asking.leave()
         await task
-        [response_id] = app.state.services.responses.registry._open
+        [response_id] = app.state.services.responses.registry.live._open
         response = await get(calling, response_id)
         assert response["status"] in ("queued", "in_progress")
         gate.open()
@@ -486,7 +486,7 @@ async def test_what_ended_long_ago_can_be_fetched_but_not_streamed(tmp_path: Pat
         client(app) as calling,
     ):
         response = await create(calling)
-        await until(lambda: not app.state.services.responses.registry.num_open)
+        await until(lambda: not app.state.services.responses.registry.live.num_open)
         assert await get(calling, response["id"]) == response
         refused = await calling.get(f"{PATH}/{response['id']}", params={"stream": True})
     assert error_of(refused) == (400, "stream_expired", "stream")
@@ -689,7 +689,7 @@ async def test_a_store_that_fails_is_told_and_hangs_nobody(tmp_path: Path):
         serving(scripted_backend(say("a")), data_dir=str(tmp_path)) as (app, _),
         client(app) as calling,
     ):
-        await app.state.services.responses._store.aclose()
+        await app.state.services.responses.registry._store.aclose()
         response = await create(calling)
         assert await get(calling, response["id"]) == response
         refused = await calling.get(f"{PATH}/resp_x")

@@ -39,7 +39,7 @@ LONG = "abcdefghij" * 20
 # Turns
 
 
-async def test_turns_of_one_lane_follow_each_other() -> None:
+async def test_turns_of_one_stream_follow_each_other() -> None:
     async with responding(scripted_backend(say("one", "two", "three"))) as rig:
         client = rig.connect()
         for _ in range(3):
@@ -74,7 +74,7 @@ async def test_a_stored_response_can_be_gone_on_from_anywhere() -> None:
         client.create(input="first")
         first = (await client.until_ended())["response"]["id"]
         other.create("a", input="second", previous_response_id=first)
-        await other.until_ended(lane="a")
+        await other.until_ended(stream_id="a")
         assert "first" in text_of(other.frames, "a")
 
 
@@ -93,17 +93,17 @@ async def test_what_is_not_generated_can_be_gone_on_from() -> None:
         assert_valid_responses(client.frames)
 
 
-async def test_lanes_run_side_by_side() -> None:
+async def test_streams_run_side_by_side() -> None:
     gate = Gate()
     async with responding(scripted_backend(say("hello", "world"), gate=gate), gate=gate) as rig:
         client = rig.connect()
         client.create("a")
-        await client.until_shown("response.created", lane="a")
+        await client.until_shown("response.created", stream_id="a")
         client.create("b")
-        await client.until_shown("response.created", lane="b")
+        await client.until_shown("response.created", stream_id="b")
         gate.open()
-        await client.until_ended(lane="a")
-        await client.until_ended(lane="b")
+        await client.until_ended(stream_id="a")
+        await client.until_ended(stream_id="b")
         assert {text_of(client.frames, "a"), text_of(client.frames, "b")} == {"hello", "world"}
         assert_valid_responses(client.frames)
 
@@ -190,8 +190,8 @@ async def test_a_client_that_leaves_while_its_turns_wait_leaves_nothing() -> Non
         assert (finish_reason(log), log.started) == ("cancelled", None)
         gate.allow()  # the end is in the log at once, but told after the step
         # The second of its turns has never become a response.
-        await until(lambda: rig.service.registry.num_open == 1)
-        assert rig.service.registry.num_ended == 1
+        await until(lambda: rig.service.registry.live.num_open == 1)
+        assert rig.service.registry.live.num_ended == 1
 
 
 @pytest.mark.parametrize("store", [True, False])
@@ -252,7 +252,7 @@ async def test_a_resume_at_every_cursor_of_an_ended_response() -> None:
         for after in range(-1, len(whole) - 1):
             client.resume(response_id, starting_after=after, stream_id="a")
             num_before = len(client.frames)
-            await client.until_ended(lane="a", count=after + 2)
+            await client.until_ended(stream_id="a", count=after + 2)
             [events] = turns(client.frames[num_before:], "a")
             assert events == whole[after + 1 :]
         client.resume(response_id, starting_after=len(whole) - 1)
@@ -273,14 +273,14 @@ async def test_what_cannot_be_resumed() -> None:
                 (mine, {"starting_after": 10**30}, 400, "invalid_request", "starting_after"),
             ]
         ):
-            lane = f"lane_{number}"
-            client.resume(response_id, stream_id=lane, **fields)
-            error = await client.until_shown("error", lane=lane)
+            stream_id = f"stream_{number}"
+            client.resume(response_id, stream_id=stream_id, **fields)
+            error = await client.until_shown("error", stream_id=stream_id)
             told = (error["status"], error["error"]["code"], error["error"]["param"])
             assert told == (status, code, param)
         mine.resume(response_id, stream_id="b", starting_after=1)  # its newest
         gate.open()
-        await mine.until_ended(lane="b")
+        await mine.until_ended(stream_id="b")
         assert text_of(mine.frames, "b") == LONG
 
 
@@ -321,7 +321,7 @@ async def test_when_the_log_is_gone_nothing_can_be_resumed() -> None:
         client = rig.connect()
         client.create()
         response_id = (await client.until_ended())["response"]["id"]
-        await until(lambda: rig.service.registry.num_open == 0)
+        await until(lambda: rig.service.registry.live.num_open == 0)
         client.resume(response_id)
         error = await client.until_shown("error")
         assert error["error"]["code"] == "response_not_found"
@@ -332,7 +332,7 @@ async def test_when_the_log_is_gone_nothing_can_be_resumed() -> None:
 
 async def test_sockets_share_what_they_can_go_on_from() -> None:
     async with responding(scripted_backend(say("hello"))) as rig:
-        memory = rig.service.socket_memory
+        memory = rig.service.registry.socket_memory
         clients = [rig.connect() for _ in range(3)]
         ids = []
         for client in clients:
@@ -355,7 +355,7 @@ async def test_large_requests_of_all_sockets_are_limited_together() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate, max_model_len=10**6)
     async with responding(backend, gate=gate) as rig:
-        memory = rig.service.socket_memory
+        memory = rig.service.registry.socket_memory
         memory._max_bytes = 2**20
         hog, other, small = rig.connect(), rig.connect(), rig.connect()
         hog.create(input="x" * 100_000)
@@ -458,12 +458,12 @@ async def test_a_request_that_breaks_the_tokenizer_fails_alone(
 
 async def test_an_idle_connection_ends_with_its_age() -> None:
     async with responding(scripted_backend(), max_connection_s=0.05) as rig:
-        client = rig.connect(tells_expiry=True)
+        client = rig.connect(warns_of_expiry=True)
         await client.serving
         kinds = [frame["type"] for frame in client.frames]
         assert kinds == ["tokenwire:connection.expiring", "error"]
         assert client.frames[1]["error"]["code"] == "websocket_connection_limit_reached"
-        assert client.hand.close == (1001, "the connection is too old")
+        assert client.hand.close == (1001, "the connection has reached its maximum age")
         assert_responses_conversation(client.frames, takes_our_events=True)
 
 
@@ -477,10 +477,10 @@ async def test_what_runs_may_end_though_the_connection_is_too_old() -> None:
         await until_running(client, gate)
         clock.advance(rig.settings.max_connection_s)
         client.create("late")
-        await client.until_shown("error", lane="late")
+        await client.until_shown("error", stream_id="late")
         gate.open()
         await client.serving
-        assert client.hand.close == (1001, "the connection is too old")
+        assert client.hand.close == (1001, "the connection has reached its maximum age")
         reached = "websocket_connection_limit_reached"
         assert endings(client.frames, "late") == [reached]
         assert endings(client.frames) == ["completed", reached, reached]
@@ -500,7 +500,7 @@ async def test_what_runs_on_for_too_long_is_resumed_on_a_new_connection() -> Non
         clock.advance(rig.settings.max_connection_s + GRACE_S)
         client.hand.say(type="response.cancel", stream_id="nothing")  # and it looks at its clock
         await client.serving
-        assert client.hand.close == (1001, "the connection is too old")
+        assert client.hand.close == (1001, "the connection has reached its maximum age")
         assert endings(client.frames) == ["websocket_connection_limit_reached"]
         *events, _ = client.frames
         cursor = events[-1]["sequence_number"]

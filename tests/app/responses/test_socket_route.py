@@ -46,13 +46,13 @@ async def parrot() -> AsyncIterator[StreamServer]:
         yield server
 
 
-async def create(client: ClientConnection, lane: str | None = None, **fields: Any) -> None:
-    named = {} if lane is None else {"stream_id": lane}
+async def create(client: ClientConnection, stream_id: str | None = None, **fields: Any) -> None:
+    named = {} if stream_id is None else {"stream_id": stream_id}
     await send(client, **{"type": "response.create", "input": "hi", **named, **fields})
 
 
 async def until_end(client: ClientConnection, *, count: int = 1) -> list[Frame]:
-    """Return all frames up to so many endings, on whatever lanes."""
+    """Return all frames up to so many endings, on whatever streams."""
     frames: list[Frame] = []
     while count:
         frames.append(await receive(client))
@@ -201,7 +201,7 @@ async def test_the_engine_is_full() -> None:
         gate.open()
         frames += await until_end(client, count=2)
     assert_valid_responses(frames)
-    assert [endings(frames, lane) for lane in "abc"] == [
+    assert [endings(frames, stream_id) for stream_id in "abc"] == [
         ["completed"],
         ["completed"],
         ["overloaded"],
@@ -330,7 +330,7 @@ async def test_a_response_whose_log_is_gone_can_only_be_fetched() -> None:
     ):
         await create(client)
         response_id = (await until_end(client))[-1]["response"]["id"]
-        registry = server.app.state.services.responses.registry
+        registry = server.app.state.services.responses.registry.live
         await until(lambda: registry.num_open == 0)
         await send(client, type="tokenwire.response.resume", response_id=response_id)
         [error] = await until_end(client)
@@ -374,8 +374,8 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
     async def be_killed(server: StreamServer) -> None:
         async with server.connect(PATH, max_queue=None) as client:
             for _ in range(dice.randint(0, 4)):
-                lane = dice.choice((None, "a", "b"))
-                await create(client, lane, max_output_tokens=dice.choice((3, 100)))
+                stream_id = dice.choice((None, "a", "b"))
+                await create(client, stream_id, max_output_tokens=dice.choice((3, 100)))
             if dice.random() < 0.5:
                 await send(client, type="response.cancel", stream_id=dice.choice((None, "a")))
             with suppress(TimeoutError):
@@ -390,7 +390,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
         await server.until_left()
         await server.until_idle()
         assert not server.engine._subscribers._counts
-        await until(lambda: server.app.state.services.responses.registry.num_open == 0)
+        await until(lambda: server.app.state.services.responses.registry.live.num_open == 0)
         async with server.connect(PATH) as client:
             await create(client, max_output_tokens=5)
             assert text_of(await until_end(client)) == "aaaaa"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from app.responses.registry import ResponseRegistry
 from app.responses.schemas.request import ResponseRequest
 from app.responses.service import ResponseService
 from streaming import EngineConfig
@@ -66,15 +67,13 @@ async def prompts_of(
     backend = dataclasses.replace(backend, tokenizer=tokenizer)
     config = EngineConfig(num_tokenizer_threads=NUM_THREADS)
     async with running_engine(backend, config) as engine:
-        service = ResponseService(
-            engine, None, retention_s=100.0, retention_bytes=2**26, max_unwritten=1
-        )
-        await service.start()
+        registry = ResponseRegistry(engine, retention_s=100.0, retention_bytes=2**26)
+        service = ResponseService(engine, registry)
         responses = await asyncio.gather(*(service.create(each, caller="me") for each in requests))
         for response in responses:
-            with service.subscribe(response, on_wake=lambda: None):
-                await service.wait_ended(response)
-        await service.aclose()
+            with registry.subscribe(response, on_wake=lambda: None):
+                await registry.wait_ended(response)
+        await registry.aclose()
     return [seen[response.generation.generation_id] for response in responses]
 
 

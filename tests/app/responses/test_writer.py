@@ -3,12 +3,12 @@ from __future__ import annotations
 import gc
 import json
 import math
-from typing import Any
 
 import pytest
 
+from app.responses.dialect import ReasoningDialect
+from app.responses.schemas.objects import EventObject
 from app.responses.writer import ResponseWriter
-from app.settings import ReasoningDialect
 from streaming import (
     Failed,
     Finished,
@@ -293,7 +293,7 @@ def test_reasoning_can_be_told_as_the_open_standard_does():
 # Log probabilities.
 
 
-def logprobs_of(events: list[dict[str, Any]]) -> list[str]:
+def logprobs_of(events: list[EventObject]) -> list[str]:
     [message] = (item for item in events[-1]["response"]["output"] if item["type"] == "message")
     return [each["token"] for each in message["content"][0]["logprobs"]]
 

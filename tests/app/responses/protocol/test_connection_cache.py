@@ -12,10 +12,10 @@ class Known:
     num_bytes: int
 
 
-def test_it_keeps_the_latest_response_of_each_lane():
+def test_it_keeps_the_latest_response_of_each_stream():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory())
-    for response_id, lane in (("r1", None), ("r2", "a"), ("r3", None)):
-        cache.keep(Known(response_id, 1), lane)
+    for response_id, stream_id in (("r1", None), ("r2", "a"), ("r3", None)):
+        cache.put(Known(response_id, 1), stream_id)
     assert [cache.find(each) is not None for each in ("r1", "r2", "r3")] == [False, True, True]
     assert cache.find(None) is None
     assert cache.is_latest("r3", None)
@@ -23,26 +23,26 @@ def test_it_keeps_the_latest_response_of_each_lane():
     assert not cache.is_latest("r3", "b")
 
 
-def test_what_is_evicted_is_gone_from_every_lane():
+def test_what_is_evicted_is_gone_from_every_stream():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory())
-    for lane in (None, "a"):
-        cache.keep(Known("r1", 1), lane)
-    cache.keep(Known("r2", 1), "b")
+    for stream_id in (None, "a"):
+        cache.put(Known("r1", 1), stream_id)
+    cache.put(Known("r2", 1), "b")
     cache.evict("r1")
     assert (cache.find("r1"), len(cache)) == (None, 1)
 
 
 def test_over_its_size_it_drops_what_was_kept_longest_ago():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory(), max_bytes=10)
-    for response_id, lane in (("r1", "a"), ("r2", "b"), ("r3", "a"), ("r4", "c")):
-        cache.keep(Known(response_id, 4), lane)
+    for response_id, stream_id in (("r1", "a"), ("r2", "b"), ("r3", "a"), ("r4", "c")):
+        cache.put(Known(response_id, 4), stream_id)
     assert [cache.find(each) is not None for each in ("r2", "r3", "r4")] == [False, True, True]
 
 
 def test_the_newest_stays_whatever_its_size():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory(), max_bytes=10)
-    cache.keep(Known("r1", 4), "a")
-    cache.keep(Known("r2", 11), "b")
+    cache.put(Known("r1", 4), "a")
+    cache.put(Known("r2", 11), "b")
     assert (cache.find("r2"), len(cache)) == (Known("r2", 11), 1)
 
 
@@ -50,11 +50,11 @@ def test_over_the_size_of_all_sockets_it_drops_what_was_kept_longest_ago():
     memory = SocketMemory(max_bytes=10)
     one: ConnectionCache[Known] = ConnectionCache(memory)
     other: ConnectionCache[Known] = ConnectionCache(memory)
-    one.keep(Known("r1", 4), "a")
-    other.keep(Known("r2", 4), "a")
-    one.keep(Known("r3", 2), "b")
+    one.put(Known("r1", 4), "a")
+    other.put(Known("r2", 4), "a")
+    one.put(Known("r3", 2), "b")
     assert memory.num_kept_bytes == 10
-    other.keep(Known("r4", 2), "b")
+    other.put(Known("r4", 2), "b")
     assert [one.find(each) is not None for each in ("r1", "r3")] == [False, True]
     assert [other.find(each) is not None for each in ("r2", "r4")] == [True, True]
     assert memory.num_kept_bytes == 8
@@ -63,13 +63,13 @@ def test_over_the_size_of_all_sockets_it_drops_what_was_kept_longest_ago():
 def test_what_is_no_longer_kept_counts_no_longer():
     memory = SocketMemory(max_bytes=100)
     cache: ConnectionCache[Known] = ConnectionCache(memory, max_bytes=10)
-    cache.keep(Known("r1", 4), "a")
-    cache.keep(Known("r2", 5), "a")
+    cache.put(Known("r1", 4), "a")
+    cache.put(Known("r2", 5), "a")
     assert memory.num_kept_bytes == 5
-    cache.keep(Known("r3", 6), "b")
+    cache.put(Known("r3", 6), "b")
     assert (len(cache), memory.num_kept_bytes) == (1, 6)
     cache.evict("r3")
     assert memory.num_kept_bytes == 0
-    cache.keep(Known("r4", 7), None)
+    cache.put(Known("r4", 7), None)
     cache.clear()
     assert (len(cache), memory.num_kept_bytes) == (0, 0)

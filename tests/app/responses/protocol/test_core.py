@@ -19,8 +19,9 @@ from app.responses.protocol.commands import (
 )
 from app.responses.protocol.connection_age import GRACE_S, ConnectionAge
 from app.responses.protocol.core import MAX_ENDED_IDS, ResponsesProtocol
-from app.responses.protocol.lanes import MAX_LANES, MAX_RUNNING_TURNS, MAX_WAITING_CHARS
-from app.responses.protocol.turn import Refusal, Resume
+from app.responses.protocol.turn import RejectedRequest, Resume
+from app.responses.protocol.turn_scheduler import MAX_RUNNING_TURNS, MAX_STREAMS, MAX_WAITING_CHARS
+from app.responses.schemas.objects import EventObject
 from app.responses.schemas.request import ResponseRequest
 from app.websocket.protocol.frames import Close
 from tests.app.responses_conversation import (
@@ -32,6 +33,7 @@ from tests.app.responses_conversation import (
 from tests.support import property_test
 
 MAX_S = 3600.0
+EXPIRED = Close(1001, "the connection has reached its maximum age")
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ class Talk:
         *,
         max_turns: int = 64,
         max_messages_per_s: float = 1e6,
-        resumes: Sequence[tuple[str | None, Resume | Refusal]] = (),
-        tells_expiry: bool = False,
+        resumes: Sequence[tuple[str | None, Resume | RejectedRequest]] = (),
+        warns_of_expiry: bool = False,
     ) -> None:
         self.core: ResponsesProtocol[Known] = ResponsesProtocol(
             age=ConnectionAge(opened_at=0.0, max_s=MAX_S),
             max_turns=max_turns,
             max_messages_per_s=max_messages_per_s,
             resumes=resumes,
-            tells_expiry=tells_expiry,
+            warns_of_expiry=warns_of_expiry,
         )
         self.now = 0.0
         self.frames: list[Frame] = []
@@ -74,8 +76,8 @@ class Talk:
         self.core.receive_text(json.dumps(fields), now=self.now)
         return self.core.commands()
 
-    def create(self, lane: str | None = None, **fields: Any) -> list[Any]:
-        named = {} if lane is None else {"stream_id": lane}
+    def create(self, stream_id: str | None = None, **fields: Any) -> list[Any]:
+        named = {} if stream_id is None else {"stream_id": stream_id}
         return self.say(**{"type": "response.create", "input": "hi", **named, **fields})
 
     def created(self, turn_id: str, response_id: str, *, after: int = -1) -> list[Any]:
@@ -88,7 +90,7 @@ class Talk:
         for kind in kinds:
             number = self.next_number[turn_id]
             self.next_number[turn_id] += 1
-            event: Frame = {"type": f"response.{kind}", "sequence_number": number}
+            event: EventObject = {"type": f"response.{kind}", "sequence_number": number}
             if response_id:
                 event["response"] = {"id": response_id}
             if kind == "output_text.delta":
@@ -101,9 +103,9 @@ class Talk:
         self.created(turn_id, response_id)
         return self.tell(turn_id, "created", "in_progress", "output_text.delta", ending)
 
-    def turn(self, response_id: str, lane: str | None = None, **fields: Any) -> None:
+    def turn(self, response_id: str, stream_id: str | None = None, **fields: Any) -> None:
         """Let a whole turn end well."""
-        [command] = self.create(lane, **fields)
+        [command] = self.create(stream_id, **fields)
         self.run(command.turn_id, response_id)
 
     def pass_to(self, now: float) -> list[Any]:
@@ -121,7 +123,7 @@ class Talk:
         return frames
 
     def error(self) -> tuple[str, str | None, str | None]:
-        """Return code, param and lane of the only new frame, an error."""
+        """Return code, param and stream of the only new frame, an error."""
         [frame] = self.heard()
         assert frame["type"] == "error"
         return frame["error"]["code"], frame["error"]["param"], frame.get("stream_id")
@@ -172,11 +174,11 @@ def test_a_whole_turn(talk: Talk) -> None:
         ({"input": "\ud800"}, "input"),
     ],
 )
-def test_a_bad_create_is_an_error_of_its_lane(
+def test_a_bad_create_is_an_error_of_its_stream(
     talk: Talk, fields: dict[str, Any], param: str | None
 ) -> None:
-    for lane in (None, "a"):
-        assert talk.create(lane, **fields) == []
+    for stream_id in (None, "a"):
+        assert talk.create(stream_id, **fields) == []
     frames = talk.heard()
     assert [frame["status"] for frame in frames] == [400, 400]
     assert [frame.get("stream_id") for frame in frames] == [None, "a"]
@@ -236,7 +238,7 @@ def test_frames_that_are_no_turn(talk: Talk) -> None:
 # The order of turns
 
 
-def test_a_lane_runs_one_turn_at_a_time_in_order(talk: Talk) -> None:
+def test_a_stream_runs_one_turn_at_a_time_in_order(talk: Talk) -> None:
     [first] = talk.create(metadata={"n": "1"})
     assert talk.create(metadata={"n": "2"}) == []
     assert talk.create(metadata={"n": "3"}) == []
@@ -263,32 +265,32 @@ def test_a_bad_create_is_refused_in_its_turn(talk: Talk) -> None:
     assert_responses_conversation(frames)
 
 
-def test_lanes_run_side_by_side_and_their_events_have_their_name(talk: Talk) -> None:
+def test_streams_run_side_by_side_and_their_events_have_their_name(talk: Talk) -> None:
     turns = {}
-    for lane in ("a", "b", None):
-        [command] = talk.create(lane)
-        turns[lane] = command.turn_id
-        talk.created(command.turn_id, f"resp_{lane}")
+    for stream_id in ("a", "b", None):
+        [command] = talk.create(stream_id)
+        turns[stream_id] = command.turn_id
+        talk.created(command.turn_id, f"resp_{stream_id}")
     for kind in ("created", "in_progress", "output_text.delta", "completed"):
         for turn_id in turns.values():
             talk.tell(turn_id, kind)
     frames = talk.heard()
     assert [frame.get("stream_id") for frame in frames[:3]] == ["a", "b", None]
     assert all("stream_id" not in frame for frame in frames[2::3])
-    for lane in turns:
-        assert text_of(frames, lane) == "x"
+    for stream_id in turns:
+        assert text_of(frames, stream_id) == "x"
     assert_responses_conversation(frames)
 
 
 def test_only_so_many_turns_run_and_the_one_that_came_first_is_next(talk: Talk) -> None:
     turns = [talk.create(f"a{index}")[0].turn_id for index in range(MAX_RUNNING_TURNS)]
-    assert talk.create("a0", metadata={"n": "same lane"}) == []
+    assert talk.create("a0", metadata={"n": "same stream"}) == []
     assert talk.create("x", metadata={"n": "x"}) == []
     assert talk.create("y", metadata={"n": "y"}) == []
     [next_one] = talk.run(turns[3], "resp_3")
     assert next_one.body.metadata == {"n": "x"}
     [next_one] = talk.run(turns[0], "resp_0")
-    assert next_one.body.metadata == {"n": "same lane"}
+    assert next_one.body.metadata == {"n": "same stream"}
 
 
 def test_a_bad_create_needs_no_place_among_those_that_run(talk: Talk) -> None:
@@ -298,20 +300,20 @@ def test_a_bad_create_needs_no_place_among_those_that_run(talk: Talk) -> None:
     assert talk.error() == ("invalid_request", "input", "x")
 
 
-@pytest.mark.parametrize("lane", ["", "a b", "ä", "a" * 257, 7, ["a"]])
-def test_what_cannot_be_a_lane(talk: Talk, lane: Any) -> None:
-    assert talk.say(type="response.create", input="hi", stream_id=lane) == []
+@pytest.mark.parametrize("stream_id", ["", "a b", "ä", "a" * 257, 7, ["a"]])
+def test_an_invalid_stream_id_is_refused(talk: Talk, stream_id: Any) -> None:
+    assert talk.say(type="response.create", input="hi", stream_id=stream_id) == []
     assert talk.error() == ("invalid_stream_id", "stream_id", None)
 
 
-def test_no_lane_is_the_default_lane(talk: Talk) -> None:
+def test_no_stream_id_is_the_default_stream(talk: Talk) -> None:
     [command] = talk.say(type="response.create", input="hi", stream_id=None)
     talk.run(command.turn_id, "resp_1")
     assert all("stream_id" not in frame for frame in talk.heard())
 
 
-def test_a_socket_has_only_so_many_lanes_in_its_life(talk: Talk) -> None:
-    for index in range(MAX_LANES):
+def test_a_socket_has_only_so_many_streams_in_its_life(talk: Talk) -> None:
+    for index in range(MAX_STREAMS):
         talk.turn(f"resp_{index}", f"a{index}")
     talk.heard()
     assert talk.create("x") == []
@@ -370,7 +372,7 @@ def test_too_many_messages() -> None:
 # Going on from a response
 
 
-def test_a_lane_can_go_on_from_its_latest_response_only(talk: Talk) -> None:
+def test_a_stream_can_go_on_from_its_latest_response_only(talk: Talk) -> None:
     talk.turn("resp_1")
     talk.turn("resp_2", previous_response_id="resp_1")
     [command] = talk.create(previous_response_id="resp_1")
@@ -389,7 +391,7 @@ def test_a_turn_that_waits_can_go_on_from_the_one_before_it(talk: Talk) -> None:
     assert second.parent == Known("resp_1")
 
 
-def test_a_lane_that_begins_anew_forgets_its_conversation(talk: Talk) -> None:
+def test_a_stream_that_begins_anew_forgets_its_conversation(talk: Talk) -> None:
     talk.turn("resp_1", "a")
     talk.turn("resp_2", "a")
     [command] = talk.create("b", previous_response_id="resp_1")
@@ -441,7 +443,7 @@ def test_an_answer_that_was_cut_short_can_be_gone_on_from(talk: Talk) -> None:
     assert command.parent == Known("resp_1")
 
 
-def test_a_fork_that_fails_leaves_the_parent_to_its_lane(talk: Talk) -> None:
+def test_a_fork_that_fails_leaves_the_parent_to_its_stream(talk: Talk) -> None:
     talk.turn("resp_1", "a")
     [fork] = talk.create("b", previous_response_id="resp_1")
     assert fork.parent == Known("resp_1")
@@ -450,7 +452,7 @@ def test_a_fork_that_fails_leaves_the_parent_to_its_lane(talk: Talk) -> None:
     assert command.parent == Known("resp_1")
 
 
-def test_a_fork_that_waits_keeps_its_parent_whatever_its_lane_does(talk: Talk) -> None:
+def test_a_fork_that_waits_keeps_its_parent_whatever_its_stream_does(talk: Talk) -> None:
     talk.turn("resp_1", "a")
     [running] = talk.create("b")
     assert talk.create("b", previous_response_id="resp_1") == []
@@ -490,7 +492,7 @@ def test_cancel_of_a_resume_before_its_response_is_there(talk: Talk) -> None:
     assert talk.created(command.turn_id, "resp_1", after=7) == [CancelResponse(command.turn_id)]
 
 
-def test_cancel_of_a_lane_that_waits_for_the_others(talk: Talk) -> None:
+def test_cancel_of_a_stream_that_waits_for_the_others(talk: Talk) -> None:
     turns = [talk.create(f"a{index}")[0].turn_id for index in range(MAX_RUNNING_TURNS)]
     assert talk.create("b") == []
     assert talk.say(type="response.cancel", stream_id="b") == []
@@ -547,7 +549,7 @@ def test_steer_is_refused_in_its_own_form(talk: Talk) -> None:
     assert (unknown["sequence_number"], "stream_id" in unknown) == (0, False)
     assert unknown["steer"]["input"] == [{"role": "user"}]
     assert talk.tell(command.turn_id, "completed") == []
-    assert_responses_conversation(talk.frames + talk.heard(), open_lanes=())
+    assert_responses_conversation(talk.frames + talk.heard(), open_streams=())
 
 
 # Resume
@@ -613,8 +615,8 @@ def test_a_bad_resume_ends_its_turn(talk: Talk, fields: dict[str, Any], param: s
 
 def test_the_handshake_may_resume() -> None:
     bad = ErrorInfo(code="invalid_request", message="bad", param="starting_after")
-    wishes = (Resume("resp_1", 4), Refusal(bad), Resume("resp_2", -1))
-    talk = Talk(resumes=[(None, wish) for wish in wishes], max_turns=3)
+    requests = (Resume("resp_1", 4), RejectedRequest(bad), Resume("resp_2", -1))
+    talk = Talk(resumes=[(None, request) for request in requests], max_turns=3)
     [first] = talk.commands()
     assert first == ResumeResponse("turn_1", "resp_1", 4)
     talk.created(first.turn_id, "resp_1", after=4)
@@ -623,20 +625,20 @@ def test_the_handshake_may_resume() -> None:
     assert endings(talk.heard()) == ["completed", "invalid_request"]
 
 
-def test_the_handshake_gives_each_lane_its_response_back() -> None:
-    talk = Talk(resumes=[(lane, Resume(f"resp_{lane}", 0)) for lane in "ab"])
-    for command, lane in zip(talk.commands(), "ab", strict=True):
-        talk.created(command.turn_id, f"resp_{lane}", after=0)
+def test_the_handshake_gives_each_stream_its_response_back() -> None:
+    talk = Talk(resumes=[(stream_id, Resume(f"resp_{stream_id}", 0)) for stream_id in "ab"])
+    for command, stream_id in zip(talk.commands(), "ab", strict=True):
+        talk.created(command.turn_id, f"resp_{stream_id}", after=0)
         talk.tell(command.turn_id, "completed")
-    for lane in "ab":
-        [command] = talk.create(lane, previous_response_id=f"resp_{lane}")
-        assert command.parent == Known(f"resp_{lane}")
-        talk.run(command.turn_id, f"resp_{lane}2")
+    for stream_id in "ab":
+        [command] = talk.create(stream_id, previous_response_id=f"resp_{stream_id}")
+        assert command.parent == Known(f"resp_{stream_id}")
+        talk.run(command.turn_id, f"resp_{stream_id}2")
     assert_responses_conversation(talk.heard())
 
 
 def test_the_handshake_may_resume_only_so_much() -> None:
-    talk = Talk(resumes=[(lane, Resume("resp_1", 4)) for lane in "ab"], max_turns=1)
+    talk = Talk(resumes=[(stream_id, Resume("resp_1", 4)) for stream_id in "ab"], max_turns=1)
     assert talk.error() == ("rate_limit_exceeded", None, "b")
     assert len(talk.commands()) == 1
 
@@ -649,7 +651,7 @@ def test_an_old_connection_without_work_is_closed_with_an_error(talk: Talk) -> N
     assert talk.pass_to(MAX_S - 0.01) == []
     assert talk.heard() == []
     assert talk.core.next_timeout_at == MAX_S
-    assert talk.pass_to(MAX_S) == [Close(1001, "the connection is too old")]
+    assert talk.pass_to(MAX_S) == [EXPIRED]
     assert talk.error() == ("websocket_connection_limit_reached", None, None)
     assert talk.create() == []
     assert talk.pass_to(MAX_S + GRACE_S) == []
@@ -657,7 +659,7 @@ def test_an_old_connection_without_work_is_closed_with_an_error(talk: Talk) -> N
 
 
 def test_who_asked_for_it_is_warned() -> None:
-    talk = Talk(tells_expiry=True)
+    talk = Talk(warns_of_expiry=True)
     talk.pass_to(MAX_S - 50)
     assert talk.heard() == [
         {"type": "tokenwire:connection.expiring", "sequence_number": 0, "expires_in_s": 50.0}
@@ -676,7 +678,7 @@ def test_what_runs_may_end_and_what_waits_is_refused(talk: Talk) -> None:
     talk.create("b")
     assert talk.tell(running.turn_id, "completed") == []
     talk.core.receive_refused(other.turn_id, OVERLOADED)
-    assert talk.commands() == [Close(1001, "the connection is too old")]
+    assert talk.commands() == [EXPIRED]
     frames = talk.heard()
     reached = "websocket_connection_limit_reached"
     assert endings(frames) == ["completed", reached, reached, reached]
@@ -690,7 +692,7 @@ def test_what_runs_on_for_too_long_is_left_to_be_resumed(talk: Talk) -> None:
     talk.created(running.turn_id, "resp_1")
     talk.tell(running.turn_id, "created", "in_progress")
     talk.pass_to(MAX_S)
-    assert talk.pass_to(MAX_S + GRACE_S) == [Close(1001, "the connection is too old")]
+    assert talk.pass_to(MAX_S + GRACE_S) == [EXPIRED]
     frames = talk.heard()
     assert endings(frames) == ["websocket_connection_limit_reached"]
     assert frames[-1]["type"] == "error"
@@ -742,7 +744,7 @@ def test_a_refusal_after_the_response_is_there_is_our_mistake(talk: Talk) -> Non
 def test_an_event_after_the_ending_is_our_mistake(talk: Talk) -> None:
     [command] = talk.create()
     talk.created(command.turn_id, "resp_1")
-    late: list[Frame] = [
+    late: list[EventObject] = [
         {"type": "response.completed", "sequence_number": 0},
         {"type": "response.completed", "sequence_number": 1},
     ]
@@ -755,7 +757,7 @@ def test_an_event_after_the_ending_is_our_mistake(talk: Talk) -> None:
 # Random interleavings
 
 _ORDER = ("created", "in_progress", "output_text.delta", "output_text.delta")
-LANES = st.sampled_from([None, "a", "b", "c"])
+STREAM_IDS = st.sampled_from([None, "a", "b", "c"])
 
 
 @pytest.mark.pain(12)
@@ -802,16 +804,16 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
         obey(talk.created(command.turn_id, response_id))
 
     def ask(**fields: Any) -> None:
-        lane = data.draw(LANES)
-        named = {} if lane is None else {"stream_id": lane}
-        num_refused = count("rate_limit_exceeded", lane)
+        stream_id = data.draw(STREAM_IDS)
+        named = {} if stream_id is None else {"stream_id": stream_id}
+        num_refused = count("rate_limit_exceeded", stream_id)
         obey(talk.say(**named, **fields))
         talk.heard()
-        if count("rate_limit_exceeded", lane) == num_refused and not is_closed:
-            asked.append(lane)
+        if count("rate_limit_exceeded", stream_id) == num_refused and not is_closed:
+            asked.append(stream_id)
 
-    def count(code: str, lane: str | None) -> int:
-        return endings(talk.frames, lane).count(code)
+    def count(code: str, stream_id: str | None) -> int:
+        return endings(talk.frames, stream_id).count(code)
 
     for action in data.draw(st.lists(st.sampled_from("cccrrxksssfeeeetttttnl"), max_size=80)):
         match action:
@@ -825,7 +827,7 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
             case "r":
                 ask(type="tokenwire.response.resume", response_id="resp_x")
             case "k":
-                obey(talk.say(type="response.cancel", stream_id=data.draw(LANES)))
+                obey(talk.say(type="response.cancel", stream_id=data.draw(STREAM_IDS)))
             case "s" | "f" if submitted:
                 finish(data.draw(st.sampled_from(submitted)), is_created=action == "s")
             case "t" if running:
@@ -852,6 +854,6 @@ def test_any_interleaving_is_well_formed(data: st.DataObject) -> None:
     talk.heard()
     assert not is_closed
     assert_responses_conversation(talk.frames)
-    for lane in (None, "a", "b", "c"):
-        num_endings = len(endings(talk.frames, lane)) - count("rate_limit_exceeded", lane)
-        assert num_endings == asked.count(lane)
+    for stream_id in (None, "a", "b", "c"):
+        num_endings = len(endings(talk.frames, stream_id)) - count("rate_limit_exceeded", stream_id)
+        assert num_endings == asked.count(stream_id)

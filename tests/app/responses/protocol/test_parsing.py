@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.errors import RequestRefused
 from app.responses.protocol.events import error_event
 from app.responses.protocol.parsing import query_resumes, to_message
-from app.responses.protocol.turn import Create, Refusal, Resume
+from app.responses.protocol.turn import Create, RejectedRequest, Resume
 from app.responses.schemas.request import ResponseRequest
 from app.responses.schemas.socket import CancelResponseMessage, ResumeResponseMessage, SteerMessage
 from app.websocket.protocol.frames import serialize
@@ -68,7 +68,7 @@ def test_any_object_is_taken_or_refused_with_something_that_can_be_sent(
 
 
 @pytest.mark.parametrize(
-    ("response_ids", "cursors", "lanes", "resumes"),
+    ("response_ids", "cursors", "stream_ids", "resumes"),
     [
         ([], [], [], []),
         (["r"], ["7"], [], [(None, Resume("r", 7))]),
@@ -77,22 +77,22 @@ def test_any_object_is_taken_or_refused_with_something_that_can_be_sent(
         (["r", "s"], ["7", "0"], ["a", ""], [("a", Resume("r", 7)), (None, Resume("s", 0))]),
         (["", "s"], ["-1", "0"], [], [(None, Resume("s", 0))]),
         ([""], ["-1"], ["a"], []),
-        (["r"], ["seven"], ["a"], "starting_after: is not a whole number"),
-        (["r"], [""], [], "starting_after: is not a whole number"),
-        (["r"], ["-2"], [], "starting_after: is less than -1"),
-        (["r", "s"], ["7"], [], "starting_after: give one for each resume"),
-        ([], ["7"], [], "starting_after: give one for each resume"),
-        (["r", "s"], [], ["a"], "stream_id: give one for each resume"),
-        (["r"], [], ["a b"], "stream_id: must be 1 to 256 of A-Z a-z 0-9 _ . -"),
+        (["r"], ["seven"], ["a"], "starting_after: must be an integer"),
+        (["r"], [""], [], "starting_after: must be an integer"),
+        (["r"], ["-2"], [], "starting_after: must be at least -1"),
+        (["r", "s"], ["7"], [], "starting_after: must be given once for each resume"),
+        ([], ["7"], [], "starting_after: must be given once for each resume"),
+        (["r", "s"], [], ["a"], "stream_id: must be given once for each resume"),
+        (["r"], [], ["a b"], "stream_id: must be 1 to 256 characters of A-Z a-z 0-9 _ . -"),
     ],
 )
 def test_what_a_handshake_resumes(
-    response_ids: list[str], cursors: list[str], lanes: list[str], resumes: Any
+    response_ids: list[str], cursors: list[str], stream_ids: list[str], resumes: Any
 ):
-    found = query_resumes(response_ids, cursors, lanes)
+    found = query_resumes(response_ids, cursors, stream_ids)
     if isinstance(resumes, list):
         assert found == resumes
         return
     [(_, refusal)] = found
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, RejectedRequest)
     assert (refusal.info.message, refusal.info.param) == (resumes, resumes.partition(":")[0])

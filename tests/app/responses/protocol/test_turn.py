@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import ErrorInfo
-from app.responses.protocol.turn import Create, Refusal, Resume, Turn, TurnState
+from app.responses.protocol.turn import Create, RejectedRequest, Resume, Turn, TurnState
 from app.responses.schemas.request import ResponseRequest
 from app.websocket.protocol.open_stream import InvalidTransition
 
@@ -17,7 +17,7 @@ REFUSED = ErrorInfo(code="invalid_request", message="no")
 
 @pytest.mark.parametrize(("before", "after"), list(product(TurnState, TurnState)))
 def test_states(before: TurnState, after: TurnState):
-    turn: Turn[Any] = Turn("turn_1", lane=None, wish=Resume("resp_1", 0))
+    turn: Turn[Any] = Turn("turn_1", stream_id=None, request=Resume("resp_1", 0))
     turn.state = before
     if (before, after) in ALLOWED:
         turn.move_to(after)
@@ -28,14 +28,16 @@ def test_states(before: TurnState, after: TurnState):
 
 
 @pytest.mark.parametrize(
-    ("wish", "parent_id", "needs_engine"),
+    ("turn_request", "parent_id", "needs_engine"),
     [
         (Create(ResponseRequest(previous_response_id="resp_1")), "resp_1", True),
         (Create(ResponseRequest()), None, True),
-        (Refusal(REFUSED, "resp_1"), "resp_1", False),
+        (RejectedRequest(REFUSED, "resp_1"), "resp_1", False),
         (Resume("resp_1", 0), None, True),
     ],
 )
-def test_what_a_wish_goes_on_from(wish: Any, parent_id: str | None, needs_engine: bool):
-    turn: Turn[Any] = Turn("turn_1", lane=None, wish=wish)
+def test_a_request_tells_its_parent_and_whether_it_needs_the_engine(
+    turn_request: Any, parent_id: str | None, needs_engine: bool
+):
+    turn: Turn[Any] = Turn("turn_1", stream_id=None, request=turn_request)
     assert (turn.parent_id, turn.needs_engine) == (parent_id, needs_engine)

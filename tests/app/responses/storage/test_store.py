@@ -14,6 +14,7 @@ import pytest
 
 from app.responses.context import Context
 from app.responses.response import StoredResponse
+from app.responses.schemas.objects import Item
 from app.responses.storage.ballast import BALLAST_BYTES
 from app.responses.storage.retention_clock import RetentionClock
 from app.responses.storage.store import _MAX_ROWS_PER_SWEEP, ResponseStore, encode
@@ -24,12 +25,16 @@ from tests.support import ManualClock
 DAY_S = 24 * 3600.0
 
 
+def to_item(item_id: str) -> Item:
+    return {"id": item_id, "type": "item_reference"}
+
+
 def make_stored(name: str, *, caller: str = "me", num_chars: int = 10) -> StoredResponse:
     return StoredResponse(
         response_id=f"resp_{name}",
         caller=caller,
         last_snapshot={"id": f"resp_{name}", "output": [], "text": "é" * num_chars},
-        context=Context.of(({"id": "msg_1"},), ({"id": "msg_2"},)),
+        context=Context.of((to_item("msg_1"),), (to_item("msg_2"),)),
         num_bytes=0,
     )
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.responses.schemas.summary import decode_summary, encode_summary
+from app.responses.schemas.items import decode_summary, encode_summary
 
 
 @pytest.mark.parametrize("summary", ["", "hello", "h€llo 👋\n" * 100])
@@ -21,5 +21,5 @@ def test_a_summary_comes_back_as_it_was(summary: str):
     ],
 )
 def test_other_content_is_refused(content: str):
-    with pytest.raises(ValueError, match="no content of this server's"):
+    with pytest.raises(ValueError, match="was not made by this server"):
         decode_summary(content)

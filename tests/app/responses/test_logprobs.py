@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.responses.unshown_tokens import UnshownTokens
+from app.responses.logprobs import PendingTokens
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,10 @@ from app.responses.unshown_tokens import UnshownTokens
 def test_the_tokens_of_a_text_are_taken(
     tokens: list[str], text: str, taken: list[str], left: list[str]
 ):
-    unshown = UnshownTokens()
+    pending = PendingTokens()
     for number, each in enumerate(tokens):
-        unshown.add(number, each)
-    assert [tokens[number] for number in unshown.take(text)] == taken
-    assert [tokens[number] for number in unshown.take("".join(left))] == left
-    unshown.clear()
-    assert unshown.take("") == []
+        pending.add(number, each)
+    assert [tokens[number] for number in pending.take(text)] == taken
+    assert [tokens[number] for number in pending.take("".join(left))] == left
+    pending.clear()
+    assert pending.take("") == []
