@@ -114,7 +114,7 @@ def test_stored_responses_of_a_newer_version_are_not_touched(tmp_path: Path) -> 
         connection.execute("PRAGMA user_version = 7")
     result = call("serve", "--port", "0", "--log-level", "error", "--data-dir", str(tmp_path))
     assert result.exit_code == 1
-    assert "has the schema 7, which is newer than this server's" in result.stderr
+    assert "schema 7 is newer than this server's" in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["responses.sqlite3"]
 

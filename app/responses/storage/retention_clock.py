@@ -1,13 +1,13 @@
-"""The clock by which stored responses grow old, which does not follow a jump of the wall clock.
+"""Measures the age of stored responses, independent of jumps of the wall clock.
 
 A wall clock can be wrong: a machine without a battery starts in 1970, an operator or an NTP server
-sets it. If a response expired by the wall clock, a jump of 31 days would delete all of them. So age
-is counted: while the server runs, by the monotonic clock; over a time that it did not see (it was
-off, or the machine slept), by the wall clock, and then by `MAX_GAP_S` at most. The count is kept in
-the store and shared by the processes that use it.
+sets it. If responses expired by the wall clock, a jump of 31 days would delete them all. So their
+age is counted by the monotonic clock while the server runs. Over a gap (the server was off, or the
+machine slept) it is counted by the wall clock, up to `MAX_GAP_S`. The count is saved in the store
+and shared by all processes that use it.
 
-The count begins at the wall clock's time, so it reads like unix seconds, and it is never ahead of
-the wall clock because of a jump, only behind: an error keeps a response for longer.
+The count starts at the wall clock's time, so it reads like unix seconds. A jump can only make it
+lag behind the wall clock, never run ahead: an error extends the retention.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_GAP_S = 24 * 3600.0
-"""The most that responses age over one time that no server has seen."""
+"""Maximum age that responses gain over one gap in which no server ran."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """What is kept of the clock.
+    """The saved state of the clock.
 
     Attributes:
-        counted_s: the count, in seconds; about unix time.
-        wall_s: the latest time that the wall clock has shown, in unix seconds.
+        counted_s: the count, in seconds; close to unix time.
+        wall_s: the latest time of the wall clock, in unix seconds.
     """
 
     counted_s: float
@@ -34,7 +34,7 @@ class ClockReading:
 
 
 class RetentionClock:
-    """Counts the age of what is stored.
+    """Counts the seconds by which stored responses age.
 
     Args:
         wall: unix seconds; may jump.
@@ -53,33 +53,33 @@ class RetentionClock:
         self._read_at = monotonic()
 
     def begin(self, *, newest_s: float | None) -> ClockReading:
-        """Return the first reading of a store that has none.
+        """Return the first reading for a store that has none.
 
         Args:
-            newest_s: when its newest response was written, by a wall clock. The count begins near
-                it, so that a wall clock that is wrong just now expires nothing.
+            newest_s: when the store's newest response was written, by the wall clock of then. The
+                count starts near it, so that a wall clock that is wrong now expires nothing.
         """
         wall_s = self._wall()
         counted_s = wall_s if newest_s is None else min(wall_s, newest_s + MAX_GAP_S)
         return ClockReading(counted_s, wall_s)
 
-    def advance(self, kept: ClockReading) -> ClockReading:
-        """Count the time since the last call, and return what is to be kept.
+    def advance(self, saved: ClockReading) -> ClockReading:
+        """Count the time since the last call, and return the reading to save.
 
         Args:
-            kept: the reading in the store, which another process may have moved on.
+            saved: the reading in the store, which another process may have advanced.
         """
         now, wall_s = self._monotonic(), self._wall()
         elapsed_s = 0.0 if self._counted_s is None else now - self._read_at
-        gap_s = min(max(0.0, wall_s - kept.wall_s - elapsed_s), MAX_GAP_S)
-        before_s = kept.counted_s if self._counted_s is None else self._counted_s
-        self._counted_s = max(kept.counted_s, before_s + elapsed_s + gap_s)
+        gap_s = min(max(0.0, wall_s - saved.wall_s - elapsed_s), MAX_GAP_S)
+        before_s = saved.counted_s if self._counted_s is None else self._counted_s
+        self._counted_s = max(saved.counted_s, before_s + elapsed_s + gap_s)
         self._read_at = now
-        return ClockReading(self._counted_s, max(kept.wall_s, wall_s))
+        return ClockReading(self._counted_s, max(saved.wall_s, wall_s))
 
     @property
     def now_s(self) -> float:
-        """The count; the wall clock's time as long as no store has been opened."""
+        """The count in seconds; the wall clock's time before a store is opened."""
         if self._counted_s is None:
             return self._wall()
         return self._counted_s + self._monotonic() - self._read_at

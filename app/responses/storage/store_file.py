@@ -1,7 +1,7 @@
-"""The SQLite file of the store: opened, looked at, and opened again when it is back.
+"""The SQLite file of the store: opens it, checks it, and reopens it after a problem.
 
-It may become unusable while the server runs: the disk is full or read-only, the file is damaged or
-removed. Each use then raises `StoreUnavailable`, and `problem` says why.
+The file may become unusable while the server runs: the disk is full or read-only, the file is
+damaged or removed. Each use then raises `StoreUnavailable`, and `problem` says why.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import aiosqlite
 
-from app.responses.storage.ballast import Ballast
+from app.responses.storage.ballast import Ballast, delete_with_ballast, shrink
 from app.responses.storage.store_status import (
     WRITE_PROBLEMS,
     StoreProblem,
@@ -35,7 +35,7 @@ BALLAST_NAME = "responses.ballast"
 _SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS responses (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order in which they ended
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order in which the responses ended
     response_id TEXT NOT NULL UNIQUE,
     owner TEXT NOT NULL,
     expires_at REAL NOT NULL,  -- by the retention clock
@@ -48,19 +48,14 @@ CREATE TABLE IF NOT EXISTS retention_clock (
     wall_s REAL NOT NULL
 ) STRICT;
 """
-_MAX_LOG_BYTES = 2**20
-"""Size to which the write-ahead log is cut back; that of the ballast, which it may need to grow."""
+_MAX_WAL_BYTES = 2**20
+"""Size to which the write-ahead log is truncated; the ballast has the same size, for its growth."""
 _PAGE_BYTES = 4096
-_PAGES_AT_ONCE = 64
-"""Pages that are moved before what that took is given back."""
-_MAX_ROUNDS = 64
-"""How often that is done for one deletion: 16 MiB."""
 _BUSY_TIMEOUT_S = 5.0
-"""How long another process may hold the file."""
+"""How long to wait for another process that has locked the file."""
 _DAMAGED_RETRY_FACTOR = 30
-"""A damaged file is read whole before it is used again, so that is tried less often."""
+"""Multiplies the retry interval of a damaged file, which is read whole before it is used again."""
 
-_NUM_UNUSED = "SELECT freelist_count FROM pragma_freelist_count"
 _SIZES = (
     "SELECT problem_of_file(FALSE), disk_bytes('free'), disk_bytes(''), disk_bytes('-wal'), "
     "page_count * page_size, freelist_count * page_size FROM "
@@ -70,21 +65,25 @@ Connect = Callable[..., aiosqlite.Connection]
 
 
 class DiskUsage(Protocol):
+    """What the store reads of `shutil.disk_usage`."""
+
     @property
     def free(self) -> int:
-        """Bytes that we may take."""
+        """Free bytes on the disk."""
 
 
 class StoreFile:
-    """One connection to the file, shared by all that use it; several processes may have one.
+    """One connection to the file, shared by all users in this process.
+
+    Several processes may open the file.
 
     Args:
-        directory: made when it is missing.
+        directory: created if it is missing.
         monotonic: monotonic seconds.
-        timeout_s: a use that takes longer is given up.
-        retry_interval_s: how often a file that cannot be opened is tried again, at most.
-        connect: opens a database file, as `aiosqlite.connect` does.
-        disk_usage: tells how much of a disk is free, as `shutil.disk_usage` does.
+        timeout_s: limit for one use of the connection.
+        retry_interval_s: minimum time between two attempts to open the file.
+        connect: opens a database file, like `aiosqlite.connect`.
+        disk_usage: returns the free space of a disk, like `shutil.disk_usage`.
     """
 
     def __init__(
@@ -107,27 +106,26 @@ class StoreFile:
         self._ballast = Ballast(self._directory / BALLAST_NAME)
         self._connection: aiosqlite.Connection | None = None
         self._abandoned: asyncio.Future[Any] | None = None
-        """Done when the thread of a connection that did not answer has come to an end."""
+        """Done when the thread of a connection that did not answer has ended."""
         self._file_id: tuple[int, int] | None = None
-        """Device and inode of the file that was opened; None before the first time."""
+        """Device and inode of the file that was opened; None before the first opening."""
         self._retry_at = 0.0
         self._is_open = False
         self._opening = asyncio.Lock()
         self._writing = asyncio.Lock()
-        """Held from making room to taking it."""
+        """Held by one writer, from making room to the insert."""
         self._problem: StoreProblem | None = None
 
     @property
     def problem(self) -> StoreProblem | None:
-        """What is wrong with the file, as far as is known; None if it can be used."""
+        """The last known problem of the file; None if it can be used."""
         return self._problem
 
     def check_version(self) -> None:
-        """Look at the file before anything else happens. Blocks.
+        """Check the file's version without opening the store. Blocks.
 
         Raises:
-            StoreTooNew: it has been written by a newer version. Anything else that is wrong with it
-                shows in `open`.
+            StoreTooNew: a newer version wrote the file. `open` reports all other problems.
         """
         try:
             with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as connection:
@@ -137,14 +135,14 @@ class StoreFile:
         self._check_version(version)
 
     async def open(self) -> None:
-        """Open the file, and make it when it is missing.
+        """Open the file, and create it if it is missing.
 
         Raises:
-            StoreTooNew: it has been written by a newer version.
-            StoreUnavailable: it cannot be used now. Each use tries to open it again.
+            StoreTooNew: a newer version wrote the file.
+            StoreUnavailable: the file cannot be used now. Each use tries to open it again.
         """
         self._is_open = True
-        async with self.using():
+        async with self.acquire():
             pass
 
     async def aclose(self) -> None:
@@ -153,19 +151,21 @@ class StoreFile:
         await self._close()
 
     async def take_ballast(self) -> None:
-        """Take up the space that deletions need on a full disk."""
+        """Reserve the space that deletions need on a full disk."""
         await asyncio.to_thread(self._ballast.take)
 
     @asynccontextmanager
-    async def using(
+    async def acquire(
         self, *, writes: bool = False, deletes: bool = False
     ) -> AsyncIterator[aiosqlite.Connection]:
-        """Give out the connection, in turn where it `writes` or `deletes`, and note how that went.
+        """Yield the connection, opening the file if needed, and update `problem` by the result.
 
-        Deleting alone does not show that a disk has space again.
+        Args:
+            writes: wait for other writers; a success also clears a problem of writing.
+            deletes: wait for other writers; a success proves no free space, so it does not.
 
         Raises:
-            StoreUnavailable: something failed, or took too long.
+            StoreUnavailable: an operation failed, or took longer than `timeout_s`.
         """
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -177,13 +177,13 @@ class StoreFile:
                     if writes or deletes:
                         self._writing.release()
         except (aiosqlite.IntegrityError, sqlite3.DataError, UnicodeError) as error:
-            raise StoreUnavailable(f"{self.path}: {error}") from error  # the row's fault alone
+            raise StoreUnavailable(f"{self.path}: {error}") from error  # a problem of this row only
         except (OSError, aiosqlite.Error, ValueError, StoreUnavailable) as error:
             await self._note_problem(problem_of(error), error)
             if isinstance(error, StoreUnavailable):
                 raise
-            told = error if str(error) else f"no answer in {self._timeout_s:g} s"
-            raise StoreUnavailable(f"{self.path}: {told}", problem_of(error)) from error
+            reason = error if str(error) else f"no answer in {self._timeout_s:g} s"
+            raise StoreUnavailable(f"{self.path}: {reason}", problem_of(error)) from error
         self._note_success(has_written=writes)
 
     async def _open(self) -> aiosqlite.Connection:
@@ -191,7 +191,9 @@ class StoreFile:
             if self._connection is not None:
                 return self._connection
             if not self._is_open:
-                raise StoreUnavailable(f"{self.path}: is not open", StoreProblem.CANNOT_OPEN)
+                raise StoreUnavailable(
+                    f"{self.path}: the store is not open", StoreProblem.CANNOT_OPEN
+                )
             if self._abandoned is not None and not self._abandoned.done():
                 raise StoreUnavailable(
                     f"{self.path}: the disk does not answer", StoreProblem.NOT_ANSWERING
@@ -206,7 +208,7 @@ class StoreFile:
             except aiosqlite.OperationalError as error:
                 if problem_of(error) is not StoreProblem.FULL:
                     raise
-                # Even reading takes some space, for the shared memory beside the file.
+                # Even reading needs some space, for the shared-memory file beside the database.
                 await asyncio.to_thread(self._ballast.release)
                 await self._open_file()
             assert self._connection is not None
@@ -228,14 +230,14 @@ class StoreFile:
             raise
         self._file_id = file_id
         if self._problem is StoreProblem.DAMAGED:
-            self._problem = None  # as `_prepare` has found out
+            self._problem = None  # `_prepare` has checked the whole file
 
     def _find_file(self) -> tuple[int, int]:
         """Return the file's device and inode.
 
-        It is made, for this user only, as long as none has been opened; SQLite's other files take
-        after it. One that is removed later is not made anew: a disk may have been unmounted, and
-        what is written in its place would be lost when it comes back.
+        Before the first opening a missing file is created, readable for this user only; SQLite's
+        other files inherit its mode. A file that is removed later is not created again: its disk
+        may have been unmounted, and new data would disappear when it is mounted again.
         """
         if self._file_id is None:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -251,51 +253,61 @@ class StoreFile:
             if verdict != "ok":
                 raise StoreUnavailable(f"{self.path}: {verdict}", StoreProblem.DAMAGED)
         if version == 0:
-            # So that space can be given back; before the first table only.
+            # Allows `shrink`; must be set before the first table is created.
             await connection.execute_fetchall("PRAGMA auto_vacuum = INCREMENTAL")
         await connection.execute_fetchall("PRAGMA journal_mode = WAL")
-        await connection.execute_fetchall(f"PRAGMA journal_size_limit = {_MAX_LOG_BYTES}")
+        await connection.execute_fetchall(f"PRAGMA journal_size_limit = {_MAX_WAL_BYTES}")
         await connection.execute_fetchall(
-            f"PRAGMA wal_autocheckpoint = {_MAX_LOG_BYTES // _PAGE_BYTES}"
+            f"PRAGMA wal_autocheckpoint = {_MAX_WAL_BYTES // _PAGE_BYTES}"
         )
         await connection.execute_fetchall("PRAGMA synchronous = NORMAL")
         await connection.execute_fetchall("PRAGMA secure_delete = ON")
         await connection.executescript(_SCHEMA)
         if version != _SCHEMA_VERSION:
             await connection.execute_fetchall(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        # Looks at the file on the connection's own thread, the one that a hung disk may hold up.
-        await connection.create_function("problem_of_file", 1, self._look)
+        # They run on the connection's own thread, which a hung disk may block.
+        await connection.create_function("problem_of_file", 1, self._inspect)
         await connection.create_function("disk_bytes", 1, self._disk_bytes)
 
     def _check_version(self, version: int) -> None:
         if version > _SCHEMA_VERSION:
             raise StoreTooNew(
-                f"{self.path}: has the schema {version}, which is newer than this server's "
-                f"({_SCHEMA_VERSION}); run the version that wrote it, or choose another data_dir"
+                f"{self.path}: schema {version} is newer than this server's ({_SCHEMA_VERSION}); "
+                "run the version that wrote the file, or set another data_dir"
             )
 
-    def _look(self, closely: int) -> str:
-        """Return what is wrong with the file, as seen from outside; empty if nothing is.
+    def _inspect(self, reads_disk: int) -> str:
+        """Return the problem of the file at its path; empty if there is none.
 
-        The file is never opened but by SQLite: closing it would end the locks of this process.
+        Only SQLite may open the file: closing any other descriptor would drop this process's locks.
 
         Args:
-            closely: read its beginning from the disk, as the open connection has it in memory.
+            reads_disk: read the first pages from the disk; the open connection has them in memory.
         """
         try:
             found = self.path.stat()
             if (found.st_dev, found.st_ino) != self._file_id:
                 return StoreProblem.REMOVED
-            if closely:
+            if reads_disk:
                 with closing(sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True)) as other:
                     other.execute("SELECT 1 FROM responses LIMIT 1").fetchall()
         except (OSError, sqlite3.Error) as error:
             return problem_of(error)
         return ""
 
-    async def check_file(self, connection: aiosqlite.Connection, *, closely: bool = False) -> None:
-        """Refuse to go on with a file that is no longer the one at its path."""
-        [[problem]] = await connection.execute_fetchall("SELECT problem_of_file(?)", (closely,))
+    async def check_file(
+        self, connection: aiosqlite.Connection, *, reads_disk: bool = False
+    ) -> None:
+        """Check that the open file is still the one at its path.
+
+        Args:
+            connection: yielded by `acquire`.
+            reads_disk: also read the first pages from the disk.
+
+        Raises:
+            StoreUnavailable: the file was removed, replaced or damaged.
+        """
+        [[problem]] = await connection.execute_fetchall("SELECT problem_of_file(?)", (reads_disk,))
         self._raise_problem(problem)
 
     def _raise_problem(self, problem: str) -> None:
@@ -308,22 +320,28 @@ class StoreFile:
                 return self._disk_usage(self._directory).free
             return Path(f"{self.path}{what}").stat().st_size
         except OSError:
-            return 0  # what is wrong is told by `_look`
+            return 0  # `_inspect` reports the problem
 
     async def check_disk(self, connection: aiosqlite.Connection, num_bytes: int) -> int:
-        """Refuse a row for which there is no space, and return how much of the file is in use.
+        """Check that the disk has space for a row, and return the used bytes of the file.
 
-        It is refused while there is enough to delete others.
+        A row is written twice, to the write-ahead log and from there to the file. The check counts
+        both, so that enough space stays for deletions: a log that cannot be written back would grow
+        until nothing could be deleted.
 
-        A row is written twice, to the write-ahead log and from there to its place. A log that
-        cannot be written back would grow until nothing could be deleted any more.
+        Args:
+            connection: yielded by `acquire`.
+            num_bytes: size of the row.
+
+        Raises:
+            StoreUnavailable: there is no space for both, or see `check_file`.
         """
         [[problem, *sizes]] = await connection.execute_fetchall(_SIZES)
         self._raise_problem(problem)
-        num_free_bytes, num_file_bytes, num_log_bytes, num_all_bytes, num_unused_bytes = sizes
-        log_growth = max(0, _MAX_LOG_BYTES - num_log_bytes) + num_bytes
+        num_free_bytes, num_file_bytes, num_wal_bytes, num_all_bytes, num_unused_bytes = sizes
+        wal_growth = max(0, _MAX_WAL_BYTES - num_wal_bytes) + num_bytes
         file_growth = max(0, num_all_bytes - num_file_bytes) + max(0, num_bytes - num_unused_bytes)
-        if num_free_bytes < log_growth + file_growth:
+        if num_free_bytes < wal_growth + file_growth:
             raise StoreUnavailable(
                 f"{self.path}: the disk is full: {num_free_bytes} bytes are free",
                 StoreProblem.FULL,
@@ -341,14 +359,14 @@ class StoreFile:
         except TimeoutError:
             self._abandoned = connection.stop()
         except (aiosqlite.Error, ValueError) as error:
-            logger.debug("the store could not be closed: %s", error)
+            logger.debug("cannot close the store of responses: %s", error)
 
     async def _note_problem(self, problem: StoreProblem, error: Exception) -> None:
         if isinstance(error, StoreUnavailable) and error.problem is None:
             return
         if problem is not self._problem:
-            logger.warning("the store of responses cannot be used (%s): %s", problem, error)
-        if self._problem is not StoreProblem.DAMAGED:  # which only another file ends
+            logger.warning("the store of responses is unavailable (%s): %s", problem, error)
+        if self._problem is not StoreProblem.DAMAGED:  # only a check of the whole file clears it
             self._problem = problem
         if problem is StoreProblem.NOT_ANSWERING:
             connection, self._connection = self._connection, None
@@ -361,56 +379,18 @@ class StoreFile:
         is_over = has_written or self._problem not in WRITE_PROBLEMS
         if self._problem is None or self._problem is StoreProblem.DAMAGED or not is_over:
             return
-        logger.info("the store of responses can be used again: %s", self.path)
+        logger.info("the store of responses is available again: %s", self.path)
         self._problem = None
-
-    # A full disk.
 
     async def delete(
         self, connection: aiosqlite.Connection, statement: str, *parameters: Any
     ) -> int:
-        """Run a statement that takes less space than the ballast, also where the disk is full."""
-        try:
-            return await change(connection, statement, *parameters)
-        except aiosqlite.OperationalError as error:
-            if problem_of(error) is not StoreProblem.FULL:
-                raise
-        await asyncio.to_thread(self._ballast.release)
-        try:
-            try:
-                return await change(connection, statement, *parameters)
-            except aiosqlite.OperationalError as error:
-                if problem_of(error) is not StoreProblem.FULL:
-                    raise
-            # To overwrite what is deleted takes as much space again; now it stays in free pages.
-            await connection.execute_fetchall("PRAGMA secure_delete = FAST")
-            return await change(connection, statement, *parameters)
-        finally:
-            await self.give_space_back(connection)
+        """Execute a statement that needs little space, even if the disk is full.
 
-    async def give_space_back(self, connection: aiosqlite.Connection) -> None:
-        """Make the files smaller, as far as there is the space that even this takes."""
-        await asyncio.to_thread(self._ballast.release)
-        num_unused, num_unused_before = 0, -1
-        try:
-            await connection.execute_fetchall("PRAGMA secure_delete = FAST")
-            for _ in range(_MAX_ROUNDS):
-                if num_unused == num_unused_before:
-                    break
-                await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-                await connection.execute_fetchall(f"PRAGMA incremental_vacuum({_PAGES_AT_ONCE})")
-                num_unused_before = num_unused
-                [[num_unused]] = await connection.execute_fetchall(_NUM_UNUSED)
-            await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-        except aiosqlite.OperationalError as error:
-            if problem_of(error) is not StoreProblem.FULL:
-                raise
-        finally:
-            await connection.execute_fetchall("PRAGMA secure_delete = ON")
-            await asyncio.to_thread(self._ballast.take)
+        Returns the number of rows that it changed.
+        """
+        return await delete_with_ballast(connection, self._ballast, statement, *parameters)
 
-
-async def change(connection: aiosqlite.Connection, statement: str, *parameters: Any) -> int:
-    """Run a statement and return how many rows it changed."""
-    async with connection.execute(statement, parameters) as cursor:
-        return cursor.rowcount
+    async def shrink(self, connection: aiosqlite.Connection) -> None:
+        """Return free pages and the write-ahead log to the disk, as far as its space allows."""
+        await shrink(connection, self._ballast)
