@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from app.asyncapi.channel import Channel, Example, Message
-from app.errors import ErrorInfo
 from app.responses.protocol.events import error_event, expiring_event, steer_failed_event
+from app.responses.refusals import previous_not_found
 from app.responses.schemas.events import RESPONSE_EVENTS
 from app.responses.schemas.objects import EventObject
 from app.responses.schemas.request import ResponseRequest
@@ -155,7 +155,7 @@ def _received() -> tuple[Message, ...]:
     call = {"type": "function_call_output", "call_id": f"call_{_KEY}_0", "output": "Sunny."}
     creates: dict[str, dict[str, Any]] = {
         "question": {"input": "What is the capital of France?", "max_output_tokens": 32},
-        "go on": {"input": "And of Italy?", "previous_response_id": response_id, "store": False},
+        "continue": {"input": "And of Italy?", "previous_response_id": response_id, "store": False},
         "stream": {"input": "Tell me a story.", "stream_id": "story", "max_output_tokens": 64},
         "tools": {"input": "What is the weather in Paris?", "tools": [_TOOL]},
         "tool output": {"input": [call], "previous_response_id": response_id, "tools": [_TOOL]},
@@ -199,11 +199,7 @@ def _received() -> tuple[Message, ...]:
 
 def _sent() -> tuple[Message, ...]:
     shown = _examples()
-    not_found = ErrorInfo(
-        code="previous_response_not_found",
-        message=f"previous_response_id: there is no response resp_{_KEY} to go on from.",
-        param="previous_response_id",
-    )
+    not_found = previous_not_found(f"resp_{_KEY}").info
     steered = steer_failed_event(
         f"resp_{_KEY}", "Make it short.", sequence_number=5, stream_id=None
     )

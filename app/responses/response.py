@@ -134,7 +134,7 @@ class LiveResponse:
             return writer.snapshot()
 
     def finish(self) -> StoredResponse:
-        """Return what stays of the response, which must have ended. As slow as `snapshot`.
+        """Return the response without its log; it must have ended. As slow as `snapshot`.
 
         The result is cached unless it has log probabilities, which are many objects per token and
         which the log holds in compact form.

@@ -4,11 +4,12 @@ import time
 from typing import Any, Literal
 
 import pytest
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from app.errors import ErrorInfo
 from app.openai.schemas.completions import CompletionRequest
 from app.schemas.sampling import SamplingFields
-from app.schemas.validation import to_error_info
+from app.schemas.validation import api_error, to_error_info
 from app.schemas.wire_model import WireModel
 
 
@@ -156,3 +157,25 @@ def test_a_bad_prompt_has_one_error():
         CompletionRequest.model_validate({"prompt": [1] * 300_000 + ["a"]})
     assert invalid.value.error_count() == 1
     assert time.monotonic() - started_at < 1
+
+
+class Refusing(WireModel):
+    """Refuses a part of itself with an error of the API."""
+
+    parts: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, fields: Any) -> Any:
+        raise api_error("unsupported_content", "parts[1]", f"{fields['parts'][1]} is not text")
+
+
+@pytest.mark.parametrize("part", ["image", "{message}", "{param}", "x" * 1000])
+def test_a_validator_can_raise_an_error_of_the_api(part: str):
+    with pytest.raises(ValidationError) as invalid:
+        Refusing.model_validate({"parts": ["a", part]})
+    assert to_error_info(invalid.value.errors()) == ErrorInfo(
+        code="unsupported_content",
+        message=f"parts[1]: {part} is not text",
+        param="parts[1]",
+    )

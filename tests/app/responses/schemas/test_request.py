@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.errors import RequestRefused
 from app.responses.schemas.request import ResponseRequest
 from app.schemas.validation import to_error_info
 from streaming import ChatPrompt, GrammarKind, Tool, ToolChoice, ToolMode
@@ -30,14 +29,10 @@ def prompt_of(body: ResponseRequest) -> ChatPrompt:
 
 def refusal(**fields: Any) -> tuple[str, str | None]:
     """Return the code and the field of the refusal."""
-    try:
+    with pytest.raises(ValidationError) as refused:
         parse(**fields)
-    except RequestRefused as refused:
-        return refused.info.code, refused.info.param
-    except ValidationError as error:
-        info = to_error_info(error.errors())
-        return info.code, info.param
-    raise AssertionError("it was taken")
+    info = to_error_info(refused.value.errors())
+    return info.code, info.param
 
 
 # What is refused.
@@ -68,12 +63,12 @@ def refusal(**fields: Any) -> tuple[str, str | None]:
         ({"type": "computer_call", "id": "cu_1"}, "input[0]"),
     ],
 )
-def test_content_that_is_no_text_is_refused_by_its_place(item: dict[str, Any], param: str):
+def test_unsupported_content_is_refused_with_its_location(item: dict[str, Any], param: str):
     assert refusal(input=[item]) == ("unsupported_content", param)
 
 
 @pytest.mark.parametrize("kind", ["web_search", "custom", "x"])
-def test_tools_that_a_server_would_run_are_refused(kind: str):
+def test_hosted_tools_are_refused_with_their_location(kind: str):
     assert refusal(tools=[TOOL, {"type": kind}]) == ("unsupported_content", "tools[1]")
 
 
@@ -128,7 +123,7 @@ def test_tools_that_a_server_would_run_are_refused(kind: str):
         ({"previous_response_id": "x" * 257}, "previous_response_id"),
     ],
 )
-def test_a_wrong_field_is_refused_by_its_name(fields: dict[str, Any], param: str | None):
+def test_an_invalid_field_is_refused_with_its_name(fields: dict[str, Any], param: str | None):
     code, found = refusal(**fields)
     assert code == "invalid_request"
     if param is not None:
@@ -144,7 +139,7 @@ def test_null_is_the_default():
         assert (body.is_stored, body.generates, body.includes_logprobs) == (True, True, False)
 
 
-def test_fields_that_nobody_knows_are_skipped():
+def test_unknown_fields_are_ignored():
     assert parse(client_metadata={"a": 1}, stream_options={"x": 1}, reasoning={"context": "auto"})
 
 
@@ -153,10 +148,10 @@ def test_every_field_is_described():
     assert all("description" in field for field in schema["properties"].values())
 
 
-# What is kept and shown.
+# What is stored and shown.
 
 
-def test_items_get_ids_and_keep_those_that_they_have():
+def test_items_without_ids_get_them():
     body = parse(
         input=[
             {"role": "user", "content": "hi", "id": "mine"},
@@ -245,7 +240,7 @@ def test_items_get_ids_and_keep_those_that_they_have():
         ({"prompt_cache_key": "k"}, {"prompt_cache_key": "k", "safety_identifier": None}),
     ],
 )
-def test_a_response_shows_the_request(fields: dict[str, Any], shown: dict[str, Any]):
+def test_a_response_repeats_its_request(fields: dict[str, Any], shown: dict[str, Any]):
     echo = parse(**fields).echo()
     assert {name: echo[name] for name in shown} == shown
     check_response(
@@ -265,7 +260,7 @@ def test_a_response_shows_the_request(fields: dict[str, Any], shown: dict[str, A
     )
 
 
-# What the engine is asked for.
+# The engine's request.
 
 
 @pytest.mark.parametrize(
@@ -281,7 +276,7 @@ def test_a_response_shows_the_request(fields: dict[str, Any], shown: dict[str, A
         ),
     ],
 )
-def test_tools_are_offered(field: Any, choice: ToolChoice):
+def test_tools_are_passed_to_the_engine(field: Any, choice: ToolChoice):
     tools = [TOOL, {**TOOL, "name": "g", "description": "d", "parameters": SCHEMA}]
     prompt = prompt_of(parse(tools=tools, tool_choice=field, parallel_tool_calls=False))
     assert prompt.tools == (
@@ -300,11 +295,11 @@ def test_tools_are_offered(field: Any, choice: ToolChoice):
         ({"effort": "none"}, '{"reasoning_effort": "none", "enable_thinking": false}'),
     ],
 )
-def test_effort_is_for_the_template(reasoning: Any, template_kwargs: str):
+def test_effort_is_passed_to_the_chat_template(reasoning: Any, template_kwargs: str):
     assert prompt_of(parse(reasoning=reasoning)).template_kwargs == template_kwargs
 
 
-def test_sampling_fields_are_those_of_all_routes():
+def test_sampling_fields_are_passed_to_the_engine():
     body = parse(
         temperature=0.5,
         top_k=3,
@@ -335,9 +330,7 @@ def test_sampling_fields_are_those_of_all_routes():
         ({"include": ["reasoning.encrypted_content"], "top_logprobs": 3}, None),
     ],
 )
-def test_log_probabilities_are_reported_where_they_are_included(
-    fields: dict[str, Any], logprobs: int | None
-):
+def test_log_probabilities_are_requested_by_include(fields: dict[str, Any], logprobs: int | None):
     assert parse(**fields).to_request((), caller="me").params.logprobs == logprobs
 
 
@@ -350,7 +343,7 @@ def test_log_probabilities_are_reported_where_they_are_included(
         ({"prompt_cache_options": {"ttl": "30m"}}, True),
     ],
 )
-def test_a_warm_up_is_asked_for_in_two_ways(fields: dict[str, Any], generates: bool):
+def test_a_warm_up_is_requested_in_two_ways(fields: dict[str, Any], generates: bool):
     assert parse(**fields).generates is generates
 
 
