@@ -84,26 +84,26 @@ async def test_the_async_client_uses_two_lanes_at_once() -> None:
         client_of(server.http_url) as client,
         client.responses.connect() as connection,
     ):
-        for lane in ("one", "two"):
-            await connection.response.create(input=lane, store=False, stream_id=lane)
+        for stream_id in ("one", "two"):
+            await connection.response.create(input=stream_id, store=False, stream_id=stream_id)
         frames = [dump(await connection.recv()) for _ in range(4)]
         assert {frame["stream_id"] for frame in frames} == {"one", "two"}
         gate.open()
         frames += await until_end(connection, count=2)
-        for lane in ("one", "two"):
+        for stream_id in ("one", "two"):
             [response_id] = {
                 frame["response"]["id"]
                 for frame in frames
-                if frame["stream_id"] == lane and "response" in frame
+                if frame["stream_id"] == stream_id and "response" in frame
             }
             await connection.response.create(
-                previous_response_id=response_id, input="more", store=False, stream_id=lane
+                previous_response_id=response_id, input="more", store=False, stream_id=stream_id
             )
         frames += await until_end(connection, count=2)
-    for lane in ("one", "two"):
-        assert endings(frames, lane) == ["completed", "completed"]
-        first = f"user: {lane}\nassistant: "
-        assert text_of(frames, lane) == f"{first}{first}{first}\nuser: more\nassistant: "
+    for stream_id in ("one", "two"):
+        assert endings(frames, stream_id) == ["completed", "completed"]
+        first = f"user: {stream_id}\nassistant: "
+        assert text_of(frames, stream_id) == f"{first}{first}{first}\nuser: more\nassistant: "
     assert_valid_responses(frames)
 
 
@@ -185,7 +185,7 @@ async def test_a_line_that_drops_in_the_middle_loses_and_repeats_nothing() -> No
     assert follower.num_reconnects == 3
 
 
-async def test_every_lane_comes_back_after_a_drop() -> None:
+async def test_every_stream_comes_back_after_a_drop() -> None:
     gate = Gate()
     backend = scripted_backend(repeat_prompt, gate=gate)
     followers = {"one": Follower(), "two": Follower()}
@@ -208,8 +208,10 @@ async def test_every_lane_comes_back_after_a_drop() -> None:
             async with client.responses.connect(
                 on_reconnecting=on_reconnecting, initial_delay=0.01
             ) as connection:
-                for lane in followers:
-                    await connection.response.create(input=lane, store=False, stream_id=lane)
+                for stream_id in followers:
+                    await connection.response.create(
+                        input=stream_id, store=False, stream_id=stream_id
+                    )
                 async for event in connection:
                     kind = followers[event.stream_id or ""].take(event)
                     num_ended += kind in ENDS
@@ -220,8 +222,8 @@ async def test_every_lane_comes_back_after_a_drop() -> None:
                         proxy.cut()
                         proxy.mend()
                         gate.open()
-    for lane, follower in followers.items():
-        assert text_of(follower.frames, lane) == f"user: {lane}\nassistant: "
+    for stream_id, follower in followers.items():
+        assert text_of(follower.frames, stream_id) == f"user: {stream_id}\nassistant: "
         assert_valid_responses(follower.frames)
 
 

@@ -58,27 +58,30 @@ async def test_two_lanes_at_once(client_type: Any, model_server: ServerProcess) 
         entered(client.responses.connect()) as socket,
     ):
         if True:
-            for lane in ("one", "two"):
+            for stream_id in ("one", "two"):
                 await result(
                     socket.response.create(
-                        stream_id=lane,
-                        input=f"Count to twenty, {lane}.",
+                        stream_id=stream_id,
+                        input=f"Count to twenty, {stream_id}.",
                         temperature=0,
                         max_output_tokens=20,
                     )
                 )
-            lanes: dict[str, list[Event]] = {"one": [], "two": []}
+            streams: dict[str, list[Event]] = {"one": [], "two": []}
             order: list[str] = []
             async for event in each(socket):
                 shown = event.to_dict()
-                lane = shown.pop("stream_id")
-                order.append(lane)
-                lanes[lane].append(shown)
-                if sum(events[-1]["type"] in TERMINAL for events in lanes.values() if events) == 2:
+                stream_id = shown.pop("stream_id")
+                order.append(stream_id)
+                streams[stream_id].append(shown)
+                if (
+                    sum(events[-1]["type"] in TERMINAL for events in streams.values() if events)
+                    == 2
+                ):
                     break
-    for events in lanes.values():
+    for events in streams.values():
         check_events(events)
-    assert order != sorted(order), "one lane waited for the other"
+    assert order != sorted(order), "one stream waited for the other"
 
 
 async def test_nothing_is_lost_in_a_forced_drop(client_type: Any, model_proxy: TcpProxy) -> None:
