@@ -23,7 +23,7 @@ def test_the_model_is_asked_for_a_summary():
     assert request.params == SamplingParams(temperature=0.0, max_tokens=1024)
 
 
-def test_what_the_user_said_stays_and_the_rest_is_the_summary():
+def test_the_users_messages_stay_and_the_summary_replaces_the_rest():
     items = [
         {"role": "system", "content": "be nice"},
         {"role": "user", "content": "hi"},
@@ -42,7 +42,7 @@ def test_what_the_user_said_stays_and_the_rest_is_the_summary():
     assert compacted["usage"]["output_tokens_details"] == {"reasoning_tokens": 17}
 
 
-def test_a_conversation_is_not_given_up_for_no_summary():
+def test_an_empty_summary_is_a_failure():
     """As where the model has thought for as long as it may."""
     log = make_log(*"<think>well, hm", end=FinishReason.LENGTH, output_format=REASONING)
     with pytest.raises(EngineFailure):

@@ -118,11 +118,11 @@ def user(text: str) -> dict[str, Any]:
         ),
     ],
 )
-def test_items_become_turns(items: Any, messages: list[ChatMessage]):
+def test_items_become_messages(items: Any, messages: list[ChatMessage]):
     assert messages_of(items) == tuple(messages)
 
 
-def test_instructions_come_first_and_join_what_the_system_says_next():
+def test_instructions_are_merged_with_the_next_system_message():
     items = [{"role": "system", "content": "short"}, user("hi")]
     assert messages_of(items, instructions="be nice") == (
         ChatMessage("system", "be nice\n\nshort"),
@@ -140,7 +140,7 @@ def test_an_output_without_its_call_is_refused(num_inherited: int):
     assert refused.value.param == f"input[{3 - num_inherited}].call_id"
 
 
-def test_output_goes_on_as_context():
+def test_output_becomes_context():
     log = make_log(
         *f"<think>hm</think>so {call('f', '{}')}",
         end=FinishReason.TOOL_CALLS,
@@ -157,14 +157,14 @@ def test_output_goes_on_as_context():
     assert output[1]["content"][0]["logprobs"], "the response itself keeps them"
 
 
-def test_a_call_that_was_cut_is_no_context():
+def test_a_call_that_was_cut_off_is_not_part_of_the_context():
     log = make_log(*call("f", '{"a": 1}')[:-15], end=FinishReason.LENGTH, output_format=TOOLS)
     output = write(log)[-1]["response"]["output"]
     assert [item["type"] for item in output] == ["function_call"]
     assert to_context(output) == ()
 
 
-def test_a_summary_stands_for_what_came_before_it():
+def test_a_summary_replaces_earlier_messages():
     items = [
         {"role": "system", "content": "be nice"},
         user("hi"),

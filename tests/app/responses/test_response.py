@@ -28,7 +28,7 @@ def tracked_objects() -> int:
 
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.slow
-def test_a_settled_response_keeps_no_objects_for_each_token(logprobs: bool):
+def test_a_finished_response_has_no_objects_per_token(logprobs: bool):
     response = make_response(num_tokens=1000, logprobs=logprobs)
     before = tracked_objects()
     num_shown = len(response.finish().last_snapshot["output"][0]["content"][0]["logprobs"])
@@ -40,7 +40,7 @@ def test_a_settled_response_keeps_no_objects_for_each_token(logprobs: bool):
 @pytest.mark.parametrize("num_tokens", [1, 500])
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.slow
-def test_its_bytes_cover_what_it_takes_in_memory(num_tokens: int, logprobs: bool):
+def test_num_bytes_covers_the_memory_of_a_response(num_tokens: int, logprobs: bool):
     make_response(num_tokens=1, logprobs=logprobs).finish()  # what is made once and for all
     tracemalloc.start()
     try:

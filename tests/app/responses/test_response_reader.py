@@ -37,7 +37,7 @@ class Reading:
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 50, *range(55, 66), 120, 200])
-def test_a_long_log_is_read_in_parts(num_tokens: int):
+def test_a_long_log_is_read_in_chunks(num_tokens: int):
     log = make_log(*("x" * num_tokens))
     reading = Reading(log)
     reading.read_all()
@@ -47,7 +47,7 @@ def test_a_long_log_is_read_in_parts(num_tokens: int):
 
 
 @pytest.mark.parametrize("num_parts", [0, 1, 2, 3])
-def test_what_comes_between_two_parts_is_not_missed(num_parts: int):
+def test_events_between_two_chunks_are_not_missed(num_parts: int):
     log = make_log(*("x" * 150), end=None)
     reading = Reading(log)
     for _ in range(num_parts):
@@ -64,7 +64,7 @@ def test_what_comes_between_two_parts_is_not_missed(num_parts: int):
     assert reading.events == write(log)
 
 
-def test_what_comes_after_a_skip_is_not_missed():
+def test_events_after_a_skip_are_not_missed():
     log = make_log(*"abc", end=None)
     reading = Reading(log, after=3)
     assert reading.reader.skip()

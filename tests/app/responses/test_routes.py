@@ -124,7 +124,7 @@ async def test_examples_of_the_docs_page_work(example: dict[str, Any]):
     assert response.status_code == 200, response.text
 
 
-async def test_an_answer_that_is_cut_is_incomplete():
+async def test_an_answer_at_its_limit_is_incomplete():
     async with client_of(scripted_backend(say("hello"))) as calling:
         response = await create(calling, max_output_tokens=2)
     assert (response["status"], text_of(response)) == ("incomplete", "he")
@@ -138,7 +138,7 @@ async def test_a_failed_generation_is_an_http_error():
     assert "secret" not in response.text
 
 
-async def test_log_probabilities_come_where_they_are_included():
+async def test_log_probabilities_are_returned_on_request():
     async with client_of(scripted_backend(say("aé"))) as calling:
         response = await create(
             calling, include=["message.output_text.logprobs"], top_logprobs=1, max_output_tokens=3
@@ -164,7 +164,7 @@ async def test_log_probabilities_come_where_they_are_included():
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
     ],
 )
-async def test_what_is_no_text_is_refused(body: Event, error: str):
+async def test_content_other_than_text_is_refused(body: Event, error: str):
     async with client_of(scripted_backend()) as calling:
         response = await calling.post(PATH, json=body)
     assert error_of(response) == (400, "unsupported_content", error)
@@ -191,7 +191,7 @@ async def test_what_is_no_text_is_refused(body: Event, error: str):
     ],
 )
 @pytest.mark.parametrize("streams", [True, False])
-async def test_what_cannot_be_answered_is_refused_before_it_begins(
+async def test_invalid_requests_are_refused_before_the_stream_starts(
     body: Event, error: tuple[int, str, str], streams: bool
 ):
     async with client_of(scripted_backend()) as calling:
@@ -244,7 +244,7 @@ async def test_a_stream_ends_with_the_response(
     assert response["status"] == status
 
 
-async def test_a_failure_in_a_stream_is_its_end():
+async def test_a_failure_ends_the_stream():
     def script(_: object) -> Any:
         yield ord("a")
         yield RuntimeError("secret")
@@ -313,7 +313,7 @@ class NotesThreads(ByteTokenizer):
         return super().token_text(token_id)
 
 
-async def test_what_a_client_has_is_skipped_on_another_thread():
+async def test_events_before_the_cursor_are_skipped_on_another_thread():
     tokenizer = NotesThreads()
     backend = replace(scripted_backend(say("hello" * 100)), tokenizer=tokenizer)
     async with serving(backend) as (app, _), client(app) as calling:
@@ -330,7 +330,7 @@ async def test_what_a_client_has_is_skipped_on_another_thread():
         assert tokenizer.on_main_thread == {False}
 
 
-async def test_reasoning_is_told_as_the_setting_says():
+async def test_the_setting_selects_the_event_types_of_reasoning():
     backend = scripted_backend(say("<think>hm</think>a"), reasons=True)
     async with client_of(backend, reasoning_events="open_responses") as calling:
         events = events_of((await calling.post(PATH, json=ASK)).text)
@@ -342,7 +342,7 @@ async def test_reasoning_is_told_as_the_setting_says():
 
 
 @pytest.mark.parametrize("streams", [True, False])
-async def test_a_response_ends_with_its_caller(streams: bool):
+async def test_a_response_is_cancelled_when_its_client_disconnects(streams: bool):
     gate = Gate()
     async with (
         serving(scripted_backend(say("x" * 1000), gate=gate), gate=gate) as (app, _),
@@ -362,7 +362,7 @@ async def test_a_response_ends_with_its_caller(streams: bool):
     assert response["usage"]["output_tokens"] < 1000
 
 
-async def test_a_background_response_goes_on():
+async def test_a_background_response_outlives_its_client():
     gate = Gate()
     async with (
         serving(scripted_backend(say("hello"), gate=gate), gate=gate) as (app, _),
@@ -387,7 +387,7 @@ async def test_a_background_response_goes_on():
     assert text_of(events[-1]["response"]) == "hello"
 
 
-async def test_a_background_response_is_fetched_and_followed():
+async def test_a_background_response_is_retrieved_and_streamed():
     gate = Gate()
     async with (
         serving(scripted_backend(say("hello"), gate=gate), gate=gate) as (app, _),
@@ -440,7 +440,7 @@ async def test_cancelling_a_background_response_ends_it():
 
 
 @pytest.mark.slow
-async def test_a_conversation_goes_on_after_a_restart(tmp_path: Path):
+async def test_a_conversation_continues_after_a_restart(tmp_path: Path):
     settings: dict[str, Any] = {"data_dir": str(tmp_path)}
     script = "calling\n" + call("f", "{}")
     async with client_of(scripted_backend(say(script)), **settings) as calling:
@@ -480,7 +480,7 @@ async def test_calls_are_answered_by_their_ids():
     assert seen[1].endswith("tool: 0\ntool: 1\nassistant: ")
 
 
-async def test_what_ended_long_ago_can_be_fetched_but_not_streamed(tmp_path: Path):
+async def test_an_old_response_can_be_retrieved_but_not_streamed(tmp_path: Path):
     async with (
         serving(scripted_backend(), data_dir=str(tmp_path), retention_s=0) as (app, _),
         client(app) as calling,
@@ -492,7 +492,7 @@ async def test_what_ended_long_ago_can_be_fetched_but_not_streamed(tmp_path: Pat
     assert error_of(refused) == (400, "stream_expired", "stream")
 
 
-async def test_past_the_end_there_is_nothing():
+async def test_a_cursor_past_the_end_gets_no_events():
     async with client_of(scripted_backend(say("a"))) as calling:
         events = events_of((await calling.post(PATH, json=ASK)).text)
         response_id = events[0]["response"]["id"]
@@ -500,7 +500,7 @@ async def test_past_the_end_there_is_nothing():
             assert await stream(calling, response_id, starting_after=after) == []
 
 
-async def test_a_response_that_is_not_to_be_stored_cannot_be_fetched():
+async def test_an_unstored_response_cannot_be_retrieved():
     async with client_of(scripted_backend()) as calling:
         response = await create(calling, store=False)
         assert response["store"] is False
@@ -520,7 +520,7 @@ async def test_a_deleted_response_is_gone(tmp_path: Path):
 
 
 @pytest.mark.pain(16)
-async def test_another_keys_response_looks_like_none():
+async def test_another_callers_response_is_not_found():
     keys = ("one", "two")
     async with (
         serving(scripted_backend(), api_keys=keys) as (app, _),
@@ -596,7 +596,7 @@ async def test_input_items_are_listed_in_pages():
         }
 
 
-async def test_pages_of_input_items_end_where_a_client_gave_an_id_twice():
+async def test_pages_of_input_items_end_if_an_id_is_used_twice():
     items = [{"role": "user", "content": str(number), "id": "msg_a"} for number in range(3)]
     async with client_of(scripted_backend()) as calling:
         path = f"{(await create(calling, input=items))['id']}/input_items"
@@ -617,14 +617,14 @@ async def test_pages_of_input_items_end_where_a_client_gave_an_id_twice():
         ("/input_items?after=nothing", "after"),
     ],
 )
-async def test_a_wrong_query_is_refused_by_its_name(query: str, param: str):
+async def test_an_invalid_query_is_refused_with_its_name(query: str, param: str):
     async with client_of(scripted_backend()) as calling:
         response_id = (await create(calling))["id"]
         refused = await calling.get(f"{PATH}/{response_id}{query}")
     assert error_of(refused) == (422, "invalid_request", param)
 
 
-async def test_the_size_of_a_prompt_is_counted():
+async def test_input_tokens_are_counted():
     async with client_of(scripted_backend(max_model_len=120)) as calling:
         body = {"input": "x" * 100, "instructions": "be nice"}
         answer = await calling.post(f"{PATH}/input_tokens", json=body)
@@ -636,7 +636,7 @@ async def test_the_size_of_a_prompt_is_counted():
         assert error_of(refused) == (422, "invalid_request", "input")
 
 
-async def test_a_compacted_conversation_goes_on_from_its_summary():
+async def test_a_compacted_conversation_continues_from_its_summary():
     async with client_of(scripted_backend(say("ho", "They said hi."))) as calling:
         first = await create(calling)
         body = {"previous_response_id": first["id"], "input": "well"}
@@ -672,7 +672,7 @@ async def test_a_compacted_conversation_goes_on_from_its_summary():
         ),
     ],
 )
-async def test_what_cannot_be_compacted_is_refused(body: Event, error: tuple[int, str, str]):
+async def test_an_invalid_compaction_is_refused(body: Event, error: tuple[int, str, str]):
     async with client_of(scripted_backend()) as calling:
         refused = await calling.post(f"{PATH}/compact", json=body)
     assert error_of(refused) == error
@@ -684,7 +684,7 @@ async def test_a_summary_that_fails_is_an_http_error():
     assert error_of(refused) == (500, "engine_error", None)
 
 
-async def test_a_store_that_fails_is_told_and_hangs_nobody(tmp_path: Path):
+async def test_a_store_that_fails_is_reported_and_blocks_no_request(tmp_path: Path):
     async with (
         serving(scripted_backend(say("a")), data_dir=str(tmp_path)) as (app, _),
         client(app) as calling,
@@ -704,7 +704,7 @@ async def test_without_a_store_responses_are_in_memory():
         assert error_of(refused) == (404, "response_not_found", "response_id")
 
 
-def test_the_checker_of_events_tells_a_missing_end():
+def test_the_checker_of_events_notices_a_missing_end():
     with pytest.raises(AssertionError):
         check_events([])
     assert len(TERMINAL) == 3

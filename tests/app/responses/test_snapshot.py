@@ -72,7 +72,7 @@ def test_a_response_that_could_not_be_stored_says_so(is_lost: bool, store: bool)
     assert finish(STOP, is_lost=is_lost)["store"] is store
 
 
-def test_usage_counts_the_output_but_that_of_a_warm_up():
+def test_usage_does_not_count_the_output_of_a_warm_up():
     assert finish(STOP)["usage"] == to_usage(
         input_tokens=3, cached_tokens=2, output_tokens=1, reasoning_tokens=1
     )

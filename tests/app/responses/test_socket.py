@@ -49,7 +49,7 @@ async def test_turns_of_one_stream_follow_each_other() -> None:
         assert_valid_responses(client.frames)
 
 
-async def test_a_chain_that_is_not_stored_lives_on_its_connection_only() -> None:
+async def test_an_unstored_chain_is_known_on_its_connection_only() -> None:
     async with responding(scripted_backend(repeat_prompt)) as rig:
         client = rig.connect()
         client.create(input="first", store=False)
@@ -68,7 +68,7 @@ async def test_a_chain_that_is_not_stored_lives_on_its_connection_only() -> None
         assert_valid_responses(client.frames)
 
 
-async def test_a_stored_response_can_be_gone_on_from_anywhere() -> None:
+async def test_a_stored_response_can_be_continued_anywhere() -> None:
     async with responding(scripted_backend(repeat_prompt)) as rig:
         client, other = rig.connect(), rig.connect()
         client.create(input="first")
@@ -78,7 +78,7 @@ async def test_a_stored_response_can_be_gone_on_from_anywhere() -> None:
         assert "first" in text_of(other.frames, "a")
 
 
-async def test_what_is_not_generated_can_be_gone_on_from() -> None:
+async def test_a_warm_up_can_be_continued() -> None:
     async with responding(scripted_backend(repeat_prompt)) as rig:
         client = rig.connect()
         client.create(input="begin", generate=False, store=False)
@@ -93,7 +93,7 @@ async def test_what_is_not_generated_can_be_gone_on_from() -> None:
         assert_valid_responses(client.frames)
 
 
-async def test_streams_run_side_by_side() -> None:
+async def test_streams_run_concurrently() -> None:
     gate = Gate()
     async with responding(scripted_backend(say("hello", "world"), gate=gate), gate=gate) as rig:
         client = rig.connect()
@@ -108,7 +108,7 @@ async def test_streams_run_side_by_side() -> None:
         assert_valid_responses(client.frames)
 
 
-async def test_what_the_service_refuses_is_an_error_of_its_turn() -> None:
+async def test_a_refusal_of_the_service_is_an_error_of_its_turn() -> None:
     async with responding(scripted_backend(say("hello"))) as rig:
         client = rig.connect()
         output = [{"type": "function_call_output", "call_id": "call_x", "output": "1"}]
@@ -173,7 +173,7 @@ async def test_without_grace_a_response_is_cancelled_at_the_next_step() -> None:
         assert (finish_reason(log), log.usage.completion_tokens) == ("cancelled", 1)
 
 
-async def test_a_client_that_leaves_while_its_turns_wait_leaves_nothing() -> None:
+async def test_a_client_that_disconnects_leaves_no_waiting_turns() -> None:
     gate = Gate()
     backend = scripted_backend(say(LONG), gate=gate, max_num_seqs=1)
     async with responding(backend, gate=gate, disconnect_grace_s=0) as rig:
@@ -221,7 +221,7 @@ async def test_a_dropped_response_is_resumed_without_gap_or_repetition(store: bo
         await second.until_ended(count=2)
 
 
-async def test_who_resumes_and_drops_again_has_the_grace_anew() -> None:
+async def test_each_lost_connection_has_its_own_grace_period() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)
     async with responding(backend, gate=gate, disconnect_grace_s=1000) as rig:
@@ -300,7 +300,7 @@ async def test_two_sockets_that_resume_one_response_both_get_it() -> None:
             assert_valid_responses(each.frames)
 
 
-async def test_a_response_that_failed_cannot_be_gone_on_from_after_a_resume() -> None:
+async def test_a_failed_response_cannot_be_continued_after_a_resume() -> None:
     async with responding(scripted_backend(lambda _: [ValueError("broken")])) as rig:
         client = rig.connect()
         client.create(store=False)
@@ -330,7 +330,7 @@ async def test_when_the_log_is_gone_nothing_can_be_resumed() -> None:
 # The memory of all sockets
 
 
-async def test_sockets_share_what_they_can_go_on_from() -> None:
+async def test_sockets_share_the_memory_of_their_caches() -> None:
     async with responding(scripted_backend(say("hello"))) as rig:
         memory = rig.service.registry.socket_memory
         clients = [rig.connect() for _ in range(3)]
@@ -379,7 +379,7 @@ async def test_large_requests_of_all_sockets_are_limited_together() -> None:
 # Clients that do not take what is sent
 
 
-async def test_a_slow_client_gets_all_later_and_costs_no_more_than_a_part() -> None:
+async def test_a_slow_client_gets_every_event_and_costs_one_chunk() -> None:
     async with responding(scripted_backend(say(LONG))) as rig:
         client = rig.connect(takes=3)
         client.create()
@@ -395,7 +395,7 @@ async def test_a_slow_client_gets_all_later_and_costs_no_more_than_a_part() -> N
         assert_valid_responses(client.frames)
 
 
-async def test_others_have_their_turn_between_the_parts_of_a_long_response() -> None:
+async def test_other_tasks_run_between_the_chunks_of_a_long_response() -> None:
     async with responding(scripted_backend(say(LONG * 3))) as rig:
         first = rig.connect()
         first.create()
@@ -456,7 +456,7 @@ async def test_a_request_that_breaks_the_tokenizer_fails_alone(
 # The end of the connection
 
 
-async def test_an_idle_connection_ends_with_its_age() -> None:
+async def test_an_idle_connection_is_closed_at_its_maximum_age() -> None:
     async with responding(scripted_backend(), max_connection_s=0.05) as rig:
         client = rig.connect(warns_of_expiry=True)
         await client.serving
@@ -467,7 +467,7 @@ async def test_an_idle_connection_ends_with_its_age() -> None:
         assert_responses_conversation(client.frames, takes_our_events=True)
 
 
-async def test_what_runs_may_end_though_the_connection_is_too_old() -> None:
+async def test_a_running_response_may_end_on_an_expired_connection() -> None:
     gate = Gate()
     clock = ManualClock()
     async with responding(scripted_backend(say("hello"), gate=gate), gate=gate) as rig:
@@ -488,7 +488,7 @@ async def test_what_runs_may_end_though_the_connection_is_too_old() -> None:
         assert_valid_responses(client.frames)
 
 
-async def test_what_runs_on_for_too_long_is_resumed_on_a_new_connection() -> None:
+async def test_a_response_that_outlives_its_connection_is_resumed_on_another() -> None:
     gate = Gate()
     clock = ManualClock()
     backend = scripted_backend(say(LONG), gate=gate)

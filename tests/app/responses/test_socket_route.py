@@ -100,7 +100,7 @@ async def test_a_conversation(parrot: StreamServer) -> None:
     assert not any("\N{REPLACEMENT CHARACTER}" in text_of([frame]) for frame in frames)
 
 
-async def test_a_connection_that_is_gone_takes_its_chain_along(parrot: StreamServer) -> None:
+async def test_unstored_responses_end_with_their_connection(parrot: StreamServer) -> None:
     async with parrot.connect(PATH) as client:
         await create(client, store=False)
         response_id = (await until_end(client))[-1]["response"]["id"]
@@ -113,7 +113,7 @@ async def test_a_connection_that_is_gone_takes_its_chain_along(parrot: StreamSer
         assert (await rest.get(f"{PATH}/{response_id}")).status_code == 404
 
 
-async def test_both_transports_tell_the_same(parrot: StreamServer) -> None:
+async def test_both_transports_send_the_same_events(parrot: StreamServer) -> None:
     body: dict[str, Any] = {"input": STORY, "metadata": {"page": "7"}}
     async with httpx.AsyncClient(base_url=parrot.http_url) as rest:
         text = (await rest.post(PATH, json={**body, "stream": True})).text
@@ -138,7 +138,7 @@ async def test_both_transports_tell_the_same(parrot: StreamServer) -> None:
     assert without_ids(frames) == without_ids(streamed)
 
 
-async def test_the_socket_lives_on_after_every_error(parrot: StreamServer) -> None:
+async def test_the_socket_stays_open_after_every_error(parrot: StreamServer) -> None:
     image = {"type": "input_image", "image_url": "data:,"}
     wrong: list[tuple[Any, str, str | None, int]] = [
         ("{", "invalid_json", None, 400),
@@ -211,7 +211,7 @@ async def test_the_engine_is_full() -> None:
 # The handshake
 
 
-async def test_strangers_stay_out() -> None:
+async def test_a_handshake_without_a_key_is_refused() -> None:
     async with stream_server(scripted_backend(), **KEYS) as server:
         assert await refusal_of(server) == (401, "unauthorized")
         wrong = {"authorization": "Bearer third"}
@@ -225,7 +225,7 @@ async def test_strangers_stay_out() -> None:
 
 
 @pytest.mark.pain(16)
-async def test_nobody_resumes_what_is_someone_elses() -> None:
+async def test_another_callers_response_cannot_be_resumed() -> None:
     keys = [{"authorization": f"Bearer {key}"} for key in ("first", "second")]
     async with stream_server(scripted_backend(), **KEYS) as server:
         async with server.connect(PATH, additional_headers=keys[0]) as client:
@@ -248,18 +248,18 @@ async def test_both_kinds_of_sockets_share_one_limit() -> None:
         assert await refusal_of(server) == (429, "too_many_connections")
 
 
-async def test_refused_while_the_server_goes_away(parrot: StreamServer) -> None:
+async def test_handshakes_are_refused_during_shutdown(parrot: StreamServer) -> None:
     parrot.app.state.services.connections.drain()
     assert await refusal_of(parrot) == (503, "shutting_down")
 
 
-async def test_plain_http_is_told_which_methods_there_are(parrot: StreamServer) -> None:
+async def test_plain_http_gets_the_allowed_methods(parrot: StreamServer) -> None:
     async with httpx.AsyncClient() as client:
         answer = await client.get(parrot.http_url + PATH)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
-async def test_compression_is_taken_here_and_nowhere_else(parrot: StreamServer) -> None:
+async def test_compression_is_accepted_on_this_route_only(parrot: StreamServer) -> None:
     async with parrot.connect(PATH) as client:
         assert [type(each) for each in client.protocol.extensions] == [PerMessageDeflate]
         await create(client, input=STORY)
@@ -272,7 +272,7 @@ async def test_compression_is_taken_here_and_nowhere_else(parrot: StreamServer) 
         assert client.protocol.extensions == []
 
 
-async def test_a_small_frame_that_becomes_a_large_one_is_too_big() -> None:
+async def test_a_frame_that_is_too_big_once_decompressed_is_refused() -> None:
     async with (
         stream_server(scripted_backend(), max_message_bytes=10_000) as server,
         server.connect(PATH) as client,
@@ -285,7 +285,7 @@ async def test_a_small_frame_that_becomes_a_large_one_is_too_big() -> None:
 # Drops
 
 
-async def test_the_handshake_resumes_while_it_is_generated() -> None:
+async def test_the_handshake_resumes_a_running_response() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY), gate=gate)
     async with stream_server(backend, gate=gate, disconnect_grace_s=1000) as server:
@@ -309,7 +309,7 @@ async def test_the_handshake_resumes_while_it_is_generated() -> None:
     assert_valid_responses(frames)
 
 
-async def test_one_handshake_resumes_several(parrot: StreamServer) -> None:
+async def test_one_handshake_resumes_several_responses(parrot: StreamServer) -> None:
     async with parrot.connect(PATH) as client:
         ids = []
         for text in ("one", "two"):
@@ -323,7 +323,7 @@ async def test_one_handshake_resumes_several(parrot: StreamServer) -> None:
     ]
 
 
-async def test_a_response_whose_log_is_gone_can_only_be_fetched() -> None:
+async def test_a_response_whose_log_is_gone_can_only_be_retrieved() -> None:
     async with (
         stream_server(scripted_backend(say("hello")), retention_s=0) as server,
         server.connect(PATH) as client,
@@ -339,7 +339,7 @@ async def test_a_response_whose_log_is_gone_can_only_be_fetched() -> None:
         assert endings(await until_end(client)) == ["completed"]
 
 
-async def test_when_the_grace_is_over_the_response_is_cancelled() -> None:
+async def test_a_response_is_cancelled_after_its_grace_period() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY), gate=gate)
     async with stream_server(backend, gate=gate, disconnect_grace_s=0.01) as server:
@@ -398,7 +398,7 @@ async def test_a_hundred_random_kills_leave_nothing() -> None:
 
 @pytest.mark.pain(9)
 @pytest.mark.slow
-async def test_a_client_that_never_reads_is_closed_and_hurts_nobody() -> None:
+async def test_a_client_that_never_reads_is_closed_and_does_not_delay_others() -> None:
     backend = scripted_backend(lambda _: [97] * 4_000, max_model_len=5_000)
     limits: dict[str, Any] = {"stall_timeout_s": 0.2, "disconnect_grace_s": 1000}
     async with stream_server(backend, send_buffer_bytes=4096, **limits) as server:

@@ -76,7 +76,7 @@ def test_the_sync_client_has_a_conversation(live_server: Callable[..., str]) -> 
     assert texts[2] == f"{texts[1]}{texts[1]}\nuser: three\nassistant: "
 
 
-async def test_the_async_client_uses_two_lanes_at_once() -> None:
+async def test_the_async_client_uses_two_streams_at_once() -> None:
     gate = Gate()
     backend = scripted_backend(repeat_prompt, gate=gate)
     async with (
@@ -107,7 +107,7 @@ async def test_the_async_client_uses_two_lanes_at_once() -> None:
     assert_valid_responses(frames)
 
 
-async def test_errors_and_steers_have_the_types_that_the_client_knows() -> None:
+async def test_errors_and_steers_have_types_that_the_client_knows() -> None:
     async with (
         stream_server(scripted_backend(say("hello"))) as server,
         client_of(server.http_url) as client,
@@ -147,7 +147,7 @@ class Follower:
         return {"extra_query": query}
 
 
-async def test_a_line_that_drops_in_the_middle_loses_and_repeats_nothing() -> None:
+async def test_a_lost_connection_loses_and_repeats_no_event() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY, "and then"), gate=gate)
     follower = Follower()
@@ -185,7 +185,7 @@ async def test_a_line_that_drops_in_the_middle_loses_and_repeats_nothing() -> No
     assert follower.num_reconnects == 3
 
 
-async def test_every_stream_comes_back_after_a_drop() -> None:
+async def test_every_stream_is_resumed_after_a_lost_connection() -> None:
     gate = Gate()
     backend = scripted_backend(repeat_prompt, gate=gate)
     followers = {"one": Follower(), "two": Follower()}
@@ -227,7 +227,7 @@ async def test_every_stream_comes_back_after_a_drop() -> None:
         assert_valid_responses(follower.frames)
 
 
-async def test_a_connection_that_is_too_old_is_gone_on_from_by_the_client_itself() -> None:
+async def test_the_client_replaces_an_expired_connection_by_itself() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)
     follower = Follower()
@@ -309,7 +309,7 @@ async def test_an_agent_streams() -> None:
         await model.close()
 
 
-async def test_an_agent_hears_why_it_is_refused() -> None:
+async def test_an_agent_gets_the_error_of_a_refused_request() -> None:
     async with (
         stream_server(scripted_backend()) as server,
         client_of(server.http_url) as client,

@@ -45,7 +45,7 @@ def request_of(conversation: str) -> GenerationRequest:
         ("a1 a2", 1, "a2"),
     ],
 )
-def test_the_oldest_turns_go_first(conversation: str, num_too_many: int, left: str | None):
+def test_the_oldest_turns_are_dropped_first(conversation: str, num_too_many: int, left: str | None):
     size = 20 * len(conversation.split())
     error = PromptTooLong(size=size, limit=size - 20 * num_too_many)
     assert names(shorten(request_of(conversation), error)) == left

@@ -139,7 +139,7 @@ def test_events_come_in_order_and_end_once(name: str):
 
 
 @ALL_LOGS
-def test_the_background_kind_waits_as_queued(name: str):
+def test_a_background_response_starts_as_queued(name: str):
     log, expected, status = LOGS[name]
     events = write(log, is_background=True)
     assert check_events(events)["status"] == status
@@ -188,7 +188,7 @@ def test_the_last_snapshot_is_that_of_the_last_event(name: str):
     assert writer.is_done
 
 
-def test_an_open_response_shows_what_has_come():
+def test_an_open_response_shows_its_output_so_far():
     log = make_log(*"<think>hm</think>he", end=None, output_format=REASONING)
     writer = ResponseWriter(make_head(), log)
     writer.advance()
@@ -200,7 +200,7 @@ def test_an_open_response_shows_what_has_come():
     assert writer.snapshot()["output"][1]["content"][0]["text"] == "hello"
 
 
-def test_events_already_given_stay_as_they_were():
+def test_returned_events_do_not_change():
     """A snapshot or an item in an event is not changed by what comes later."""
     log = make_log("he", end=None)
     writer = ResponseWriter(make_head(), log)
@@ -224,7 +224,7 @@ def test_a_background_response_is_in_progress_once_it_has_started():
     assert list(writer.events()) == []
 
 
-def test_ids_are_made_of_the_responses_own():
+def test_ids_are_derived_from_the_responses_key():
     log = LOGS["reasoning, text and a call"][0]
     response = write(log)[-1]["response"]
     assert response["id"] == f"resp_{KEY}"
@@ -236,7 +236,7 @@ def test_ids_are_made_of_the_responses_own():
     assert response["output"][2]["call_id"] == f"call_{KEY}_2"
 
 
-def test_usage_tells_reasoning_and_cached_tokens():
+def test_usage_counts_reasoning_and_cached_tokens():
     log = make_log(*"<think>hm</think>ok", "", output_format=REASONING)
     assert write(log)[-1]["response"]["usage"] == {
         "input_tokens": 3,
@@ -253,7 +253,7 @@ def test_an_answer_without_reasoning_has_no_reasoning_tokens():
     assert usage["output_tokens_details"] == {"reasoning_tokens": 0}
 
 
-def test_completion_time_is_on_the_clock_of_the_creation():
+def test_completed_at_uses_the_clock_of_created_at():
     assert write(make_log("a"))[-1]["response"]["completed_at"] == 1_700_000_000 + 60
 
 
@@ -266,13 +266,13 @@ def test_completion_time_is_on_the_clock_of_the_creation():
         (Overloaded(num_waiting=1, max_waiting=1, retry_after_s=1), "rate_limit_exceeded"),
     ],
 )
-def test_a_failure_is_told_in_the_words_of_the_dialect(error: StreamingError, code: str):
+def test_a_failed_response_has_an_error_of_the_dialect(error: StreamingError, code: str):
     response = check_events(write(make_log("a", end=error)))
     assert response["error"] == {"code": code, "message": str(error)}
     assert response["output"][0]["status"] == "incomplete"
 
 
-def test_the_reason_is_told_only_where_the_answer_was_too_long():
+def test_only_an_answer_at_its_limit_has_incomplete_details():
     details = [
         write(make_log("a", end=end))[-1]["response"]["incomplete_details"]
         for end in (FinishReason.LENGTH, FinishReason.CANCELLED, FinishReason.STOP)
@@ -280,7 +280,7 @@ def test_the_reason_is_told_only_where_the_answer_was_too_long():
     assert details == [{"reason": "max_output_tokens"}, None, None]
 
 
-def test_reasoning_can_be_told_as_the_open_standard_does():
+def test_reasoning_can_use_the_event_types_of_the_open_standard():
     log = LOGS["reasoning, text and a call"][0]
     events = write(log, reasoning_dialect=ReasoningDialect.OPEN_RESPONSES)
     ours = write(log)
@@ -324,7 +324,7 @@ def test_a_log_probability_has_its_bytes_and_alternatives():
     assert message["content"][0]["logprobs"] == [{**each, "top_logprobs": [each]}]
 
 
-def test_a_log_probability_that_json_cannot_say_is_a_very_small_one():
+def test_an_infinite_log_probability_is_clamped():
     log = make_log(end=None)
     log.append(Token(97, "a", at=1.0, logprobs=TokenLogprobs(Logprob(97, -math.inf))))
     finish(log, FinishReason.STOP)
@@ -339,7 +339,7 @@ def tracked_objects() -> int:
 
 @pytest.mark.parametrize("end", [None, FinishReason.STOP])
 @pytest.mark.slow
-def test_a_writer_keeps_no_objects_for_each_token(end: FinishReason | None):
+def test_a_writer_has_no_objects_per_token(end: FinishReason | None):
     log = make_log(*"abcdefgh" * 250, end=end, logprobs=True)
     before = tracked_objects()
     writer = ResponseWriter(make_head(reports_logprobs=True), log)
@@ -348,7 +348,7 @@ def test_a_writer_keeps_no_objects_for_each_token(end: FinishReason | None):
     assert num_events > 2000
 
 
-def test_the_spelling_of_a_token_is_asked_for_once():
+def test_the_text_of_a_token_is_cached():
     asked: list[int] = []
 
     def token_text(token_id: int) -> str:
@@ -360,7 +360,7 @@ def test_the_spelling_of_a_token_is_asked_for_once():
     assert asked == [97, 98]
 
 
-def test_log_probabilities_are_left_out_unless_asked_for():
+def test_log_probabilities_are_omitted_by_default():
     assert logprobs_of(write(make_log("a", logprobs=True))) == []
 
 
@@ -373,7 +373,7 @@ def test_log_probabilities_are_left_out_unless_asked_for():
         (EngineFailure(), "failed"),
     ],
 )
-def test_a_warm_up_shows_nothing_of_its_log(end: FinishReason | StreamingError, status: str):
+def test_a_warm_up_has_no_output(end: FinishReason | StreamingError, status: str):
     events = write(make_log("a", end=end), is_warm_up=True)
     assert len(events) == 3
     response = check_events(events)

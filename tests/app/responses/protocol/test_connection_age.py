@@ -19,11 +19,11 @@ def test_each_stage_is_reached_once_in_order():
     ]
 
 
-def test_who_looks_late_is_told_of_all():
+def test_a_late_call_returns_every_stage():
     age = ConnectionAge(opened_at=0.0, max_s=3600.0)
     assert age.reached(now=1e9) == [Stage.WARNED, Stage.EXPIRED, Stage.OVER]
 
 
 @pytest.mark.parametrize(("max_s", "warned_at"), [(3600.0, 3540.0), (100.0, 90.0)])
-def test_a_short_life_has_a_short_warning(max_s: float, warned_at: float):
+def test_a_short_maximum_age_has_a_short_warning(max_s: float, warned_at: float):
     assert ConnectionAge(opened_at=0.0, max_s=max_s).next_timeout_at == warned_at

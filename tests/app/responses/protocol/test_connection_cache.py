@@ -12,7 +12,7 @@ class Known:
     num_bytes: int
 
 
-def test_it_keeps_the_latest_response_of_each_stream():
+def test_the_latest_response_of_each_stream_is_cached():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory())
     for response_id, stream_id in (("r1", None), ("r2", "a"), ("r3", None)):
         cache.put(Known(response_id, 1), stream_id)
@@ -23,7 +23,7 @@ def test_it_keeps_the_latest_response_of_each_stream():
     assert not cache.is_latest("r3", "b")
 
 
-def test_what_is_evicted_is_gone_from_every_stream():
+def test_an_evicted_response_is_gone_from_every_stream():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory())
     for stream_id in (None, "a"):
         cache.put(Known("r1", 1), stream_id)
@@ -32,21 +32,21 @@ def test_what_is_evicted_is_gone_from_every_stream():
     assert (cache.find("r1"), len(cache)) == (None, 1)
 
 
-def test_over_its_size_it_drops_what_was_kept_longest_ago():
+def test_the_oldest_response_is_evicted_first():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory(), max_bytes=10)
     for response_id, stream_id in (("r1", "a"), ("r2", "b"), ("r3", "a"), ("r4", "c")):
         cache.put(Known(response_id, 4), stream_id)
     assert [cache.find(each) is not None for each in ("r2", "r3", "r4")] == [False, True, True]
 
 
-def test_the_newest_stays_whatever_its_size():
+def test_the_newest_response_stays_whatever_its_size():
     cache: ConnectionCache[Known] = ConnectionCache(SocketMemory(), max_bytes=10)
     cache.put(Known("r1", 4), "a")
     cache.put(Known("r2", 11), "b")
     assert (cache.find("r2"), len(cache)) == (Known("r2", 11), 1)
 
 
-def test_over_the_size_of_all_sockets_it_drops_what_was_kept_longest_ago():
+def test_the_oldest_response_of_all_sockets_is_evicted_first():
     memory = SocketMemory(max_bytes=10)
     one: ConnectionCache[Known] = ConnectionCache(memory)
     other: ConnectionCache[Known] = ConnectionCache(memory)
@@ -60,7 +60,7 @@ def test_over_the_size_of_all_sockets_it_drops_what_was_kept_longest_ago():
     assert memory.num_kept_bytes == 8
 
 
-def test_what_is_no_longer_kept_counts_no_longer():
+def test_removed_responses_release_their_memory():
     memory = SocketMemory(max_bytes=100)
     cache: ConnectionCache[Known] = ConnectionCache(memory, max_bytes=10)
     cache.put(Known("r1", 4), "a")

@@ -144,7 +144,7 @@ def test_a_create_becomes_a_command(talk: Talk) -> None:
     assert talk.heard() == []
 
 
-def test_a_binary_frame_is_as_good_as_text(talk: Talk) -> None:
+def test_a_binary_frame_is_read_as_text(talk: Talk) -> None:
     talk.core.receive_bytes('{"type": "response.create", "input": "é"}'.encode(), now=0.0)
     [command] = talk.commands()
     assert command == CreateResponse("turn_1", ResponseRequest(input="é"), None)
@@ -187,7 +187,7 @@ def test_a_bad_create_is_an_error_of_its_stream(
     assert_responses_conversation(frames)
 
 
-def test_refused_after_it_was_submitted(talk: Talk) -> None:
+def test_a_turn_that_is_refused_after_it_was_submitted(talk: Talk) -> None:
     [command] = talk.create("a")
     talk.core.receive_refused(command.turn_id, OVERLOADED)
     [frame] = talk.heard()
@@ -208,7 +208,7 @@ def test_refused_after_it_was_submitted(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("ending", ["completed", "incomplete", "failed"])
-def test_the_next_create_is_taken_as_soon_as_the_ending_is_there(talk: Talk, ending: str) -> None:
+def test_the_next_turn_starts_with_the_ending_of_the_one_before(talk: Talk, ending: str) -> None:
     [first] = talk.create()
     talk.run(first.turn_id, "resp_1", ending)
     # The ending has not even been sent yet.
@@ -216,7 +216,7 @@ def test_the_next_create_is_taken_as_soon_as_the_ending_is_there(talk: Talk, end
     assert second.parent == (None if ending == "failed" else Known("resp_1"))
 
 
-def test_frames_that_are_no_turn(talk: Talk) -> None:
+def test_frames_that_begin_no_turn(talk: Talk) -> None:
     frames = [
         ("", "invalid_json", None),
         ("[]", "invalid_request", None),
@@ -265,7 +265,7 @@ def test_a_bad_create_is_refused_in_its_turn(talk: Talk) -> None:
     assert_responses_conversation(frames)
 
 
-def test_streams_run_side_by_side_and_their_events_have_their_name(talk: Talk) -> None:
+def test_streams_run_concurrently_and_their_events_have_their_id(talk: Talk) -> None:
     turns = {}
     for stream_id in ("a", "b", None):
         [command] = talk.create(stream_id)
@@ -282,7 +282,7 @@ def test_streams_run_side_by_side_and_their_events_have_their_name(talk: Talk) -
     assert_responses_conversation(frames)
 
 
-def test_only_so_many_turns_run_and_the_one_that_came_first_is_next(talk: Talk) -> None:
+def test_the_number_of_running_turns_is_limited(talk: Talk) -> None:
     turns = [talk.create(f"a{index}")[0].turn_id for index in range(MAX_RUNNING_TURNS)]
     assert talk.create("a0", metadata={"n": "same stream"}) == []
     assert talk.create("x", metadata={"n": "x"}) == []
@@ -293,7 +293,7 @@ def test_only_so_many_turns_run_and_the_one_that_came_first_is_next(talk: Talk) 
     assert next_one.body.metadata == {"n": "same stream"}
 
 
-def test_a_bad_create_needs_no_place_among_those_that_run(talk: Talk) -> None:
+def test_a_bad_create_does_not_count_as_running(talk: Talk) -> None:
     for index in range(MAX_RUNNING_TURNS):
         talk.create(f"a{index}")
     talk.create("x", input=7)
@@ -312,7 +312,7 @@ def test_no_stream_id_is_the_default_stream(talk: Talk) -> None:
     assert all("stream_id" not in frame for frame in talk.heard())
 
 
-def test_a_socket_has_only_so_many_streams_in_its_life(talk: Talk) -> None:
+def test_the_number_of_streams_is_limited(talk: Talk) -> None:
     for index in range(MAX_STREAMS):
         talk.turn(f"resp_{index}", f"a{index}")
     talk.heard()
@@ -322,7 +322,7 @@ def test_a_socket_has_only_so_many_streams_in_its_life(talk: Talk) -> None:
     assert len(talk.create()) == 1
 
 
-def test_a_socket_has_only_so_many_turns() -> None:
+def test_the_number_of_turns_is_limited() -> None:
     talk = Talk(max_turns=2)
     [first] = talk.create()
     talk.create()
@@ -337,7 +337,7 @@ def test_a_socket_has_only_so_many_turns() -> None:
     assert_responses_conversation(talk.frames)
 
 
-def test_what_waits_may_only_be_so_large(talk: Talk) -> None:
+def test_the_size_of_waiting_frames_is_limited(talk: Talk) -> None:
     talk.create()
     half = "x" * (MAX_WAITING_CHARS // 2)
     talk.create(input=half)
@@ -372,7 +372,7 @@ def test_too_many_messages() -> None:
 # Going on from a response
 
 
-def test_a_stream_can_go_on_from_its_latest_response_only(talk: Talk) -> None:
+def test_a_stream_can_continue_only_its_latest_response(talk: Talk) -> None:
     talk.turn("resp_1")
     talk.turn("resp_2", previous_response_id="resp_1")
     [command] = talk.create(previous_response_id="resp_1")
@@ -382,7 +382,7 @@ def test_a_stream_can_go_on_from_its_latest_response_only(talk: Talk) -> None:
     assert command.parent == Known("resp_2")
 
 
-def test_a_turn_that_waits_can_go_on_from_the_one_before_it(talk: Talk) -> None:
+def test_a_waiting_turn_can_continue_the_one_before_it(talk: Talk) -> None:
     [first] = talk.create()
     talk.created(first.turn_id, "resp_1")
     talk.tell(first.turn_id, "created")
@@ -391,14 +391,14 @@ def test_a_turn_that_waits_can_go_on_from_the_one_before_it(talk: Talk) -> None:
     assert second.parent == Known("resp_1")
 
 
-def test_a_stream_that_begins_anew_forgets_its_conversation(talk: Talk) -> None:
+def test_a_stream_that_starts_over_forgets_its_conversation(talk: Talk) -> None:
     talk.turn("resp_1", "a")
     talk.turn("resp_2", "a")
     [command] = talk.create("b", previous_response_id="resp_1")
     assert command.parent is None
 
 
-def test_a_continuation_that_fails_takes_its_parent_along(talk: Talk) -> None:
+def test_a_failed_continuation_evicts_its_parent(talk: Talk) -> None:
     for refuse in (
         lambda command: talk.core.receive_refused(command.turn_id, NOT_FOUND),
         lambda command: talk.run(command.turn_id, "resp_2", "failed"),
@@ -412,7 +412,7 @@ def test_a_continuation_that_fails_takes_its_parent_along(talk: Talk) -> None:
         talk.core.receive_refused(command.turn_id, NOT_FOUND)
 
 
-def test_a_turn_that_waits_loses_the_parent_that_the_one_before_it_took_along(talk: Talk) -> None:
+def test_a_waiting_turn_loses_a_parent_that_was_evicted(talk: Talk) -> None:
     talk.turn("resp_1")
     [first] = talk.create(previous_response_id="resp_1")
     assert talk.create(previous_response_id="resp_1") == []
@@ -421,14 +421,14 @@ def test_a_turn_that_waits_loses_the_parent_that_the_one_before_it_took_along(ta
     assert second.parent is None
 
 
-def test_a_bad_continuation_takes_its_parent_along(talk: Talk) -> None:
+def test_an_invalid_continuation_evicts_its_parent(talk: Talk) -> None:
     talk.turn("resp_1")
     talk.create(previous_response_id="resp_1", input=7)
     [command] = talk.create(previous_response_id="resp_1")
     assert command.parent is None
 
 
-def test_a_continuation_that_comes_at_a_bad_time_can_be_tried_again(talk: Talk) -> None:
+def test_a_continuation_refused_for_capacity_can_be_tried_again(talk: Talk) -> None:
     talk.turn("resp_1")
     [command] = talk.create(previous_response_id="resp_1")
     talk.core.receive_refused(command.turn_id, OVERLOADED)
@@ -436,14 +436,14 @@ def test_a_continuation_that_comes_at_a_bad_time_can_be_tried_again(talk: Talk) 
     assert command.parent == Known("resp_1")
 
 
-def test_an_answer_that_was_cut_short_can_be_gone_on_from(talk: Talk) -> None:
+def test_an_incomplete_response_can_be_continued(talk: Talk) -> None:
     [command] = talk.create()
     talk.run(command.turn_id, "resp_1", "incomplete")
     [command] = talk.create(previous_response_id="resp_1")
     assert command.parent == Known("resp_1")
 
 
-def test_a_fork_that_fails_leaves_the_parent_to_its_stream(talk: Talk) -> None:
+def test_a_failed_fork_does_not_evict_its_parent(talk: Talk) -> None:
     talk.turn("resp_1", "a")
     [fork] = talk.create("b", previous_response_id="resp_1")
     assert fork.parent == Known("resp_1")
@@ -452,7 +452,7 @@ def test_a_fork_that_fails_leaves_the_parent_to_its_stream(talk: Talk) -> None:
     assert command.parent == Known("resp_1")
 
 
-def test_a_fork_that_waits_keeps_its_parent_whatever_its_stream_does(talk: Talk) -> None:
+def test_a_waiting_fork_keeps_its_parent(talk: Talk) -> None:
     talk.turn("resp_1", "a")
     [running] = talk.create("b")
     assert talk.create("b", previous_response_id="resp_1") == []
@@ -464,7 +464,7 @@ def test_a_fork_that_waits_keeps_its_parent_whatever_its_stream_does(talk: Talk)
 # Cancel
 
 
-def test_cancel_of_what_runs(talk: Talk) -> None:
+def test_cancel_of_a_running_response(talk: Talk) -> None:
     [default], [named] = talk.create(), talk.create("a")
     talk.created(default.turn_id, "resp_1")
     talk.created(named.turn_id, "resp_2")
@@ -479,20 +479,20 @@ def test_cancel_of_what_runs(talk: Talk) -> None:
     assert talk.heard() == []
 
 
-def test_cancel_before_the_response_is_there(talk: Talk) -> None:
+def test_cancel_before_the_response_is_created(talk: Talk) -> None:
     [command] = talk.create()
     assert talk.say(type="response.cancel") == []
     assert talk.created(command.turn_id, "resp_1") == [CancelResponse(command.turn_id)]
 
 
-def test_cancel_of_a_resume_before_its_response_is_there(talk: Talk) -> None:
+def test_cancel_of_a_resume_before_its_response_is_found(talk: Talk) -> None:
     [command] = talk.say(type="tokenwire.response.resume", response_id="resp_1", starting_after=7)
     assert talk.say(type="response.cancel", response_id="resp_1") == []
     assert talk.heard() == []
     assert talk.created(command.turn_id, "resp_1", after=7) == [CancelResponse(command.turn_id)]
 
 
-def test_cancel_of_a_stream_that_waits_for_the_others(talk: Talk) -> None:
+def test_cancel_of_a_stream_whose_turn_waits_for_others(talk: Talk) -> None:
     turns = [talk.create(f"a{index}")[0].turn_id for index in range(MAX_RUNNING_TURNS)]
     assert talk.create("b") == []
     assert talk.say(type="response.cancel", stream_id="b") == []
@@ -500,7 +500,7 @@ def test_cancel_of_a_stream_that_waits_for_the_others(talk: Talk) -> None:
     assert talk.created(command.turn_id, "resp_2") == [CancelResponse(command.turn_id)]
 
 
-def test_cancel_of_what_has_ended_is_no_error(talk: Talk) -> None:
+def test_a_late_cancel_is_no_error(talk: Talk) -> None:
     talk.turn("resp_1")
     talk.heard()
     for fields in ({}, {"stream_id": "a"}, {"response_id": "resp_1"}):
@@ -508,7 +508,7 @@ def test_cancel_of_what_has_ended_is_no_error(talk: Talk) -> None:
     assert talk.heard() == []
 
 
-def test_cancel_of_what_never_was(talk: Talk) -> None:
+def test_cancel_of_an_unknown_response(talk: Talk) -> None:
     talk.create()
     assert talk.say(type="response.cancel", response_id="resp_x") == []
     assert talk.error() == ("response_not_found", "response_id", None)
@@ -565,7 +565,7 @@ def test_a_resume_becomes_a_command(talk: Talk) -> None:
     assert resume(talk, "resp_2") == []  # in its turn
 
 
-def test_a_resumed_response_goes_on_after_the_cursor_and_can_be_gone_on_from(talk: Talk) -> None:
+def test_a_resumed_response_starts_after_the_cursor_and_can_be_continued(talk: Talk) -> None:
     [command] = resume(talk, starting_after=1, stream_id="a")
     talk.created(command.turn_id, "resp_1", after=1)
     talk.tell(command.turn_id, "output_text.delta", "completed")
@@ -576,14 +576,14 @@ def test_a_resumed_response_goes_on_after_the_cursor_and_can_be_gone_on_from(tal
     assert command.parent == Known("resp_1")
 
 
-def test_a_resumed_response_that_has_failed_cannot_be_gone_on_from(talk: Talk) -> None:
+def test_a_resumed_response_that_failed_cannot_be_continued(talk: Talk) -> None:
     [command] = resume(talk)
     talk.run(command.turn_id, "resp_1", "failed")
     [command] = talk.create(previous_response_id="resp_1")
     assert command.parent is None
 
 
-def test_a_response_of_which_nothing_is_left_can_be_gone_on_from(talk: Talk) -> None:
+def test_a_resume_without_new_events_allows_to_continue_the_response(talk: Talk) -> None:
     [command] = resume(talk, starting_after=9)
     talk.core.receive_up_to_date(command.turn_id, Known("resp_1"))
     assert talk.error() == ("nothing_to_resume", "starting_after", None)
@@ -591,7 +591,7 @@ def test_a_response_of_which_nothing_is_left_can_be_gone_on_from(talk: Talk) -> 
     assert command.parent == Known("resp_1")
 
 
-def test_a_failed_response_of_which_nothing_is_left(talk: Talk) -> None:
+def test_a_resume_without_new_events_of_a_failed_response(talk: Talk) -> None:
     [command] = resume(talk, starting_after=9)
     talk.core.receive_up_to_date(command.turn_id, None)
     assert talk.error()[0] == "nothing_to_resume"
@@ -625,7 +625,7 @@ def test_the_handshake_may_resume() -> None:
     assert endings(talk.heard()) == ["completed", "invalid_request"]
 
 
-def test_the_handshake_gives_each_stream_its_response_back() -> None:
+def test_the_handshake_resumes_each_response_on_its_stream() -> None:
     talk = Talk(resumes=[(stream_id, Resume(f"resp_{stream_id}", 0)) for stream_id in "ab"])
     for command, stream_id in zip(talk.commands(), "ab", strict=True):
         talk.created(command.turn_id, f"resp_{stream_id}", after=0)
@@ -637,7 +637,7 @@ def test_the_handshake_gives_each_stream_its_response_back() -> None:
     assert_responses_conversation(talk.heard())
 
 
-def test_the_handshake_may_resume_only_so_much() -> None:
+def test_the_number_of_resumes_in_the_handshake_is_limited() -> None:
     talk = Talk(resumes=[(stream_id, Resume("resp_1", 4)) for stream_id in "ab"], max_turns=1)
     assert talk.error() == ("rate_limit_exceeded", None, "b")
     assert len(talk.commands()) == 1
@@ -646,7 +646,7 @@ def test_the_handshake_may_resume_only_so_much() -> None:
 # The age of the connection
 
 
-def test_an_old_connection_without_work_is_closed_with_an_error(talk: Talk) -> None:
+def test_an_expired_idle_connection_is_closed_with_an_error(talk: Talk) -> None:
     assert talk.core.next_timeout_at == MAX_S - 60
     assert talk.pass_to(MAX_S - 0.01) == []
     assert talk.heard() == []
@@ -658,7 +658,7 @@ def test_an_old_connection_without_work_is_closed_with_an_error(talk: Talk) -> N
     assert talk.heard() == []
 
 
-def test_who_asked_for_it_is_warned() -> None:
+def test_the_expiry_warning_is_sent_on_request() -> None:
     talk = Talk(warns_of_expiry=True)
     talk.pass_to(MAX_S - 50)
     assert talk.heard() == [
@@ -667,7 +667,7 @@ def test_who_asked_for_it_is_warned() -> None:
     assert_responses_conversation(talk.frames, takes_our_events=True)
 
 
-def test_what_runs_may_end_and_what_waits_is_refused(talk: Talk) -> None:
+def test_after_the_expiry_running_turns_end_and_waiting_ones_are_refused(talk: Talk) -> None:
     [running] = talk.create()
     talk.create()
     [other] = talk.create("a")
@@ -687,7 +687,7 @@ def test_what_runs_may_end_and_what_waits_is_refused(talk: Talk) -> None:
     assert_responses_conversation(frames)
 
 
-def test_what_runs_on_for_too_long_is_left_to_be_resumed(talk: Talk) -> None:
+def test_a_turn_that_outlives_the_grace_is_left_to_be_resumed(talk: Talk) -> None:
     [running] = talk.create()
     talk.created(running.turn_id, "resp_1")
     talk.tell(running.turn_id, "created", "in_progress")
@@ -734,14 +734,14 @@ def test_unsent_frames_are_counted(talk: Talk) -> None:
 # Our own mistakes
 
 
-def test_a_refusal_after_the_response_is_there_is_our_mistake(talk: Talk) -> None:
+def test_a_refusal_after_the_response_was_created_is_our_bug(talk: Talk) -> None:
     [command] = talk.create()
     talk.created(command.turn_id, "resp_1")
     with pytest.raises(AssertionError):
         talk.core.receive_refused(command.turn_id, OVERLOADED)
 
 
-def test_an_event_after_the_ending_is_our_mistake(talk: Talk) -> None:
+def test_an_event_after_the_ending_is_our_bug(talk: Talk) -> None:
     [command] = talk.create()
     talk.created(command.turn_id, "resp_1")
     late: list[EventObject] = [

@@ -41,7 +41,7 @@ from tests.support import property_test
         ),
     ],
 )
-def test_what_a_client_may_say(fields: dict[str, Any], message: Any):
+def test_valid_frames_become_messages(fields: dict[str, Any], message: Any):
     assert to_message(fields) == message
 
 
@@ -58,9 +58,7 @@ _NAMES = (*ResponseRequest.model_fields, "type", "stream_id", "response_id", "st
 @given(
     st.dictionaries(st.sampled_from(_NAMES) | st.text(max_size=5), _JSON), st.sampled_from(_TYPES)
 )
-def test_any_object_is_taken_or_refused_with_something_that_can_be_sent(
-    fields: dict[str, Any], kind: str
-):
+def test_any_object_is_accepted_or_refused_with_a_valid_error(fields: dict[str, Any], kind: str):
     try:
         to_message({**fields, "type": kind})
     except RequestRefused as refused:
@@ -86,7 +84,7 @@ def test_any_object_is_taken_or_refused_with_something_that_can_be_sent(
         (["r"], [], ["a b"], "stream_id: must be 1 to 256 characters of A-Z a-z 0-9 _ . -"),
     ],
 )
-def test_what_a_handshake_resumes(
+def test_the_query_of_a_handshake_becomes_resumes(
     response_ids: list[str], cursors: list[str], stream_ids: list[str], resumes: Any
 ):
     found = query_resumes(response_ids, cursors, stream_ids)

@@ -34,7 +34,7 @@ def test_a_summary_comes_back_as_it_was(summary: str):
         encode_summary("") + "_w==",
     ],
 )
-def test_other_content_is_refused(content: str):
+def test_content_that_is_not_a_summary_is_refused(content: str):
     with pytest.raises(ValueError, match="was not made by this server"):
         decode_summary(content)
 

@@ -40,7 +40,7 @@ def test_other_events_have_the_declared_form():
 @pytest.mark.parametrize(
     "change", [{"status": "400"}, {"error": {"message": "m"}}, {"type": "response.error"}]
 )
-def test_another_form_is_no_error(change: dict[str, Any]):
+def test_an_object_of_another_form_is_invalid(change: dict[str, Any]):
     event = error_event(ErrorInfo(code="invalid_request", message="m"), None)
     with pytest.raises(ValidationError):
         ERROR.validate_python({**event, **change}, strict=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from app.responses.storage.ballast import Ballast
 
 
-def test_it_takes_space_and_gives_it_back(tmp_path: Path):
+def test_the_ballast_takes_and_releases_space(tmp_path: Path):
     path = tmp_path / "ballast"
     ballast = Ballast(path, num_bytes=1000)
     for _ in range(2):
@@ -18,7 +18,7 @@ def test_it_takes_space_and_gives_it_back(tmp_path: Path):
         assert not path.exists()
 
 
-def test_it_is_taken_whole_or_not_at_all(tmp_path: Path):
+def test_the_ballast_is_taken_whole_or_not_at_all(tmp_path: Path):
     path = tmp_path / "ballast"
     path.write_bytes(b"x")
     assert Ballast(path, num_bytes=10).take()

@@ -30,7 +30,7 @@ class Machine:
         self.monotonic.advance(seconds)
 
 
-def test_it_goes_with_the_time():
+def test_the_count_follows_the_clocks():
     machine = Machine()
     clock = machine.start()
     for _ in range(3):
@@ -43,7 +43,7 @@ def test_it_goes_with_the_time():
 
 @pytest.mark.parametrize("jump_s", [MAX_GAP_S / 2, MAX_GAP_S, 31 * DAY_S, -31 * DAY_S])
 @pytest.mark.parametrize("restarts", [False, True])
-def test_a_time_that_nobody_has_seen_counts_up_to_a_limit(jump_s: float, restarts: bool):
+def test_a_gap_counts_up_to_a_limit(jump_s: float, restarts: bool):
     machine = Machine()
     clock = machine.start()
     machine.wall.advance(jump_s)
@@ -54,7 +54,7 @@ def test_a_time_that_nobody_has_seen_counts_up_to_a_limit(jump_s: float, restart
     assert clock.now_s == 1000 + min(max(0, jump_s), MAX_GAP_S)
 
 
-def test_a_clock_that_jumps_to_and_fro_counts_once():
+def test_a_clock_that_jumps_back_and_forth_counts_once():
     machine = Machine()
     clock = machine.start()
     for _ in range(10):
@@ -64,7 +64,7 @@ def test_a_clock_that_jumps_to_and_fro_counts_once():
     assert clock.now_s == 1000 + MAX_GAP_S
 
 
-def test_processes_that_share_it_do_not_count_twice():
+def test_processes_that_share_the_count_do_not_count_twice():
     machine = Machine()
     one, other = machine.start(), machine.start()
     for _ in range(5):
@@ -75,7 +75,7 @@ def test_processes_that_share_it_do_not_count_twice():
     assert one.now_s == other.now_s == machine.wall() == 1000 + 300 + 3600
 
 
-def test_it_never_goes_back():
+def test_the_count_never_decreases():
     machine = Machine()
     ahead = RetentionClock(wall=machine.wall, monotonic=machine.monotonic)
     ahead.advance(ClockReading(5000, 5000))
@@ -86,10 +86,10 @@ def test_it_never_goes_back():
     ("newest_s", "begins_at"),
     [(None, 1e9), (0.0, MAX_GAP_S), (1e9 - 5, 1e9), (2e9, 1e9)],
 )
-def test_it_begins_near_the_newest_response(newest_s: float | None, begins_at: float):
+def test_the_count_starts_near_the_newest_response(newest_s: float | None, begins_at: float):
     clock = RetentionClock(wall=ManualClock(1e9), monotonic=ManualClock())
     assert clock.begin(newest_s=newest_s) == ClockReading(begins_at, 1e9)
 
 
-def test_before_the_first_reading_it_is_the_wall_clock():
+def test_before_the_first_reading_the_count_is_the_wall_clock():
     assert RetentionClock(wall=ManualClock(7.0), monotonic=ManualClock()).now_s == 7.0

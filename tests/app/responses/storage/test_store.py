@@ -37,7 +37,7 @@ async def test_a_response_outlives_the_server(tmp_path: Path):
         assert await store.find("resp_a", caller="me") == make_stored("a")
 
 
-async def test_others_cannot_find_or_delete_it(tmp_path: Path):
+async def test_other_callers_cannot_find_or_delete_a_response(tmp_path: Path):
     async with opened(tmp_path) as store:
         await put(store, make_stored("a"))
         assert await found(store, "a", caller="you") == [False]

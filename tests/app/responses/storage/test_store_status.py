@@ -36,5 +36,5 @@ def sqlite_error(code: int) -> sqlite3.Error:
         (StoreUnavailable("", StoreProblem.BUSY), StoreProblem.BUSY),
     ],
 )
-def test_errors_are_told_apart(error: Exception, problem: StoreProblem):
+def test_errors_map_to_problems(error: Exception, problem: StoreProblem):
     assert problem_of(error) is problem
