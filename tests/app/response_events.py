@@ -1,4 +1,4 @@
-"""What holds of every stream of a response, on every transport."""
+"""Assertions about every response and its events, on every transport."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _DONE_FIELDS = {"message": "text", "reasoning": "text", "function_call": "argume
 
 
 def check_response(response: ResponseFields) -> ResponseFields:
-    """Assert that a response is one for both OpenAI's clients and the open standard; return it."""
+    """Assert that a response is valid for OpenAI's clients and by the standard; return it."""
     ResponseResource.model_validate(_without_schema(response))
     Response.model_validate(response)
     ended = response["status"] not in ("queued", "in_progress")
@@ -70,16 +70,15 @@ def check_response(response: ResponseFields) -> ResponseFields:
 def check_events(
     events: Sequence[Event], *, after: int = -1, is_open: bool = False
 ) -> ResponseFields:
-    """Assert what holds of one reader's events, and return the last snapshot.
+    """Assert that one reader's events are valid, and return the last snapshot.
 
-    Every event is valid by its type, the numbers have no gap, there is one terminal event and
-    nothing after it; items come one after the other, each from its beginning to its end, and their
-    deltas joined are their text in every later event.
+    Every event is valid by its type, the numbers have no gaps, and the only terminal event is the
+    last one. Items do not overlap, and the deltas of an item join to its text in later events.
 
     Args:
-        events: all that the reader got, in order, without what a transport adds.
-        after: the sequence number that it began after; with one, only what can be seen is checked.
-        is_open: it stopped reading before the end.
+        events: all events of the reader, in order, without fields that the transport adds.
+        after: the reader's cursor; with one, items are not checked.
+        is_open: the reader stopped before the end.
     """
     assert events or is_open
     for event in events:
@@ -122,13 +121,13 @@ def _check_order(kinds: list[str]) -> None:
 
 
 def _check_items(events: Sequence[Event], *, is_open: bool) -> list[Event]:
-    """Return the items as they were when they were done."""
+    """Return the items in their final form."""
     done: list[Event] = []
     open_events: list[Event] = []
     for event in events:
         if event["type"] in _SNAPSHOTS:
             continue
-        assert event["output_index"] == len(done), "one item after the other"
+        assert event["output_index"] == len(done), "items do not overlap"
         assert bool(open_events) != (event["type"] == "response.output_item.added")
         open_events.append(event)
         if event["type"] == "response.output_item.done":
@@ -170,7 +169,7 @@ def _check_item(events: list[Event]) -> Event:
 
 
 def _without_schema(value: Event) -> Event:
-    """Return it without the schema of a text format, for which the standard's types allow none."""
+    """Return it without the schema of a text format, which the standard's types do not allow."""
     response = value.get("response", value)
     text = response.get("text")
     if not isinstance(text, dict) or text["format"].get("schema") is None:

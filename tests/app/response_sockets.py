@@ -1,4 +1,4 @@
-"""`WS /v1/responses` for tests, by hand in-process."""
+"""`WS /v1/responses` for tests, in process over scripted sockets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Client:
     async def until_shown(
         self, kind: str, *, stream_id: str | None = None, count: int = 1
     ) -> Frame:
-        """Wait for so many frames of a kind on a stream, and return the last of them."""
+        """Wait for `count` frames of a type on a stream, and return the last one."""
 
         def shown() -> list[Frame]:
             return [
@@ -106,7 +106,7 @@ class Rig:
 async def responding(
     backend: Backend, *, gate: Gate | None = None, **settings: Any
 ) -> AsyncIterator[Rig]:
-    """Run an engine with responses; at exit, assert that nothing is left behind.
+    """Run an engine with responses; close it, and its clients, at exit.
 
     Args:
         gate: what holds the backend's runner back; opened at exit, so that the engine can end.
@@ -126,7 +126,7 @@ async def responding(
 
 
 async def until_running(client: Client, gate: Gate, *, count: int = 1) -> str:
-    """Wait until the first step of a response stands at the gate, and return its id."""
+    """Wait until the first step of a response is held by the gate, and return its id."""
     created = await client.until_shown("response.created", count=count)
     await entered(gate)
     response_id = created["response"]["id"]

@@ -1,4 +1,4 @@
-"""What holds of every conversation on `WS /v1/responses`."""
+"""Assertions about every conversation on `WS /v1/responses`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.app.response_events import check_events
 Frame = dict[str, Any]
 
 AT_ONCE = frozenset({"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"})
-"""Errors that do not wait for the turns before them, and end none of these."""
+"""Errors that are sent at once and end no turn."""
 _OF_NO_TURN = frozenset({"invalid_json", "unknown_type", "response_not_found"})
 
 
@@ -23,19 +23,21 @@ def assert_responses_conversation(
     frames: Iterable[Frame],
     *,
     open_streams: Iterable[str | None] = (),
-    takes_our_events: bool = False,
+    accepts_extensions: bool = False,
 ) -> None:
     """Assert the form and the order of one socket's frames.
 
-    What is no event of a response is as `/asyncapi.json` has it; for those, see `check_event`.
+    Frames that are no events of a response must match `/asyncapi.json`; `check_event` checks the
+    others.
 
     The responses of a stream come one after the other: each from its first event, or the one after
     a cursor, to exactly one terminal event, numbered without gaps. Between them, an error is the
     ending of a turn without a response.
 
     Args:
-        open_streams: where a response has not ended yet.
-        takes_our_events: the client asked for events that are not OpenAI's.
+        frames: all frames of the socket, in order.
+        open_streams: streams whose last response has not ended.
+        accepts_extensions: the client asked for events that are not OpenAI's.
     """
     numbers: dict[str | None, int] = {}
     response_ids: dict[str | None, str] = {}
@@ -49,7 +51,7 @@ def assert_responses_conversation(
             _assert_error(frame)
             code = frame["error"]["code"]
             if code == "websocket_connection_limit_reached" and stream_id is None:
-                numbers.clear()  # concerns the connection: what has not ended is to be resumed
+                numbers.clear()  # concerns the connection: open responses are to be resumed
             elif code not in AT_ONCE | _OF_NO_TURN:
                 assert stream_id not in numbers, f"an error in the middle of a response: {frame}"
             continue
@@ -57,7 +59,7 @@ def assert_responses_conversation(
         if kind == "response.steer.failed":
             continue
         if kind.startswith("tokenwire:"):
-            assert takes_our_events, frame
+            assert accepts_extensions, frame
             continue
         assert kind.startswith("response."), frame
         number = frame["sequence_number"]
@@ -88,7 +90,7 @@ def _assert_error(frame: Frame) -> None:
 
 
 def endings(frames: Iterable[Frame], stream_id: str | None = None) -> list[str]:
-    """Return how the turns of a stream ended, in order: with which event, or which error."""
+    """Return the endings of a stream's turns, in order: the terminal event or the error code."""
     ended = []
     for frame in frames:
         if frame.get("stream_id") != stream_id:
@@ -110,7 +112,7 @@ def text_of(frames: Iterable[Frame], stream_id: str | None = None) -> str:
 
 
 def turns(frames: Iterable[Frame], stream_id: str | None = None) -> list[list[Frame]]:
-    """Return the events of each response of a stream, without what the stream adds to them."""
+    """Return the events of each response of a stream, without `stream_id`."""
     found: list[list[Frame]] = []
     is_open = False
     for frame in frames:

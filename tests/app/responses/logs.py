@@ -1,4 +1,4 @@
-"""Logs made by hand, and the writers that read them."""
+"""Logs of tests, and writers for them."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def body(text: Any = "hi", **fields: Any) -> ResponseRequest:
 
 
 async def complete(service: ResponseService, *, caller: str = "me", **fields: Any) -> LiveResponse:
-    """Create a response, follow it to its end, and wait until it has been kept."""
+    """Create a response, subscribe to it until its end, and wait until it is stored."""
     parent = fields.pop("parent", None)
     response = await service.create(
         body(fields.pop("text", "hi"), **fields), caller=caller, parent=parent

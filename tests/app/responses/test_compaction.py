@@ -43,7 +43,7 @@ def test_the_users_messages_stay_and_the_summary_replaces_the_rest():
 
 
 def test_an_empty_summary_is_a_failure():
-    """As where the model has thought for as long as it may."""
+    """For example, the model used all tokens for reasoning."""
     log = make_log(*"<think>well, hm", end=FinishReason.LENGTH, output_format=REASONING)
     with pytest.raises(EngineFailure):
         to_compacted(ResponseRequest(input="hi").to_items("k"), log)

@@ -266,13 +266,13 @@ async def test_the_terminal_event_waits_until_the_response_is_stored(tmp_path: P
         _,
     ):
         assert service.registry._store is not None
-        await service.registry._store._file._writing.acquire()  # as if another write took long
+        await service.registry._store._file._writing.acquire()  # as if another write were slow
         response = await service.create(body(), caller="me")
         writer, woken = response.writer(), asyncio.Event()
         with service.registry.subscribe(response, on_wake=woken.set):
             await until(lambda: service.registry._num_unwritten == 1)
             events = list(writer.events())
-            assert events[-1]["type"] == "response.output_item.done", "all but the end is told"
+            assert events[-1]["type"] == "response.output_item.done", "all but the terminal event"
             assert list(writer.events()) == []
             assert (await service.registry.snapshot(response))["status"] == "in_progress"
             assert not response.is_ended
@@ -325,7 +325,7 @@ async def test_a_response_that_cannot_be_written_is_in_memory_only(
             response = await complete(service)
         assert await text_of(service, response) == "hello"
         assert f"{response.response_id} is in memory only" in caplog.text
-        assert service.registry.store_problem is None, "this response is refused, the store is well"
+        assert service.registry.store_problem is None, "only this response is refused"
         events = list(response.writer().events())
         assert [event["response"]["store"] for event in events if "response" in event] == [
             True,
@@ -344,7 +344,7 @@ async def test_the_number_of_responses_that_wait_for_a_slow_disk_is_limited(
         _,
     ):
         assert service.registry._store is not None
-        async with service.registry._store._file._writing:  # as if another write took long
+        async with service.registry._store._file._writing:  # as if another write were slow
             slow = [await service.create(body(background=True), caller="me") for _ in range(2)]
             await until(lambda: service.registry._num_unwritten == 2)
             response = await complete(service)

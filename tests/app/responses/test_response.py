@@ -41,7 +41,7 @@ def test_a_finished_response_has_no_objects_per_token(logprobs: bool):
 @pytest.mark.parametrize("logprobs", [False, True])
 @pytest.mark.slow
 def test_num_bytes_covers_the_memory_of_a_response(num_tokens: int, logprobs: bool):
-    make_response(num_tokens=1, logprobs=logprobs).finish()  # what is made once and for all
+    make_response(num_tokens=1, logprobs=logprobs).finish()  # creates what all responses share
     tracemalloc.start()
     try:
         responses = [make_response(num_tokens=num_tokens, logprobs=logprobs) for _ in range(5)]

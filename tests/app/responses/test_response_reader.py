@@ -11,7 +11,7 @@ from tests.app.responses.logs import append, finish, make_head, make_log, write
 
 
 class Reading:
-    """A reader that is read as a connection does: once, and again after each wake."""
+    """Reads like a connection: once, and again after each wake."""
 
     def __init__(self, log: Generation, *, after: int = -1) -> None:
         self.is_woken = True
@@ -29,7 +29,7 @@ class Reading:
         assert len(events) <= MAX_EVENTS_PER_READ
         self.events += events
         has_ended = bool(events) and events[-1]["type"] in TERMINAL_TYPES
-        assert self.reader.is_done == has_ended, "who has the end is not read again"
+        assert self.reader.is_done == has_ended, "a reader is not read after the end"
 
     def read_all(self) -> None:
         while self.is_woken and not self.reader.is_done:
@@ -53,7 +53,7 @@ def test_events_between_two_chunks_are_not_missed(num_parts: int):
     for _ in range(num_parts):
         reading.read_once()
     append(log, "y")
-    reading.wake()  # as the engine does, while the part before is still being sent
+    reading.wake()  # as the engine does while the previous chunk is being sent
     reading.read_all()
     assert reading.events == write(log)
     assert not reading.reader.is_done

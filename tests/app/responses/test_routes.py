@@ -36,7 +36,7 @@ Event = dict[str, Any]
 
 
 def events_of(text: str) -> list[Event]:
-    """Return the events of a whole stream, which are named as they are typed."""
+    """Return the events of a whole stream, whose names are their types."""
     *blocks, done = [
         block for block in text.removesuffix("\n\n").split("\n\n") if not block.startswith(":")
     ]
@@ -301,8 +301,8 @@ async def test_a_stream_that_waits_for_its_turn_is_kept_alive():
     assert text_of(check_events(events_of(waiting.body.decode()))) == "a"
 
 
-class NotesThreads(ByteTokenizer):
-    """Notes whether tokens are written on the event loop's thread."""
+class ThreadRecordingTokenizer(ByteTokenizer):
+    """Records on which threads tokens are decoded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +314,7 @@ class NotesThreads(ByteTokenizer):
 
 
 async def test_events_before_the_cursor_are_skipped_on_another_thread():
-    tokenizer = NotesThreads()
+    tokenizer = ThreadRecordingTokenizer()
     backend = replace(scripted_backend(say("hello" * 100)), tokenizer=tokenizer)
     async with serving(backend) as (app, _), client(app) as calling:
         response = await create(
@@ -338,7 +338,7 @@ async def test_the_setting_selects_the_event_types_of_reasoning():
     assert "response.reasoning.delta" in [event["type"] for event in events]
 
 
-# Who leaves.
+# Disconnects.
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -551,7 +551,7 @@ async def test_another_callers_response_is_not_found():
 
 @pytest.mark.pain(16)
 async def test_no_list_shows_what_was_made():
-    """Whatever can be fetched without knowing an id, by whom it belongs to or by another."""
+    """Checks every route that needs no id, as the owner and as another caller."""
     gate = Gate()
     keys = [{"authorization": f"Bearer {key}"} for key in ("one", "two")]
     async with (

@@ -60,15 +60,15 @@ def dump(model: pydantic.BaseModel) -> dict[str, Any]:
     return model.model_dump(by_alias=True, exclude_unset=True)
 
 
-class AnyLanguage:
-    """Trusts a script to keep to every grammar."""
+class AnyGrammar:
+    """Accepts every text under every grammar."""
 
     def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
         return [ScriptMatcher() for _ in range(count)]
 
 
 def trusted(text: str) -> Backend:
-    return replace(scripted_backend(say(text)), grammars=AnyLanguage())
+    return replace(scripted_backend(say(text)), grammars=AnyGrammar())
 
 
 def test_create_and_retrieve(connect: Callable[..., openai.OpenAI]):
@@ -141,7 +141,7 @@ def test_compact(connect: Callable[..., openai.OpenAI]):
     client = connect(scripted_backend(say("They said hi.")))
     compacted = client.responses.compact(input="hi", model="scripted")
     assert compacted.output[-1].type == "compaction"
-    # The client's own types have no message of a user among what is put out, and it says so.
+    # The client warns: its types have no user message in an output.
     output = [item.to_dict(warnings=False) for item in compacted.output]
     conversation: list[Any] = [*output, {"role": "user", "content": "and?"}]
     assert client.responses.create(input=conversation, model="scripted").output_text

@@ -126,7 +126,7 @@ async def test_a_warm_up_has_no_output_and_can_be_continued():
 
 @pytest.mark.parametrize("has_chat_template", [True, False])
 async def test_a_warm_up_with_nothing_to_read_is_complete_at_once(has_chat_template: bool):
-    """Without a template the prompt is refused, as a template that wants a user would do."""
+    """Without a template the prompt is refused, as by a template that requires a user message."""
     backend = scripted_backend(has_chat_template=has_chat_template)
     async with serving_responses(backend) as (service, engine):
         text = None if has_chat_template else "hi"
@@ -190,7 +190,7 @@ async def test_a_conversation_that_does_not_fit_is_refused_or_truncated():
             await text_of(service, response)
             == (f"system: be nice\nuser: {'3' * 30}\nassistant: "[:36])
         )
-        assert len(response.context.items) == 4, "what is kept is whole"
+        assert len(response.context.items) == 4, "the stored context is not truncated"
         turns[-1]["content"] = "3" * 100
         with pytest.raises(PromptTooLong):
             await complete(service, **fields)

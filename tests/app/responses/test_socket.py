@@ -1,4 +1,4 @@
-"""One Responses connection over a socket made by hand: drops, resumes, slow clients, its age."""
+"""A Responses connection over a scripted socket: lost connections, slow clients, its age."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ async def test_cancel_ends_a_response_as_incomplete() -> None:
         assert_valid_responses(client.frames)
 
 
-# Drops and resumes
+# Lost connections and resumes
 
 
 async def test_without_grace_a_response_is_cancelled_at_the_next_step() -> None:
@@ -188,8 +188,8 @@ async def test_a_client_that_disconnects_leaves_no_waiting_turns() -> None:
         gate.allow()
         await until(lambda: log.is_ended)
         assert (finish_reason(log), log.started) == ("cancelled", None)
-        gate.allow()  # the end is in the log at once, but told after the step
-        # The second of its turns has never become a response.
+        gate.allow()  # the end is in the log at once, but readers are woken after the step
+        # Its second turn never got a response.
         await until(lambda: rig.service.registry.live.num_open == 1)
         assert rig.service.registry.live.num_ended == 1
 
@@ -216,7 +216,7 @@ async def test_a_dropped_response_is_resumed_without_gap_or_repetition(store: bo
         assert text_of(events) == LONG
         assert_valid_responses(events)
         assert_valid_responses(second.frames)
-        # Only now may it be gone on from here.
+        # Only now can it be continued here.
         second.create(store=False, previous_response_id=response_id)
         await second.until_ended(count=2)
 
@@ -233,7 +233,7 @@ async def test_each_lost_connection_has_its_own_grace_period() -> None:
             again = rig.connect(resumes=query_resumes([response_id], []))
             for _ in range(num_turns):
                 await yield_to_loop()
-            await again.leave()  # at whatever point of its resume
+            await again.leave()  # at any point of its resume
             assert rig.engine._subscribers.in_grace == {rig.log_of(response_id).generation_id}
         gate.open()
         last = rig.connect(resumes=query_resumes([response_id], []))
@@ -376,7 +376,7 @@ async def test_large_requests_of_all_sockets_are_limited_together() -> None:
         await until(lambda: memory.num_request_bytes == 0)
 
 
-# Clients that do not take what is sent
+# Slow clients
 
 
 async def test_a_slow_client_gets_every_event_and_costs_one_chunk() -> None:
@@ -427,7 +427,7 @@ async def test_a_stalled_client_is_closed_by_policy_and_can_come_back() -> None:
         assert_valid_responses([*stalled.frames, *back.frames])
 
 
-# What goes wrong on our side
+# Errors of the server
 
 
 class BrokenTokenizer(ByteTokenizer):
@@ -464,7 +464,7 @@ async def test_an_idle_connection_is_closed_at_its_maximum_age() -> None:
         assert kinds == ["tokenwire:connection.expiring", "error"]
         assert client.frames[1]["error"]["code"] == "websocket_connection_limit_reached"
         assert client.hand.close == (1001, "the connection has reached its maximum age")
-        assert_responses_conversation(client.frames, takes_our_events=True)
+        assert_responses_conversation(client.frames, accepts_extensions=True)
 
 
 async def test_a_running_response_may_end_on_an_expired_connection() -> None:
@@ -498,7 +498,7 @@ async def test_a_response_that_outlives_its_connection_is_resumed_on_another() -
         gate.allow(3)
         await client.until_said("abc")
         clock.advance(rig.settings.max_connection_s + GRACE_S)
-        client.hand.say(type="response.cancel", stream_id="nothing")  # and it looks at its clock
+        client.hand.say(type="response.cancel", stream_id="nothing")  # and it checks its clock
         await client.serving
         assert client.hand.close == (1001, "the connection has reached its maximum age")
         assert endings(client.frames) == ["websocket_connection_limit_reached"]

@@ -1,4 +1,4 @@
-"""`WS /v1/responses` behind the real server, with a client that we did not write."""
+"""`WS /v1/responses` of the real server, with the client of `websockets`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def create(client: ClientConnection, stream_id: str | None = None, **field
 
 
 async def until_end(client: ClientConnection, *, count: int = 1) -> list[Frame]:
-    """Return all frames up to so many endings, on whatever streams."""
+    """Return all frames up to the given number of endings, on any stream."""
     frames: list[Frame] = []
     while count:
         frames.append(await receive(client))
@@ -73,7 +73,7 @@ def resuming(*resumes: tuple[str, int]) -> str:
 
 
 async def refusal_of(server: StreamServer, **options: Any) -> tuple[int, str]:
-    """Return status and error code of a handshake that is refused."""
+    """Return the status and error code of a refused handshake."""
     with pytest.raises(InvalidStatus) as caught:
         async with server.connect(PATH, **options):
             pass
@@ -429,7 +429,7 @@ async def test_a_client_that_never_reads_is_closed_and_does_not_delay_others() -
         assert_valid_responses(frames)
 
 
-# The server goes away
+# Shutdown
 
 
 async def test_drain_lets_responses_end_and_closes_the_rest() -> None:

@@ -1,4 +1,4 @@
-"""`WS /v1/responses`, spoken to by OpenAI's own clients."""
+"""`WS /v1/responses`, called by OpenAI's own clients."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_errors_and_steers_have_types_that_the_client_knows() -> None:
 
 
 class Follower:
-    """A client that remembers how far it got, as the reconnect hook needs it."""
+    """A client that remembers its cursor, for the reconnect hook."""
 
     def __init__(self) -> None:
         self.response_id = ""
@@ -176,7 +176,7 @@ async def test_a_lost_connection_loses_and_repeats_no_event() -> None:
                         gate.allow(20)
                 assert text_of(follower.frames) == STORY
                 check_events(follower.frames)
-                # And the conversation goes on where it was, though nothing of it is stored.
+                # The conversation continues on the new connection, although it is not stored.
                 await connection.response.create(
                     input="go on", store=False, previous_response_id=follower.response_id
                 )
@@ -251,7 +251,7 @@ async def test_the_client_replaces_an_expired_connection_by_itself() -> None:
                 follower.take(event)
             elif follower.num_reconnects:
                 break
-    # It ends in its grace; the new connection has nothing to resume, and says so.
+    # It ends within its grace period, so there is nothing to resume.
     check_events(follower.frames)
     assert kinds[-2:] == ["error", "error"]
     assert "tokenwire:connection.expiring" in kinds

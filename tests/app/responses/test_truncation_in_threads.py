@@ -1,4 +1,4 @@
-"""Conversations that are cut to fit, tokenised side by side by one real tokenizer."""
+"""Truncated conversations, tokenized concurrently by one real tokenizer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_MODEL_LEN = 11_000
 
 
 class MeetingTokenizer(FastTokenizer):
-    """Lets the first so many prompts begin in the same moment."""
+    """Starts the first `num_threads` prompts at the same moment."""
 
     def __init__(self, *, num_threads: int) -> None:
         super().__init__(tiny_models.hf_tokenizer(), vocab_size=1000)
@@ -42,7 +42,7 @@ class MeetingTokenizer(FastTokenizer):
 
 
 def conversation(number: int) -> ResponseRequest:
-    """Return one that is too long by an amount of its own."""
+    """Return a request that is too long by an amount that depends on its number."""
     turns: list[dict[str, Any]] = []
     for turn in range(10):
         turns.append(
@@ -56,7 +56,7 @@ def conversation(number: int) -> ResponseRequest:
 async def prompts_of(
     requests: Iterable[ResponseRequest], tokenizer: Tokenizer
 ) -> list[tuple[int, ...]]:
-    """Return the tokens that the model is given for each request, all asked at once."""
+    """Return the prompt tokens of each request; all are submitted concurrently."""
     seen: dict[str, tuple[int, ...]] = {}
 
     def script(sequence: Sequence) -> Iterable[int]:
@@ -80,7 +80,7 @@ async def prompts_of(
 @pytest.mark.pain(6)
 @pytest.mark.slow
 async def test_thirty_two_threads_tokenise_at_once_and_cut_each_its_own() -> None:
-    """Three times: were truncation set for each call, one crowd in four might be lucky."""
+    """Runs three times: a tokenizer that sets truncation per call passes once in four by chance."""
     requests = [conversation(number) for number in range(NUM_THREADS)]
     alone = [(await prompts_of([each], MeetingTokenizer(num_threads=1)))[0] for each in requests]
     for _ in range(3):

@@ -160,7 +160,7 @@ def test_a_reader_at_any_cursor_gets_the_rest(name: str):
 
 @ALL_LOGS
 def test_events_do_not_depend_on_when_the_log_is_read(name: str):
-    """Two writers follow the log record by record, one each time, one now and then."""
+    """Compares a writer that reads after each record to one that reads now and then."""
     log = LOGS[name][0]
     copy = make_log(end=None, output_format=log.output_format)
     eager, lazy = (ResponseWriter(make_head(), copy) for _ in range(2))
@@ -201,7 +201,7 @@ def test_an_open_response_shows_its_output_so_far():
 
 
 def test_returned_events_do_not_change():
-    """A snapshot or an item in an event is not changed by what comes later."""
+    """Later events do not change the snapshots and items of earlier ones."""
     log = make_log("he", end=None)
     writer = ResponseWriter(make_head(), log)
     events = list(writer.events())

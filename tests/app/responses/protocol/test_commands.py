@@ -1,4 +1,4 @@
-"""The commands against the responses of the server, which other tests of the protocol replace."""
+"""The commands with real responses, where other tests of the protocol use doubles."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ EXPIRED = Close(1001, "the connection has reached its maximum age")
 
 @dataclass(frozen=True)
 class Known:
-    """A response, as far as the core looks at it."""
+    """The part of a response that the core reads."""
 
     response_id: str
     num_bytes: int = 100
@@ -51,7 +51,7 @@ OVERLOADED = ErrorInfo(code="overloaded", message="later", retry_after_s=2.5)
 
 
 class Talk:
-    """A core, and what came out of it so far."""
+    """A core with its output so far."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Talk:
         return self.core.commands()
 
     def tell(self, turn_id: str, *kinds: str, response_id: str = "") -> list[Any]:
-        """Let the response of a turn have these events."""
+        """Pass these events of a turn's response to the core."""
         for kind in kinds:
             number = self.next_number[turn_id]
             self.next_number[turn_id] += 1
@@ -99,12 +99,12 @@ class Talk:
         return self.core.commands()
 
     def run(self, turn_id: str, response_id: str, ending: str = "completed") -> list[Any]:
-        """Let a turn have its response, from the first to the last event."""
+        """Run a turn from the first to the last event of its response."""
         self.created(turn_id, response_id)
         return self.tell(turn_id, "created", "in_progress", "output_text.delta", ending)
 
     def turn(self, response_id: str, stream_id: str | None = None, **fields: Any) -> None:
-        """Let a whole turn end well."""
+        """Create a turn and run it to a successful end."""
         [command] = self.create(stream_id, **fields)
         self.run(command.turn_id, response_id)
 
@@ -211,7 +211,7 @@ def test_a_turn_that_is_refused_after_it_was_submitted(talk: Talk) -> None:
 def test_the_next_turn_starts_with_the_ending_of_the_one_before(talk: Talk, ending: str) -> None:
     [first] = talk.create()
     talk.run(first.turn_id, "resp_1", ending)
-    # The ending has not even been sent yet.
+    # The terminal event has not been sent yet.
     [second] = talk.create(previous_response_id="resp_1")
     assert second.parent == (None if ending == "failed" else Known("resp_1"))
 
@@ -331,7 +331,7 @@ def test_the_number_of_turns_is_limited() -> None:
     assert (frame["error"]["code"], frame["status"]) == ("rate_limit_exceeded", 429)
     assert (frame["stream_id"], frame["error"]["headers"]) == ("a", {"retry-after": "1"})
     talk.create(input=7)
-    assert talk.error() == ("rate_limit_exceeded", None, None)  # it cannot wait either
+    assert talk.error() == ("rate_limit_exceeded", None, None)  # and it may not wait
     talk.run(first.turn_id, "resp_1")
     assert len(talk.create("a")) == 1
     assert_responses_conversation(talk.frames)
@@ -369,7 +369,7 @@ def test_too_many_messages() -> None:
     assert len(talk.create("a")) == 1
 
 
-# Going on from a response
+# Continuations
 
 
 def test_a_stream_can_continue_only_its_latest_response(talk: Talk) -> None:
@@ -664,7 +664,7 @@ def test_the_expiry_warning_is_sent_on_request() -> None:
     assert talk.heard() == [
         {"type": "tokenwire:connection.expiring", "sequence_number": 0, "expires_in_s": 50.0}
     ]
-    assert_responses_conversation(talk.frames, takes_our_events=True)
+    assert_responses_conversation(talk.frames, accepts_extensions=True)
 
 
 def test_after_the_expiry_running_turns_end_and_waiting_ones_are_refused(talk: Talk) -> None:
@@ -731,7 +731,7 @@ def test_unsent_frames_are_counted(talk: Talk) -> None:
     assert talk.core.num_unsent == 0
 
 
-# Our own mistakes
+# Our own bugs
 
 
 def test_a_refusal_after_the_response_was_created_is_our_bug(talk: Talk) -> None:

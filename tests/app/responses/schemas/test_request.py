@@ -35,7 +35,7 @@ def refusal(**fields: Any) -> tuple[str, str | None]:
     return info.code, info.param
 
 
-# What is refused.
+# Refusals.
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ async def pragma(store: ResponseStore, text: str) -> None:
 
 
 async def limit_pages(store: ResponseStore, *, by: int) -> None:
-    """Let the file grow by so many pages and no more."""
+    """Let the file grow by at most `by` pages."""
     connection = store._file._connection
     assert connection is not None
     [[num_pages]] = await connection.execute_fetchall("PRAGMA page_count")

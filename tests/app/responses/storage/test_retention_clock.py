@@ -9,7 +9,7 @@ DAY_S = 24 * 3600.0
 
 
 class Machine:
-    """Processes on one machine, which share what they keep of the clock."""
+    """Processes on one machine that share the saved clock reading."""
 
     def __init__(self, *, wall_s: float = 1000.0) -> None:
         self.wall = ManualClock(wall_s)

@@ -97,7 +97,7 @@ async def test_a_wall_clock_that_jumps_deletes_nothing(
 
 
 async def test_a_wrong_wall_clock_at_the_first_start_deletes_nothing(tmp_path: Path):
-    """A file that an earlier version has written has no reading of the clock."""
+    """A file of an earlier version has no clock reading."""
     async with opened(tmp_path, ttl_s=30 * DAY_S, clock=ManualClock(1.8e9)) as store:
         await put(store, make_stored("a"))
     with closing(sqlite3.connect(tmp_path / "responses.sqlite3")) as other:
@@ -120,7 +120,7 @@ async def test_the_oldest_responses_are_evicted(tmp_path: Path):
 @pytest.mark.pain(16)
 @pytest.mark.slow
 async def test_thousands_of_responses_stay_under_the_cap(tmp_path: Path):
-    """Counted as what the files really take: the log beside the file has a limit of its own."""
+    """Measures all files: the write-ahead log has a limit of its own."""
     async with opened(tmp_path, max_bytes=2**20) as store:
         for number in range(2_000):
             await put(store, make_stored(str(number), num_chars=number % 300))

@@ -134,7 +134,7 @@ async def test_a_removed_file_is_reported_until_it_is_back(tmp_path: Path, whole
                 with pytest.raises(StoreUnavailable):
                     await use()
                 assert store.problem is StoreProblem.REMOVED
-            assert not moved.exists(), "nothing is made in its place"
+            assert not moved.exists(), "no new file is created"
             (tmp_path / "moved").rename(moved)
             await store.check()
             assert store.problem is None
@@ -206,7 +206,7 @@ async def test_a_disk_that_does_not_answer_blocks_one_thread_only(tmp_path: Path
             with pytest.raises(StoreUnavailable):
                 await put(store, make_stored("a"))
             assert store.problem is StoreProblem.NOT_ANSWERING
-        assert num_opened == 1, "no thread more waits for the disk"
+        assert num_opened == 1, "no other thread waits for the disk"
         StuckConnection.is_released.set()
         assert store._file._abandoned is not None
         await store._file._abandoned
@@ -255,11 +255,11 @@ class Disk:
 
 
 class FullDiskConnection(aiosqlite.Connection):
-    """A database on a disk that has no space at all beside the ballast.
+    """A database on a disk without any space beside the ballast.
 
     Args:
         directory: has the ballast.
-        fails: how many deletions fail, too, where the ballast is gone.
+        fails: number of deletions that fail even after the ballast was released.
     """
 
     def __init__(self, directory: Path, fails: int, *args: Any) -> None:
@@ -280,7 +280,7 @@ class FullDiskConnection(aiosqlite.Connection):
 
 
 async def test_a_response_is_refused_while_there_is_space_for_deletions(tmp_path: Path):
-    """A row is written twice, and the write-ahead log must have its space."""
+    """A row is written twice, and the write-ahead log needs space to grow."""
     disk = Disk(2**30)
     async with opened(tmp_path, disk_usage=lambda _: disk) as store:
         await put(store, make_stored("a"))
@@ -296,12 +296,12 @@ async def test_a_response_is_refused_while_there_is_space_for_deletions(tmp_path
         assert store.problem is None
         await store.delete("resp_b", caller="me")
         disk.free = num_bytes + 2**20
-        await store.put(make_stored("b"), body)  # in what the deletion has left free
+        await store.put(make_stored("b"), body)  # into the pages that the deletion freed
 
 
 @pytest.mark.parametrize("fails", [0, 1, 2])
 async def test_a_deletion_takes_its_space_from_the_ballast(tmp_path: Path, fails: int):
-    """At the first failure more is left behind in the file, at the second it is told."""
+    """After one failure the data is not overwritten; a second failure is reported."""
     ballast = tmp_path / "responses.ballast"
 
     def connect(path: str, **options: Any) -> aiosqlite.Connection:
@@ -321,6 +321,6 @@ async def test_a_deletion_takes_its_space_from_the_ballast(tmp_path: Path, fails
             with pytest.raises(StoreUnavailable, match="full"):
                 await store.delete("resp_a", caller="me")
         assert ballast.stat().st_size == BALLAST_BYTES
-        assert store.problem is StoreProblem.FULL, "that a deletion worked shows no space"
+        assert store.problem is StoreProblem.FULL, "a deletion does not show that there is space"
         [[secure_delete]] = await connection.execute_fetchall("PRAGMA secure_delete")
         assert secure_delete == 1
