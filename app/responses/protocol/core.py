@@ -31,20 +31,18 @@ from app.responses.protocol.commands import (
 )
 from app.responses.protocol.connection_age import ConnectionAge, Stage
 from app.responses.protocol.connection_cache import ConnectionCache
-from app.responses.protocol.errors import (
+from app.responses.protocol.events import (
     CONNECTION_EXPIRED,
     IMMEDIATE_CODES,
     NOTHING_TO_RESUME,
-    is_capacity_error,
-    too_many_messages,
-)
-from app.responses.protocol.events import (
     TERMINAL_TYPES,
     Event,
     error_event,
     expiring_event,
+    is_capacity_error,
     on_stream,
     steer_failed_event,
+    too_many_messages,
 )
 from app.responses.protocol.parsing import is_turn, peek_parent_id, peek_stream_id, to_message
 from app.responses.protocol.turn import (
@@ -72,7 +70,7 @@ from app.websocket.socket_memory import SocketMemory
 ParsedFrame: TypeAlias = Parsed[Create | ControlMessage]
 
 MAX_ENDED_IDS = 1024
-"""Ended responses that a late cancel is silently accepted for."""
+"""Number of ended responses that are remembered, so that a late cancel is no error."""
 
 
 class ResponsesProtocol(Generic[ResponseT]):

@@ -1,4 +1,4 @@
-"""Events that the server sends on `WS /v1/responses`, besides those of the responses themselves."""
+"""Events and errors of `WS /v1/responses`, besides the events of the responses themselves."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ Event: TypeAlias = EventObject | ResponsesErrorEvent | SteerFailedEvent | Connec
 """A frame of this dialect to a client, ready for JSON."""
 
 TERMINAL_TYPES = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+IMMEDIATE_CODES = frozenset(
+    {"rate_limit_exceeded", "websocket_stream_limit_reached", "invalid_stream_id"}
+)
+"""Errors that are sent at once; all others are sent in the turn's place on its stream."""
+
+CONNECTION_EXPIRED = ErrorInfo(
+    code="websocket_connection_limit_reached",
+    message="This connection has reached its maximum age; open a new one.",
+)
+NOTHING_TO_RESUME = ErrorInfo(
+    code="nothing_to_resume",
+    message="starting_after: this was the response's last event; there is nothing to resume.",
+    param="starting_after",
+)
 
 
 def on_stream(event: EventObject, stream_id: str | None) -> EventObject:
@@ -42,6 +57,17 @@ def error_event(info: ErrorInfo, stream_id: str | None) -> ResponsesErrorEvent:
     if stream_id is not None:
         event["stream_id"] = stream_id
     return event
+
+
+def too_many_messages(retry_after_s: float) -> ErrorInfo:
+    """Return the error of a client that exceeds the message rate."""
+    message = f"Too many messages; try again in {retry_after_s:.2f} s."
+    return ErrorInfo(code="rate_limit_exceeded", message=message, retry_after_s=retry_after_s)
+
+
+def is_capacity_error(info: ErrorInfo) -> bool:
+    """Return whether the same request may succeed later, because it was never processed."""
+    return info.row.http_status in (429, 503)
 
 
 def steer_failed_event(

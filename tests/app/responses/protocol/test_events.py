@@ -4,12 +4,17 @@ from typing import Any
 
 import pytest
 
-from app.errors import ErrorInfo
+from app.errors import ERRORS, ErrorInfo
 from app.responses.protocol.events import (
+    CONNECTION_EXPIRED,
+    IMMEDIATE_CODES,
+    NOTHING_TO_RESUME,
     error_event,
     expiring_event,
+    is_capacity_error,
     on_stream,
     steer_failed_event,
+    too_many_messages,
 )
 from app.responses.schemas.objects import EventObject
 
@@ -60,3 +65,31 @@ def test_a_refused_steer_returns_its_input(steer_input: Any):
 def test_the_expiry_is_given_in_milliseconds_at_most():
     assert expiring_event(59.99951)["expires_in_s"] == 60.0
     assert expiring_event(1.23456)["expires_in_s"] == 1.235
+
+
+@pytest.mark.parametrize(
+    ("code", "is_capacity"),
+    [
+        ("overloaded", True),
+        ("rate_limited", True),
+        ("store_unavailable", True),
+        ("invalid_request", False),
+        ("previous_response_not_found", False),
+        ("engine_error", False),
+    ],
+)
+def test_a_request_may_succeed_later_if_it_was_not_processed(code: str, is_capacity: bool):
+    assert is_capacity_error(ErrorInfo(code=code, message="")) is is_capacity
+
+
+def test_errors_about_limits_are_immediate():
+    assert set(ERRORS) >= IMMEDIATE_CODES
+    assert too_many_messages(0.256).code in IMMEDIATE_CODES
+    assert CONNECTION_EXPIRED.code not in IMMEDIATE_CODES
+    assert NOTHING_TO_RESUME.code not in IMMEDIATE_CODES
+
+
+def test_the_message_rate_says_when_to_try_again():
+    error = too_many_messages(0.256)
+    assert error.retry_after_s == 0.256
+    assert "0.26 s" in error.message
