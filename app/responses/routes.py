@@ -182,7 +182,7 @@ async def get_response(
 ) -> Response:
     """Retrieve a response as it stands, or stream its events."""
     if starting_after is not None and not stream:
-        raise InvalidRequest(param="starting_after", reason="is only allowed with stream")
+        raise InvalidRequest(param="starting_after", reason="requires stream=true")
     registry = services.responses.registry
     response = await registry.find(response_id, caller=caller)
     if not stream:

@@ -126,7 +126,9 @@ class ResponseService:
         if parent is None and body.previous_response_id is not None:
             parent = await self._find_parent(body.previous_response_id, caller)
         if parent is not None and not parent.is_ended:
-            raise InvalidRequest(param="previous_response_id", reason="has not ended yet")
+            raise InvalidRequest(
+                param="previous_response_id", reason="has not ended yet; wait for its end"
+            )
         find = partial(self.registry.find, caller=caller)
         own = await resolve(body.to_items(key), parent=parent, find=find)
         if parent is None:
@@ -135,7 +137,7 @@ class ResponseService:
             context = await asyncio.to_thread(_extend, parent, own)
         messages = to_messages(context, instructions=body.instructions)
         if body.generates and not messages:
-            raise InvalidRequest(param="input", reason="is missing")
+            raise InvalidRequest(param="input", reason="is required")
         with translate_errors():
             request = body.to_request(messages, caller=caller)
         return context, request

@@ -53,7 +53,7 @@ def to_message(fields: dict[str, Any]) -> Create | ControlMessage:
         errors = error.errors(include_url=False)
         raise RequestRefused(to_error_info(errors, skip=CONTROL_TYPES)) from error
     if body.background:
-        message = "background: not on a WebSocket, where a response outlives a lost connection."
+        message = "background: not supported here; a response outlives a lost connection anyway."
         raise RequestRefused(ErrorInfo(code="invalid_request", message=message, param="background"))
     return Create(body)
 

@@ -124,7 +124,7 @@ async def test_errors_and_steers_have_types_that_the_client_knows() -> None:
         assert (steered.error.code, steered.steer.input) == ("steering_not_supported", "faster")
 
 
-class Follower:
+class ResumingReader:
     """A client that remembers its cursor, for the reconnect hook."""
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class Follower:
 async def test_a_lost_connection_loses_and_repeats_no_event() -> None:
     gate = Gate()
     backend = scripted_backend(say(STORY, "and then"), gate=gate)
-    follower = Follower()
+    reader = ResumingReader()
     async with (
         stream_server(backend, gate=gate) as server,
         client_of(server.http_url) as direct,
@@ -158,43 +158,43 @@ async def test_a_lost_connection_loses_and_repeats_no_event() -> None:
         with proxy_of(server) as proxy:
             client = direct.copy(base_url=f"{proxy.url}/v1")
             async with client.responses.connect(
-                on_reconnecting=follower.on_reconnecting, initial_delay=0.01
+                on_reconnecting=reader.on_reconnecting, initial_delay=0.01
             ) as connection:
                 await connection.response.create(input="tell", store=False)
                 gate.allow(20)
                 num_cuts = 0
                 async for event in connection:
-                    kind = follower.take(event)
+                    kind = reader.take(event)
                     if kind in ENDS:
                         break
-                    if follower.num_reconnects == 3:
+                    if reader.num_reconnects == 3:
                         gate.open()
-                    elif kind.endswith("text.delta") and num_cuts == follower.num_reconnects:
+                    elif kind.endswith("text.delta") and num_cuts == reader.num_reconnects:
                         proxy.cut()
                         proxy.mend()
                         num_cuts += 1
                         gate.allow(20)
-                assert text_of(follower.frames) == STORY
-                check_events(follower.frames)
+                assert text_of(reader.frames) == STORY
+                check_events(reader.frames)
                 # The conversation continues on the new connection, although it is not stored.
                 await connection.response.create(
-                    input="go on", store=False, previous_response_id=follower.response_id
+                    input="go on", store=False, previous_response_id=reader.response_id
                 )
                 frames = await until_end(connection)
                 assert text_of(frames) == "and then"
-    assert follower.num_reconnects == 3
+    assert reader.num_reconnects == 3
 
 
 async def test_every_stream_is_resumed_after_a_lost_connection() -> None:
     gate = Gate()
     backend = scripted_backend(repeat_prompt, gate=gate)
-    followers = {"one": Follower(), "two": Follower()}
+    readers = {"one": ResumingReader(), "two": ResumingReader()}
 
     def on_reconnecting(_: Any) -> Any:
         query = {
-            "resume": [follower.response_id for follower in followers.values()],
-            "starting_after": [str(follower.cursor) for follower in followers.values()],
-            "stream_id": list(followers),
+            "resume": [reader.response_id for reader in readers.values()],
+            "starting_after": [str(reader.cursor) for reader in readers.values()],
+            "stream_id": list(readers),
         }
         return {"extra_query": query}
 
@@ -208,35 +208,35 @@ async def test_every_stream_is_resumed_after_a_lost_connection() -> None:
             async with client.responses.connect(
                 on_reconnecting=on_reconnecting, initial_delay=0.01
             ) as connection:
-                for stream_id in followers:
+                for stream_id in readers:
                     await connection.response.create(
                         input=stream_id, store=False, stream_id=stream_id
                     )
                 async for event in connection:
-                    kind = followers[event.stream_id or ""].take(event)
+                    kind = readers[event.stream_id or ""].take(event)
                     num_ended += kind in ENDS
                     if num_ended == 2:
                         break
-                    cursors = [follower.cursor for follower in followers.values()]
+                    cursors = [reader.cursor for reader in readers.values()]
                     if cursors == [1, 1]:
                         proxy.cut()
                         proxy.mend()
                         gate.open()
-    for stream_id, follower in followers.items():
-        assert text_of(follower.frames, stream_id) == f"user: {stream_id}\nassistant: "
-        assert_valid_responses(follower.frames)
+    for stream_id, reader in readers.items():
+        assert text_of(reader.frames, stream_id) == f"user: {stream_id}\nassistant: "
+        assert_valid_responses(reader.frames)
 
 
 async def test_the_client_replaces_an_expired_connection_by_itself() -> None:
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate)
-    follower = Follower()
+    reader = ResumingReader()
     kinds: list[str] = []
     async with (
         stream_server(backend, gate=gate, max_connection_s=1.0) as server,
         client_of(server.http_url) as client,
         client.responses.connect(
-            on_reconnecting=follower.on_reconnecting,
+            on_reconnecting=reader.on_reconnecting,
             initial_delay=0.01,
             extra_query={"tokenwire_events": "true"},
         ) as connection,
@@ -248,14 +248,14 @@ async def test_the_client_replaces_an_expired_connection_by_itself() -> None:
             if kind == "tokenwire:connection.expiring":
                 gate.open()
             elif kind != "error":
-                follower.take(event)
-            elif follower.num_reconnects:
+                reader.take(event)
+            elif reader.num_reconnects:
                 break
     # It ends within its grace period, so there is nothing to resume.
-    check_events(follower.frames)
+    check_events(reader.frames)
     assert kinds[-2:] == ["error", "error"]
     assert "tokenwire:connection.expiring" in kinds
-    assert text_of(follower.frames) == "hello"
+    assert text_of(reader.frames) == "hello"
 
 
 @agents.function_tool
