@@ -18,9 +18,9 @@ from app.responses.storage.store_status import StoreProblem, problem_of
 BALLAST_BYTES = 2**20
 
 _PAGES_PER_ROUND = 64
-"""Pages that a round of `shrink` moves before it truncates the write-ahead log again."""
+"""Most pages that a round of `shrink` moves before it truncates the write-ahead log again."""
 _MAX_ROUNDS = 64
-"""Limits one call of `shrink` to 4096 pages: 16 MiB."""
+"""Limits one call of `shrink` to 4096 pages, 16 MiB, at most."""
 _NUM_UNUSED_PAGES = "SELECT freelist_count FROM pragma_freelist_count"
 
 
