@@ -99,7 +99,8 @@ async def shrink(connection: aiosqlite.Connection, ballast: Ballast) -> None:
             if num_unused == num_unused_before:
                 break
             await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-            await connection.execute_fetchall(f"PRAGMA incremental_vacuum({_PAGES_PER_ROUND})")
+            # As a script: `execute` steps a statement without rows once, which frees one page.
+            await connection.executescript(f"PRAGMA incremental_vacuum({_PAGES_PER_ROUND})")
             num_unused_before = num_unused
             [[num_unused]] = await connection.execute_fetchall(_NUM_UNUSED_PAGES)
         await connection.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
