@@ -1,7 +1,7 @@
-"""Time, threads and queues as the operating system gives them.
+"""Provides the clock, threads and queues that the engine uses.
 
-The engine gets them from a `Host`, so that a simulation can give it others: a clock that jumps and
-threads that run in an order drawn from a seed (`tests/simulation`).
+The engine gets them from a `Host`. A simulation passes a host of its own, whose clock jumps and
+whose threads run in an order drawn from a seed (`tests/simulation`).
 """
 
 from __future__ import annotations
@@ -16,44 +16,59 @@ T = TypeVar("T")
 
 
 class Thread(Protocol):
-    """What the engine needs of a `threading.Thread`."""
+    """The part of `threading.Thread` that the engine uses."""
 
     @property
     def ident(self) -> int | None:
-        """None until it is started."""
+        """The thread identifier; None before `start`."""
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        """Start the thread."""
 
-    def join(self, timeout: float | None = None) -> None: ...
+    def join(self, timeout: float | None = None) -> None:
+        """Wait up to `timeout` seconds for the thread to end; None waits without a limit."""
 
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool:
+        """Return whether the thread has started and not ended."""
 
 
 class Inbox(Protocol[T]):
-    """What the engine needs of a `queue.SimpleQueue`."""
+    """The part of `queue.SimpleQueue` that the engine uses."""
 
-    def empty(self) -> bool: ...
+    def empty(self) -> bool:
+        """Return whether the queue is empty at this moment."""
 
-    def put(self, item: T) -> None: ...
+    def put(self, item: T) -> None:
+        """Append an item; never blocks."""
 
-    def get(self, block: bool = True, timeout: float | None = None) -> T: ...
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Remove and return the first item, after waiting for one.
 
-    def get_nowait(self) -> T: ...
+        Raises:
+            queue.Empty: there is none, and `block` is false or `timeout` seconds have passed.
+        """
+
+    def get_nowait(self) -> T:
+        """Remove and return the first item.
+
+        Raises:
+            queue.Empty: there is none.
+        """
 
 
 class Host:
-    """The operating system."""
+    """The clock, threads and queues of the operating system."""
 
     def now(self) -> float:
-        """Return monotonic seconds."""
+        """Return the time in monotonic seconds."""
         return time.monotonic()
 
     def make_thread(self, run: Callable[[], None], *, name: str) -> Thread:
-        """Return a daemon thread that is not started yet."""
+        """Return a new daemon thread that calls `run` once started."""
         return threading.Thread(target=run, name=name, daemon=True)
 
     def make_inbox(self) -> Inbox[Any]:
-        """Return an unbounded queue between threads."""
+        """Return a new unbounded, thread-safe queue."""
         return queue.SimpleQueue()
 
 

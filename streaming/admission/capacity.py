@@ -1,12 +1,12 @@
-"""Who may come in: how much waits and how much is open, of each caller and in all.
+"""Limits how much waits and how much is open, per caller and in total.
 
-A caller has limits of its own, so that a few cannot hold everything. Where a limit for all is
-reached all the same, places are shared: a newcomer takes them back from the caller that has most
-open, its newest first, as long as that one has more open than the newcomer's caller then has. So a
-caller with one request is refused only where nobody has two.
+Each caller has limits of its own, so that a few callers cannot take all of the capacity. When a
+total limit is reached, the capacity is shared: a new request evicts waiting requests of the caller
+that has most generations open, the newest first, while that caller has more open than the new
+caller would have. So a caller with one request is refused only if no caller has two.
 
-Lives on the event loop's thread. What waits is counted anew at each look, from the logs themselves,
-so no count can drift.
+Runs on the event loop. Usage is counted anew at each call from the logs themselves, so no counter
+can drift. `AdmissionController` is the only caller.
 """
 
 from __future__ import annotations
@@ -21,44 +21,51 @@ from dataclasses import dataclass, field
 from streaming.config import EngineConfig
 from streaming.errors import CallerLimitReached, InvalidRequest, Overloaded
 from streaming.log.generation import Generation
-from streaming.scheduling.wait_estimator import Expected, Outlook
+from streaming.scheduling.wait_estimator import Expected, Forecast
 
 _DEFAULT_RETRY_AFTER_S = 1.0
-"""Said to a refused caller before a throughput has been measured."""
+"""`retry_after_s` before there is a forecast."""
 _MIN_RETRY_AFTER_S = 0.05
-"""Said where room was expected before now."""
+"""`retry_after_s` if the forecast expected room before now."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What waits, and can be told to give way.
+class Evictable:
+    """Waiting work of one caller that can be evicted.
 
     Attributes:
-        num_requests: counted as so many.
-        num_tokens: of its prompts; 0 where they are not known yet.
-        give_way: ends it with an error.
+        caller: the caller that it counts for.
+        num_requests: number of requests that it counts as.
+        num_tokens: tokens of its prompts; 0 if they are not tokenized yet.
+        evict: ends it with an error.
     """
 
     caller: str
     num_requests: int
     num_tokens: int
-    give_way: Callable[[Overloaded], None]
+    evict: Callable[[Overloaded], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
     unit: str
-    in_all: int
+    total: int
     per_caller: int
 
     @classmethod
-    def of(cls, unit: str, in_all: int, per_caller: int | None) -> _Limit:
-        return cls(unit, in_all, in_all if per_caller is None else min(per_caller, in_all))
+    def of(cls, unit: str, total: int, per_caller: int | None) -> _Limit:
+        return cls(unit, total, total if per_caller is None else min(per_caller, total))
 
 
 @dataclass(slots=True)
-class _Held:
-    """What each caller holds at this moment."""
+class _Usage:
+    """What each caller holds at this moment.
+
+    Attributes:
+        requests: waiting requests, those being tokenized included.
+        tokens: prompt tokens of the waiting requests, once tokenized.
+        generations: open generations, waiting or running.
+    """
 
     requests: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
@@ -71,12 +78,11 @@ class Capacity:
     Args:
         config: the limits.
         max_running: most generations that run at once.
-        open_logs: returns the logs that have not been settled, the oldest first.
-        tokenizing: returns how many requests of each caller are being tokenised.
-        tokenizing_places: returns those of them that have not begun, the oldest first.
-        displace: ends a generation that waits, at the engine's next step; one that has begun by
-            then is left alone.
-        outlook: returns when generations are expected to begin and end, where that is known.
+        open_logs: returns the logs that the store has not finished, the oldest first.
+        num_tokenizing: returns the number of requests in the tokenizer queue, by caller.
+        evictable_tokenizing: returns those that have not started, the oldest first.
+        evict_waiting: ends a waiting generation at the engine's next step, unless it has started.
+        forecast: returns the expected starts and ends; None if there is no forecast.
         clock: monotonic seconds.
     """
 
@@ -86,10 +92,10 @@ class Capacity:
         *,
         max_running: int,
         open_logs: Callable[[], Iterable[Generation]],
-        tokenizing: Callable[[], Counter[str]],
-        tokenizing_places: Callable[[], Iterable[Place]],
-        displace: Callable[[Generation, Overloaded], None],
-        outlook: Callable[[], Outlook | None],
+        num_tokenizing: Callable[[], Counter[str]],
+        evictable_tokenizing: Callable[[], Iterable[Evictable]],
+        evict_waiting: Callable[[Generation, Overloaded], None],
+        forecast: Callable[[], Forecast | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         max_generations = config.max_generations or max_running + config.max_waiting_requests
@@ -103,78 +109,82 @@ class Capacity:
             "generations", max_generations, config.max_generations_per_caller
         )
         self._open_logs = open_logs
-        self._tokenizing = tokenizing
-        self._tokenizing_places = tokenizing_places
-        self._displace = displace
-        self._outlook = outlook
+        self._num_tokenizing = num_tokenizing
+        self._evictable_tokenizing = evictable_tokenizing
+        self._evict_waiting = evict_waiting
+        self._forecast = forecast
         self._clock = clock
-        self._displaced: set[str] = set()
-        """Ids of logs that wait and have been told to give way."""
+        self._evicted: set[str] = set()
+        """Ids of logs that have been evicted, but that the engine has not ended yet."""
 
     def check(
         self, caller: str, *, num_requests: int, prompts: SequenceOf[SequenceOf[int]] = ()
     ) -> None:
-        """Refuse what there is no room for, and change nothing.
+        """Check that there is room for requests, and change nothing.
 
         Args:
-            prompts: of all the requests, once they are known.
+            caller: the caller.
+            num_requests: the number of its requests.
+            prompts: token ids of all the prompts, once they are known.
 
         Raises:
-            Overloaded: all places are taken, and no caller has more than its share.
-            CallerLimitReached: the caller has as much as one may.
-            InvalidRequest: the prompts are too long together, whenever they come.
+            Overloaded: a total limit is reached, and no caller has more than its share.
+            CallerLimitReached: the caller has reached a limit of its own.
+            InvalidRequest: the prompts together exceed what may ever wait.
         """
-        self._who_gives_way(caller, num_requests, prompts)
+        self._select_victims(caller, num_requests, prompts)
 
     def admit(
         self, caller: str, *, num_requests: int, prompts: SequenceOf[SequenceOf[int]] = ()
     ) -> None:
-        """Make room for requests, which are to be counted from now on, or refuse them.
+        """Make room for requests by evicting others, or refuse them; arguments as for `check`.
+
+        The caller of this method must have the requests counted from now on.
 
         Raises:
-            as `check` does.
+            Overloaded: a total limit is reached, and no caller has more than its share.
+            CallerLimitReached: the caller has reached a limit of its own.
+            InvalidRequest: the prompts together exceed what may ever wait.
         """
-        for place, limit, num_held in self._who_gives_way(caller, num_requests, prompts):
-            place.give_way(
+        for victim, limit, num_used in self._select_victims(caller, num_requests, prompts):
+            victim.evict(
                 Overloaded(
-                    num_waiting=num_held,
-                    max_waiting=limit.in_all,
-                    retry_after_s=self._room_in_s(_begins, place.num_requests),
+                    num_waiting=num_used,
+                    max_waiting=limit.total,
+                    retry_after_s=self._room_in_s(_starts, victim.num_requests),
                     unit=limit.unit,
                     was_displaced=True,
                 )
             )
 
-    def _who_gives_way(
+    def _select_victims(
         self, caller: str, num_requests: int, prompts: SequenceOf[SequenceOf[int]]
-    ) -> list[tuple[Place, _Limit, int]]:
-        """Return what has to make room for the requests, if anything, and for which limit.
-
-        With each comes how much was held of that limit.
-        """
+    ) -> list[tuple[Evictable, _Limit, int]]:
+        """Return what must be evicted for the requests, for which limit, and its usage before."""
         num_tokens = sum(map(len, prompts))
-        # A prompt of any length may wait alone; to all choices of it, admission gives one list.
+        # A single prompt of any length may wait when nothing else does. Several choices for one
+        # prompt share one list, and so count as a single prompt here.
         if any(prompt is not prompts[0] for prompt in prompts):
             max_tokens = self._tokens.per_caller
             if num_tokens > max_tokens:
-                reason = f"{num_tokens} tokens in all are more than the {max_tokens} that may wait"
+                reason = f"must have at most {max_tokens} tokens in total (got {num_tokens})"
                 raise InvalidRequest(param="prompt", reason=reason)
-        held = self._look()
-        self._check_own(held, caller, num_requests, num_tokens)
-        return self._make_room(held, caller, num_requests, num_tokens)
+        usage = self._count_usage()
+        self._check_caller(usage, caller, num_requests, num_tokens)
+        return self._make_room(usage, caller, num_requests, num_tokens)
 
-    def _check_own(self, held: _Held, caller: str, num_requests: int, num_tokens: int) -> None:
+    def _check_caller(self, usage: _Usage, caller: str, num_requests: int, num_tokens: int) -> None:
         checks = [
-            (self._requests, held.requests, num_requests, "waiting requests", _begins),
-            (self._generations, held.generations, num_requests, "open generations", _ends),
+            (self._requests, usage.requests, num_requests, "waiting requests", _starts),
+            (self._generations, usage.generations, num_requests, "open generations", _ends),
         ]
-        if held.tokens[caller] and num_tokens:
+        if usage.tokens[caller] and num_tokens:
             unit = "waiting prompt tokens"
-            checks.append((self._tokens, held.tokens, num_tokens, unit, _tokens_begin))
+            checks.append((self._tokens, usage.tokens, num_tokens, unit, _tokens_start))
         for limit, counts, num_new, unit, events in checks:
             num_over = counts[caller] + num_new - limit.per_caller
-            # Of a caller that may have everything, the limit for all tells more.
-            if num_over > 0 and limit.per_caller < limit.in_all:
+            # If one caller may use everything, the error for the total limit says more.
+            if num_over > 0 and limit.per_caller < limit.total:
                 raise CallerLimitReached(
                     num_held=counts[caller],
                     max_held=limit.per_caller,
@@ -183,77 +193,83 @@ class Capacity:
                 )
 
     def _make_room(
-        self, held: _Held, caller: str, num_requests: int, num_tokens: int
-    ) -> list[tuple[Place, _Limit, int]]:
+        self, usage: _Usage, caller: str, num_requests: int, num_tokens: int
+    ) -> list[tuple[Evictable, _Limit, int]]:
         limits = [
-            (self._requests, held.requests, num_requests, _begins),
-            (self._generations, held.generations, num_requests, _ends),
+            (self._requests, usage.requests, num_requests, _starts),
+            (self._generations, usage.generations, num_requests, _ends),
         ]
         if num_tokens:
-            limits.append((self._tokens, held.tokens, num_tokens, _tokens_begin))
-        num_then = held.generations[caller] + num_requests
-        giving: list[tuple[Place, _Limit, int]] = []
-        places: dict[str, list[Place]] | None = None
+            limits.append((self._tokens, usage.tokens, num_tokens, _tokens_start))
+        num_open_after = usage.generations[caller] + num_requests
+        victims: list[tuple[Evictable, _Limit, int]] = []
+        evictables: dict[str, list[Evictable]] | None = None
         for limit, counts, num_new, events in limits:
-            num_held = counts.total()
-            # A prompt of any length may wait alone.
-            while counts.total() + num_new > limit.in_all and (
+            num_used = counts.total()
+            # A single prompt of any length may wait when nothing else does.
+            while counts.total() + num_new > limit.total and (
                 limit is not self._tokens or counts.total()
             ):
-                places = self._places() if places is None else places
-                place = _pop_newest(
-                    places, held, num_then, but=caller, by_tokens=counts is held.tokens
+                evictables = self._evictables() if evictables is None else evictables
+                victim = _pop_newest(
+                    evictables,
+                    usage,
+                    num_open_after,
+                    exclude=caller,
+                    by_tokens=counts is usage.tokens,
                 )
-                if place is None:
+                if victim is None:
                     raise Overloaded(
-                        num_waiting=num_held,
-                        max_waiting=limit.in_all,
-                        retry_after_s=self._room_in_s(events, num_held + num_new - limit.in_all),
+                        num_waiting=num_used,
+                        max_waiting=limit.total,
+                        retry_after_s=self._room_in_s(events, num_used + num_new - limit.total),
                         unit=limit.unit,
                     )
-                giving.append((place, limit, num_held))
-                held.requests[place.caller] -= place.num_requests
-                held.generations[place.caller] -= place.num_requests
-                held.tokens[place.caller] -= place.num_tokens
-        return giving
+                victims.append((victim, limit, num_used))
+                # Take it off the usage, for the limits that follow.
+                usage.requests[victim.caller] -= victim.num_requests
+                usage.generations[victim.caller] -= victim.num_requests
+                usage.tokens[victim.caller] -= victim.num_tokens
+        return victims
 
-    def _look(self) -> _Held:
-        """Count what is held now."""
-        tokenizing = self._tokenizing()
-        held = _Held(requests=Counter(tokenizing), generations=Counter(tokenizing))
-        still_displaced = set()
+    def _count_usage(self) -> _Usage:
+        """Return the usage of all callers now, without what has been evicted."""
+        num_tokenizing = self._num_tokenizing()
+        usage = _Usage(requests=Counter(num_tokenizing), generations=Counter(num_tokenizing))
+        still_open = set()
         for log in self._open_logs():
             if log.is_ended:
                 continue
             if log.started is None:
-                if log.generation_id in self._displaced:
-                    still_displaced.add(log.generation_id)
+                if log.generation_id in self._evicted:
+                    still_open.add(log.generation_id)
                     continue
-                held.requests[log.caller] += 1
-                held.tokens[log.caller] += log.prompt_tokens
-            held.generations[log.caller] += 1
-        self._displaced = still_displaced
-        return held
+                usage.requests[log.caller] += 1
+                usage.tokens[log.caller] += log.prompt_tokens
+            usage.generations[log.caller] += 1
+        self._evicted = still_open
+        return usage
 
-    def _places(self) -> dict[str, list[Place]]:
-        """Return what could give way of each caller, the newest last."""
+    def _evictables(self) -> dict[str, list[Evictable]]:
+        """Return what can be evicted of each caller, the newest last."""
         waiting = (
-            Place(log.caller, 1, log.prompt_tokens, self._displacing(log))
+            Evictable(log.caller, 1, log.prompt_tokens, self._evictor(log))
             for log in self._open_logs()
             if log.started is None and not log.is_ended
-            if log.generation_id not in self._displaced
+            if log.generation_id not in self._evicted
         )
-        places: dict[str, list[Place]] = {}
-        for place in itertools.chain(waiting, self._tokenizing_places()):
-            places.setdefault(place.caller, []).append(place)
-        return places
+        evictables: dict[str, list[Evictable]] = {}
+        for each in itertools.chain(waiting, self._evictable_tokenizing()):
+            evictables.setdefault(each.caller, []).append(each)
+        return evictables
 
-    def _displacing(self, log: Generation) -> Callable[[Overloaded], None]:
-        def give_way(error: Overloaded) -> None:
-            self._displaced.add(log.generation_id)
-            self._displace(log, error)
+    def _evictor(self, log: Generation) -> Callable[[Overloaded], None]:
+        def evict(error: Overloaded) -> None:
+            # The engine ends the log at its next step; until then, this keeps it out of the usage.
+            self._evicted.add(log.generation_id)
+            self._evict_waiting(log, error)
 
-        return give_way
+        return evict
 
     # When to try again.
 
@@ -263,19 +279,21 @@ class Capacity:
         num_needed: int,
         caller: str | None = None,
     ) -> float:
-        """Return in how many seconds so much is free of what one caller holds, or all.
+        """Return the expected seconds until `num_needed` units are free.
 
         Args:
-            events: when an open generation frees something, from the outlook's moment, and how
-                much.
+            events: returns when an open generation frees units, in seconds after the forecast was
+                made, and how many.
+            num_needed: units of the limit: requests, generations or tokens.
+            caller: count only what this caller frees; None counts all callers.
         """
-        outlook = self._outlook()
-        if outlook is None or not outlook.expected:
+        forecast = self._forecast()
+        if forecast is None or not forecast.expected:
             return _DEFAULT_RETRY_AFTER_S
         in_s = 0.0
         for event_in_s, num_freed in sorted(
             events(expected)
-            for expected in outlook.expected
+            for expected in forecast.expected
             if caller in (None, expected.generation.caller)
         ):
             if num_freed:
@@ -283,36 +301,45 @@ class Capacity:
                 num_needed -= num_freed
             if num_needed <= 0:
                 break
-        if num_needed > 0:  # what came after the outlook has its turn after all that it tells of
-            in_s = max(expected.ends_in_s for expected in outlook.expected)
-        return max(_MIN_RETRY_AFTER_S, outlook.at + in_s - self._clock())
+        if num_needed > 0:  # the rest is newer than the forecast, and so comes after all in it
+            in_s = max(expected.ends_in_s for expected in forecast.expected)
+        return max(_MIN_RETRY_AFTER_S, forecast.at + in_s - self._clock())
 
 
 def _pop_newest(
-    places: dict[str, list[Place]], held: _Held, num_then: int, *, but: str, by_tokens: bool
-) -> Place | None:
-    """Take out the newest place of the caller that has most, if that has more open than `num_then`.
+    evictables: dict[str, list[Evictable]],
+    usage: _Usage,
+    num_open_after: int,
+    *,
+    exclude: str,
+    by_tokens: bool,
+) -> Evictable | None:
+    """Remove and return the newest work of the caller that uses most; None if there is none.
 
     Args:
-        but: the caller that asks.
-        by_tokens: of the caller that has most tokens, one that holds some.
+        evictables: what can be evicted, by caller.
+        usage: the usage of each caller.
+        num_open_after: generations of the new caller after admission; only callers with more of
+            them open lose any.
+        exclude: the new caller.
+        by_tokens: order callers by tokens, and return only work that has some.
     """
-    most = held.tokens if by_tokens else held.generations
-    for caller in sorted(places, key=lambda caller: most[caller], reverse=True):
-        if caller != but and held.generations[caller] > num_then:
-            for index in reversed(range(len(places[caller]))):
-                if places[caller][index].num_tokens or not by_tokens:
-                    return places[caller].pop(index)
+    counts = usage.tokens if by_tokens else usage.generations
+    for caller in sorted(evictables, key=lambda caller: counts[caller], reverse=True):
+        if caller != exclude and usage.generations[caller] > num_open_after:
+            for index in reversed(range(len(evictables[caller]))):
+                if evictables[caller][index].num_tokens or not by_tokens:
+                    return evictables[caller].pop(index)
     return None
 
 
-def _begins(expected: Expected) -> tuple[float, int]:
-    return expected.begins_in_s, int(expected.generation.started is None)
+def _starts(expected: Expected) -> tuple[float, int]:
+    return expected.starts_in_s, int(expected.generation.started is None)
 
 
-def _tokens_begin(expected: Expected) -> tuple[float, int]:
+def _tokens_start(expected: Expected) -> tuple[float, int]:
     log = expected.generation
-    return expected.begins_in_s, log.prompt_tokens if log.started is None else 0
+    return expected.starts_in_s, log.prompt_tokens if log.started is None else 0
 
 
 def _ends(expected: Expected) -> tuple[float, int]:

@@ -1,8 +1,10 @@
-"""Work for the tokenizer's threads, in which callers take turns.
+"""Queues work for the tokenizer threads, round-robin between callers.
 
-A thread's own queue would be first come first served: a caller with a hundred long prompts would
-hold up all others. So no more is given to the threads than they can begin at once. What waits can
-be taken back; what has begun is counted until it is done, whether or not anybody still wants it.
+The queue of a thread pool is first come, first served: a caller with a hundred long prompts would
+block all others. So the pool gets no more work than it can start at once. Waiting work can be
+removed; running work is counted until it is done, even if its caller has left.
+
+Runs on the event loop. `AdmissionController` is the only caller.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
-from streaming.admission.capacity import Place
+from streaming.admission.capacity import Evictable
 from streaming.errors import EngineFailure, StreamingError
 
 T = TypeVar("T")
@@ -32,17 +34,19 @@ class _Job:
 
 
 class Threads(Protocol):
+    """The part of `WorkerPool` that the queue uses."""
+
     def submit(self, work: Callable[[], T], /) -> Future[T]:
-        """Have `work` run on a thread."""
+        """Queue `work` to run on a thread, and return its future."""
 
 
 class TokenizerQueue:
-    """Runs work on threads, one piece of each caller after the other; on the event loop's thread.
+    """Runs work on threads, one job of each caller in turn.
 
     Args:
-        threads: run the work.
-        num_threads: how many of them there are.
-        check: called before each piece of work; what it raises ends all that waits.
+        threads: the pool that runs the work.
+        num_threads: number of threads in the pool.
+        check: called before each job; an exception that it raises fails all waiting jobs.
     """
 
     def __init__(self, threads: Threads, *, num_threads: int, check: Callable[[], None]) -> None:
@@ -50,51 +54,51 @@ class TokenizerQueue:
         self._num_threads = num_threads
         self._check = check
         self._waiting: OrderedDict[str, deque[_Job]] = OrderedDict()
-        """By caller; the one whose turn it is first."""
+        """By caller, the next one first."""
         self._num_running = 0
-        self._held: Counter[str] = Counter()
+        self._num_requests: Counter[str] = Counter()
 
     @property
     def num_requests(self) -> Counter[str]:
-        """How many requests of each caller wait here or are being worked on."""
-        return self._held
+        """Number of requests that wait or run, by caller."""
+        return self._num_requests
 
     @property
-    def places(self) -> Iterator[Place]:
-        """What waits and has not begun, of one caller the oldest first."""
+    def evictables(self) -> Iterator[Evictable]:
+        """Waiting jobs; those of one caller in order, the oldest first."""
         for caller, jobs in self._waiting.items():
             for job in jobs:
-                yield Place(caller, job.num_requests, 0, self._failing(job))
+                yield Evictable(caller, job.num_requests, 0, self._evictor(job))
 
     async def run(self, work: Callable[[], T], *, caller: str, num_requests: int) -> T:
-        """Run `work` on a thread, counted as so many requests, and return what it returns.
+        """Run `work` on a thread, counted as `num_requests` requests, and return its result.
 
-        It is counted until the caller has the result. Where the caller leaves before, work that has
-        not begun is forgotten at once.
+        It is counted until the caller has the result. If the calling task is cancelled, a waiting
+        job is removed at once.
         """
         job = _Job(caller, num_requests, work, asyncio.get_running_loop().create_future())
-        self._held[caller] += num_requests
+        self._num_requests[caller] += num_requests
         self._waiting.setdefault(caller, deque()).append(job)
-        self._begin()
+        self._start_jobs()
         try:
             return cast(T, await job.result)
         finally:
             if not job.is_running:
-                self._forget(job)
-                self._count_out(job)
+                self._remove(job)
+                self._uncount(job)
 
     def fail_waiting(self, error: StreamingError) -> None:
-        """End all that has not begun."""
+        """Fail all waiting jobs with `error`."""
         waiting, self._waiting = self._waiting, OrderedDict()
         for jobs in waiting.values():
             for job in jobs:
                 if not job.result.done():
                     job.result.set_exception(error)
 
-    def _begin(self) -> None:
-        """Give the threads as much as they can begin now."""
+    def _start_jobs(self) -> None:
+        """Submit as many jobs as the threads can start now."""
         while self._waiting and self._num_running < self._num_threads:
-            if (error := self._refusal()) is not None:
+            if (error := self._check_error()) is not None:
                 self.fail_waiting(error)
                 return
             caller, jobs = next(iter(self._waiting.items()))
@@ -111,43 +115,43 @@ class TokenizerQueue:
     def _finish(self, job: _Job, done: asyncio.Future[object]) -> None:
         self._num_running -= 1
         job.is_running = False
-        # The threads may have been shut down before they came to it.
-        error = self._refusal() or EngineFailure() if done.cancelled() else done.exception()
+        # The pool may have been shut down before it started the job.
+        error = self._check_error() or EngineFailure() if done.cancelled() else done.exception()
         if job.result.done():
-            self._count_out(job)  # its caller has left
+            self._uncount(job)  # its caller has left
         elif error is None:
             job.result.set_result(done.result())
         else:
             job.result.set_exception(error)
-        self._begin()
+        self._start_jobs()
 
-    def _refusal(self) -> StreamingError | None:
+    def _check_error(self) -> StreamingError | None:
         try:
             self._check()
         except StreamingError as error:
             return error
         return None
 
-    def _failing(self, job: _Job) -> Callable[[StreamingError], None]:
-        def fail(error: StreamingError) -> None:
-            self._forget(job)
-            self._count_out(job)
+    def _evictor(self, job: _Job) -> Callable[[StreamingError], None]:
+        def evict(error: StreamingError) -> None:
+            self._remove(job)
+            self._uncount(job)
             if not job.result.done():
                 job.result.set_exception(error)
 
-        return fail
+        return evict
 
-    def _forget(self, job: _Job) -> None:
-        """Take work out that has not begun."""
+    def _remove(self, job: _Job) -> None:
+        """Remove a waiting job from the queue, if it is still there."""
         jobs = self._waiting.get(job.caller)
         if jobs is not None and job in jobs:
             jobs.remove(job)
             if not jobs:
                 del self._waiting[job.caller]
 
-    def _count_out(self, job: _Job) -> None:
+    def _uncount(self, job: _Job) -> None:
         if job.is_counted:
             job.is_counted = False
-            self._held[job.caller] -= job.num_requests
-            if not self._held[job.caller]:
-                del self._held[job.caller]
+            self._num_requests[job.caller] -= job.num_requests
+            if not self._num_requests[job.caller]:
+                del self._num_requests[job.caller]

@@ -1,7 +1,7 @@
-"""Threads for work that may hang: one that does is given up, and another takes its place.
+"""A thread pool for work that may hang: a stuck thread is abandoned and replaced.
 
-`concurrent.futures.ThreadPoolExecutor` does not serve here: it has no way to replace a thread, and
-the interpreter waits at its exit for every thread of such a pool.
+`concurrent.futures.ThreadPoolExecutor` cannot replace a thread, and the interpreter waits for every
+thread of such a pool when it exits. `AdmissionController` uses this pool for the tokenizer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class WorkPanicked(RuntimeError):
-    """The work raised what is no `Exception`, as a panic of a Rust library does; it is chained."""
+    """The work raised a `BaseException`, as a panic in a Rust library does; it is the cause."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,56 +30,56 @@ class _Job:
 
 
 class _Worker:
-    """One thread, and what it does now."""
+    """One thread and its current job."""
 
     def __init__(self, name: str, jobs: Inbox[_Job | None], host: Host) -> None:
         self._jobs = jobs
         self._clock = host.now
         self.running: tuple[_Job, float] | None = None
-        """The job and when it began. Written by the thread, read by any."""
-        self.is_given_up = False
+        """The job and when it started. Written by the thread, read by any."""
+        self.is_abandoned = False
         self.thread = host.make_thread(self._run, name=name)
         self.thread.start()
 
     def _run(self) -> None:
-        while not self.is_given_up and (job := self._jobs.get()) is not None:
+        while not self.is_abandoned and (job := self._jobs.get()) is not None:
             if job.future.set_running_or_notify_cancel():
                 self.running = (job, self._clock())
                 _do(job)
                 self.running = None
-            del job  # or what it holds would live until the next one
+            del job  # or its result would stay in memory until the next job
 
 
 def _do(job: _Job) -> None:
     try:
         try:
             result = job.work()
-        except Exception as error:  # noqa: BLE001 - raised where it is waited for
+        except Exception as error:  # noqa: BLE001 - raised in the caller
             job.future.set_exception(error)
-        except BaseException as error:  # noqa: BLE001 - and that must not end who waits
+        except BaseException as error:  # noqa: BLE001 - must not end the caller's task
             panic = WorkPanicked(f"{type(error).__name__}: {error}")
             panic.__cause__ = error
             job.future.set_exception(panic)
         else:
             job.future.set_result(result)
     except InvalidStateError:
-        logger.info("work that had been given up has ended after all")
+        logger.info("abandoned work has ended after all")
 
 
 def _fail(job: _Job, error: Exception) -> None:
     try:
         job.future.set_exception(error)
     except InvalidStateError:
-        logger.debug("work ended just before it was given up")
+        logger.debug("work ended just before it was abandoned")
 
 
 class WorkerPool:
     """Runs work on a few daemon threads, first come, first served.
 
     Args:
-        num_threads: at work at once.
-        name: of the threads.
-        host: gives time, threads and queues.
+        num_threads: most threads at work at once.
+        name: name of the threads.
+        host: provides the clock, threads and queues.
     """
 
     def __init__(self, num_threads: int, *, name: str, host: Host = OPERATING_SYSTEM) -> None:
@@ -88,43 +88,43 @@ class WorkerPool:
         self._host = host
         self._jobs: Inbox[_Job | None] = host.make_inbox()
         self._workers: list[_Worker] = []
-        self._given_up: list[_Worker] = []
+        self._abandoned: list[_Worker] = []
 
     @property
     def num_stuck(self) -> int:
-        """Threads that were given up and have not ended."""
-        self._given_up = [worker for worker in self._given_up if worker.thread.is_alive()]
-        return len(self._given_up)
+        """Number of abandoned threads that have not ended."""
+        self._abandoned = [worker for worker in self._abandoned if worker.thread.is_alive()]
+        return len(self._abandoned)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Have `work` run on a thread, as soon as one is free."""
+        """Queue `work` to run on a thread, and return its future."""
         future: Future[T] = Future()
         self._jobs.put(_Job(work, future))
         if len(self._workers) < self._num_threads:
             self._workers.append(self._new_worker())
         return future
 
-    def give_up_stuck(self, error: Exception, *, timeout_s: float) -> int:
-        """Fail what has run longer than `timeout_s` with `error`, and replace its threads.
+    def replace_stuck(self, error: Exception, *, timeout_s: float) -> int:
+        """Fail jobs that have run longer than `timeout_s`, and replace their threads.
 
         Returns:
-            How many there were.
+            The number of threads replaced.
         """
-        late_at = self._host.now() - timeout_s
+        started_before = self._host.now() - timeout_s
         num_stuck = 0
         for index, worker in enumerate(self._workers):
             running = worker.running
-            if running is None or running[1] > late_at:
+            if running is None or running[1] > started_before:
                 continue
-            worker.is_given_up = True
+            worker.is_abandoned = True
             self._workers[index] = self._new_worker()
-            self._given_up.append(worker)
+            self._abandoned.append(worker)
             num_stuck += 1
             _fail(running[0], error)
         return num_stuck
 
     def fail_all(self, error: Exception) -> None:
-        """Fail all that runs or waits with `error`; what runs goes on, and nobody waits for it."""
+        """Fail all running and waiting jobs with `error`; running threads are not interrupted."""
         while not self._jobs.empty():
             try:
                 job = self._jobs.get_nowait()
@@ -137,15 +137,15 @@ class WorkerPool:
                 _fail(running[0], error)
 
     def shutdown(self, timeout_s: float) -> bool:
-        """End the threads once they have done what was submitted; wait for that at most so long.
+        """End the threads after all submitted work, and wait up to `timeout_s` seconds for that.
 
         Returns:
-            Whether all threads have ended, those that were given up included.
+            Whether all threads have ended, abandoned ones included.
         """
         for _ in self._workers:
             self._jobs.put(None)
         end_at = self._host.now() + timeout_s
-        workers = (*self._workers, *self._given_up)
+        workers = (*self._workers, *self._abandoned)
         for worker in workers:
             worker.thread.join(max(0.0, end_at - self._host.now()))
         return not any(worker.thread.is_alive() for worker in workers)

@@ -1,4 +1,8 @@
-"""The engine: schedule, run, append. Synchronous, on one thread, drivable from a for-loop."""
+"""The engine: one step schedules a batch, runs it, and appends its tokens to the logs.
+
+Synchronous and single-threaded, so tests can drive it from a for-loop. The server drives it on the
+engine thread.
+"""
 
 from __future__ import annotations
 
@@ -14,32 +18,33 @@ from streaming.log.generation import Generation, Queued
 from streaming.scheduling.block_manager import BlockManager
 from streaming.scheduling.prefill_budget import PrefillBudget
 from streaming.scheduling.scheduler import Scheduler
-from streaming.scheduling.wait_estimator import Outlook, WaitEstimator
+from streaming.scheduling.wait_estimator import Forecast, WaitEstimator
 from streaming.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
 _QUEUE_UPDATE_S = 1.0
-"""Waiting requests learn of a new estimate this often."""
-_LOOK_S = 0.5
-"""Waiting requests are looked at this often, in case the event loop has ended them. It does so only
-in steps that take longer, so those that it ends never run."""
+"""Period in which waiting requests get a new estimate."""
+_SCAN_PERIOD_S = 0.5
+"""Period in which waiting requests are checked for logs that the event loop has ended. The loop
+ends logs only during steps that take longer than this, so a request ended there never runs."""
 _RANKED_PER_STEP = 64
-"""Waiting requests that a step may rank, on the average, to tell of new positions sooner: so a
-queue of this length learns of them at once, and a long one costs no step more than a short one."""
+"""Waiting requests per step, on average, whose positions may be updated before the period ends. So
+a queue of this length is updated at once, and a step costs no more with a long queue than with a
+short one."""
 MAX_FAILED_STEPS = 5
-"""So many failed steps in a row mean that the model is broken, as it is after a CUDA error."""
+"""Consecutive failed steps after which the model counts as broken, as it is after a CUDA error."""
 
 
 class ModelBroken(RuntimeError):
-    """Every step fails: only a new process helps."""
+    """Every step fails; restart the process."""
 
 
 class Engine:
-    """Drives all live sequences to their ends.
+    """Runs all live sequences until they end.
 
     Args:
-        runner: turns batches into tokens.
+        runner: computes the tokens of each batch.
         clock: monotonic seconds.
     """
 
@@ -59,61 +64,66 @@ class Engine:
         self._queue_updated_at = -_QUEUE_UPDATE_S
         self._num_failed_steps = 0
         self._num_rankable = 0
-        self._looked_at = -_LOOK_S
+        self._scanned_at = -_SCAN_PERIOD_S
         self._next_deadline_at = math.inf
-        """No live sequence is overdue before."""
-        self.outlook: Outlook | None = None
-        """When requests will begin and end, as of the last look at the queue."""
+        """The earliest deadline of a live sequence, in monotonic seconds."""
+        self.forecast: Forecast | None = None
+        """When requests will start and end, as of the last queue update."""
 
     @property
     def has_work(self) -> bool:
+        """Whether there is a live sequence."""
         return bool(self._sequences)
 
-    # What comes in.
+    # Commands.
 
     def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
         self._sequences[sequence.generation_id] = sequence
         self._scheduler.add(sequence)
         self._next_deadline_at = min(self._next_deadline_at, sequence.deadline_at)
         self._queue_changed = True
 
     def cancel(self, generation_id: str) -> None:
-        """End a sequence; one that has ended already is left alone: that race is normal."""
+        """Cancel a sequence; a no-op if it has already ended, which is a normal race."""
         if sequence := self._sequences.get(generation_id):
             sequence.cancel(at=self._clock())
             self._retire(sequence)
 
     def fail(self, generation_id: str, error: StreamingError) -> None:
-        """End a sequence with an error; one that has ended already is left alone."""
+        """End a sequence with an error; a no-op if it has already ended."""
         if sequence := self._sequences.get(generation_id):
             sequence.fail(error, at=self._clock())
             self._retire(sequence)
 
-    def displace(self, generation_id: str, error: StreamingError) -> None:
-        """End a sequence that has not begun; one that has is left alone: it holds no place."""
+    def evict_waiting(self, generation_id: str, error: StreamingError) -> None:
+        """End a sequence with an error if it has not started: only then does it fill the queue."""
         sequence = self._sequences.get(generation_id)
         if sequence is not None and sequence.generation.started is None:
             self.fail(generation_id, error)
 
     @property
     def num_preemptions(self) -> int:
-        """How often a sequence lost its place and had to be computed again."""
+        """How often a sequence was preempted and had to be recomputed."""
         return self._scheduler.num_preemptions
 
     def set_detached(self, generation_id: str, *, is_detached: bool) -> None:
-        """Take that nobody follows a log, or that somebody does again: it yields its place."""
+        """Mark a sequence as detached or attached again; a detached one loses its place first."""
         if sequence := self._sequences.get(generation_id):
             self._scheduler.set_detached(sequence, is_detached=is_detached)
             self._queue_changed = True
 
     def fail_all(self, error: StreamingError, *, waiting_only: bool = False) -> None:
-        """End all sequences, or only those that still wait for their first step."""
+        """End all sequences with an error, or only those that still wait for their first step."""
         for sequence in tuple(self._scheduler):
             if sequence.generation.started is None or not waiting_only:
                 self.fail(sequence.generation_id, error)
 
-    def abandon(self, error: StreamingError) -> None:
-        """End all logs without a word to the runner, which can no longer be trusted."""
+    def fail_all_logs(self, error: StreamingError) -> None:
+        """End all logs with an error, without the scheduler and the runner: both may be broken.
+
+        Any thread may call this once the engine thread has stopped stepping.
+        """
         sequences, self._sequences = self._sequences, {}
         for generation_id, sequence in sequences.items():
             if sequence.generation.is_ended and not sequence.is_ended:
@@ -122,10 +132,10 @@ class Engine:
                 sequence.fail(error, at=self._clock())
             self._touched[generation_id] = sequence.generation
 
-    # What happens.
+    # Steps.
 
     def step(self) -> list[Generation]:
-        """Run one step; return the logs that have something new, each once.
+        """Run one step, and return the logs that have new records, each once.
 
         Raises:
             ModelBroken: the last `MAX_FAILED_STEPS` steps have failed.
@@ -133,11 +143,11 @@ class Engine:
         self._end_overdue()
         if (batch := self._scheduler.schedule()) is not None:
             self._run(batch)
-        self._tell_waiting()
+        self._update_queue()
         return self.take_touched()
 
     def take_touched(self) -> list[Generation]:
-        """Return the logs that have something new since the last call."""
+        """Return the logs that have new records since the last call."""
         touched, self._touched = self._touched, {}
         return list(touched.values())
 
@@ -168,10 +178,10 @@ class Engine:
             if isinstance(token, FailedRow):
                 self._fail_row(sequence, token)
                 continue
-            self._scheduler.trust(sequence)
+            self._scheduler.mark_verified(sequence)
             try:
                 self._append(sequence, token, at=now)
-            except BaseException:  # its own tokenizer, grammar or parser, or a panic in one
+            except BaseException:  # of its tokenizer, grammar or parser, panics included
                 logger.exception("%s failed on its own token", sequence.generation_id)
                 self.fail(sequence.generation_id, EngineFailure())
                 continue
@@ -188,32 +198,33 @@ class Engine:
         sequence.append(token.token_id, at=at, logprobs=token.logprobs)
 
     def _fail_row(self, sequence: Sequence, row: FailedRow) -> None:
-        """End a sequence that gets no token; keep what it shares unless the model failed."""
+        """End a sequence that gets no token; uncache its blocks if the model failed."""
         if row.error is None:
-            self._scheduler.forget(sequence)
+            self._scheduler.uncache_unverified(sequence)
         if not isinstance(row.error, RequestError):
             logger.error("%s failed: %s", sequence.generation_id, row.reason)
         self.fail(sequence.generation_id, row.error or EngineFailure())
 
     def _end_overdue(self) -> None:
-        """Take out what is overdue, or was ended by the event loop while this thread was stuck."""
+        """Retire sequences past their deadline, and those that the event loop has ended.
+
+        The loop ends logs itself while this thread is stuck in a step.
+        """
         now = self._clock()
-        looks_at_all = now >= min(self._next_deadline_at, self._looked_at + _LOOK_S)
-        for sequence in (
-            tuple(self._sequences.values()) if looks_at_all else self._scheduler.running
-        ):
+        scans_all = now >= min(self._next_deadline_at, self._scanned_at + _SCAN_PERIOD_S)
+        for sequence in tuple(self._sequences.values()) if scans_all else self._scheduler.running:
             if sequence.generation.is_ended:
                 sequence.drop()
                 self._retire(sequence)
             elif sequence.deadline_at <= now:
                 self.fail(sequence.generation_id, sequence.deadline_error)
-        if looks_at_all:
-            self._looked_at = now
+        if scans_all:
+            self._scanned_at = now
             deadlines = (sequence.deadline_at for sequence in self._sequences.values())
             self._next_deadline_at = min(deadlines, default=math.inf)
 
     def _retire(self, sequence: Sequence) -> None:
-        """Take an ended sequence out of everything that holds it."""
+        """Remove an ended sequence from the scheduler and the runner, and log its summary."""
         del self._sequences[sequence.generation_id]
         self._scheduler.remove(sequence)
         self._touched[sequence.generation_id] = sequence.generation
@@ -223,30 +234,31 @@ class Engine:
             self._estimator.observe_end(num_tokens=len(sequence.output_ids))
         logger.info("%s", _Summary(sequence.generation))
 
-    def _tell_waiting(self) -> None:
+    def _update_queue(self) -> None:
+        """Write positions and wait estimates to the logs of waiting requests."""
         now = self._clock()
         self._num_rankable += _RANKED_PER_STEP
-        is_worth_it = self._queue_changed and self._scheduler.num_waiting <= self._num_rankable
-        if not is_worth_it and now - self._queue_updated_at < _QUEUE_UPDATE_S:
+        is_affordable = self._queue_changed and self._scheduler.num_waiting <= self._num_rankable
+        if not is_affordable and now - self._queue_updated_at < _QUEUE_UPDATE_S:
             return
         self._queue_changed = False
         self._queue_updated_at = now
         self._num_rankable = 0
         running, waiting = self._scheduler.running, self._scheduler.waiting
-        self.outlook = self._estimator.outlook(running, waiting, at=now)
+        self.forecast = self._estimator.forecast(running, waiting, at=now)
         waits_s: Iterable[float | None] = itertools.repeat(None, len(waiting))
-        if self.outlook is not None:
-            waits_s = (each.begins_in_s for each in self.outlook.expected[len(running) :])
+        if self.forecast is not None:
+            waits_s = (each.starts_in_s for each in self.forecast.expected[len(running) :])
         for position, (sequence, wait_s) in enumerate(zip(waiting, waits_s, strict=True)):
             generation = sequence.generation
             queued = Queued(position, wait_s)
-            # One that lost its place has begun all the same: its readers wait for no turn.
+            # A preempted sequence has started already: its readers need no queue position.
             if generation.started is None and queued != generation.queued:
                 generation.queued = queued
                 self._touched[generation.generation_id] = generation
 
     def check_integrity(self) -> None:
-        """Assert that the parts agree on what is alive."""
+        """Assert that engine and scheduler hold the same live sequences."""
         live = set(self._scheduler)
         assert live == set(self._sequences.values())
         self._scheduler.check_integrity()
@@ -258,7 +270,7 @@ def _make_scheduler(runner: ModelRunner) -> Scheduler:
         return Scheduler(max_num_seqs=runner.max_num_seqs)
     return Scheduler(
         max_num_seqs=runner.max_num_seqs,
-        cache=BlockManager(
+        block_manager=BlockManager(
             num_blocks=runner.cache.num_blocks,
             block_size=runner.cache.block_size,
             has_free_memory=runner.cache.has_free_memory,
@@ -268,7 +280,7 @@ def _make_scheduler(runner: ModelRunner) -> Scheduler:
 
 
 class _Summary:
-    """The one log line of a generation, written only if someone logs it."""
+    """Formats the log line of a generation, only if the line is written."""
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation

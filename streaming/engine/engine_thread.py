@@ -1,10 +1,11 @@
-"""The one thread that computes: it loads the model, and then it drives the engine.
+"""The thread that loads the model and then drives the engine; all torch computation runs here.
 
-Each thread that enters an OpenMP region keeps a pool of its own, and libgomp's barriers stop
-spinning once all pools together have more threads than there are CPUs: a model that is loaded on
-one thread and stepped on another runs at half of its speed. So all computing with torch is here.
+Each thread that enters an OpenMP region keeps its own thread pool, and libgomp's barriers stop
+spinning once all pools together have more threads than there are CPUs. A model that is loaded on
+one thread and stepped on another therefore runs at half its speed.
 
-The thread knows no event loop. It reports through callbacks, which it calls itself.
+This module does not import asyncio. It reports through callbacks, called on the thread itself;
+`AsyncEngine` passes them on to the event loop.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class EngineThread:
-    """Runs commands in their order, and steps an engine while that has work.
+    """Runs commands in order, and steps an engine while it has work.
 
     Args:
-        host: gives time, the thread and its inbox.
+        host: provides the clock, the thread and its inbox.
     """
 
     def __init__(self, *, host: Host = OPERATING_SYSTEM) -> None:
@@ -40,26 +41,27 @@ class EngineThread:
         self._on_death: Callable[[], None] = lambda: None
         self._is_stopping = False
         self.busy_since: float | None = None
-        """When the command or step began that runs now; None while the thread waits. Written by the
-        thread, read by any."""
+        """When the current command or step started, in monotonic seconds; None while the thread is
+        idle. Written by the thread, read by any."""
         self._thread = host.make_thread(self._run, name="tokenwire-engine")
 
     @property
     def is_alive(self) -> bool:
+        """Whether the thread has started and not ended."""
         return self._thread.is_alive()
 
     def start(self) -> None:
-        """Start the thread; once."""
+        """Start the thread. Call this once."""
         self._thread.start()
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run `work` on the thread and return what it returns, or raise what it raises."""
+        """Run `work` on the thread, wait, and return its result or raise its exception."""
         done: Future[T] = Future()
 
         def run() -> None:
             try:
                 done.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            except BaseException as error:  # noqa: BLE001 - raised in the caller
                 done.set_exception(error)
 
         self.put(run)
@@ -75,9 +77,9 @@ class EngineThread:
         """Step `engine` from now on.
 
         Args:
-            engine: this thread's alone until the thread has ended.
-            on_step: called after a step with the logs that have something new, if there are any.
-            on_death: called last, where the engine cannot go on; then call `bury`.
+            engine: used by this thread only, until the thread has ended.
+            on_step: called after a step with the logs that have new records, if there are any.
+            on_death: called last, if the engine cannot continue. Call `fail_all_logs` then.
         """
 
         def begin() -> None:
@@ -86,11 +88,11 @@ class EngineThread:
         self.put(begin)
 
     def put(self, command: Callable[[], None]) -> None:
-        """Have `command` run on the thread, before its next step."""
+        """Queue `command` to run on the thread before its next step."""
         self._inbox.put(command)
 
     def stop(self, error: StreamingError) -> None:
-        """End all logs with `error`, and then the thread."""
+        """End all logs with `error`, then the thread."""
 
         def stop() -> None:
             self._is_stopping = True
@@ -100,23 +102,23 @@ class EngineThread:
         self.put(stop)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end of the thread, at most so long; return whether it has ended."""
+        """Wait up to `timeout_s` seconds for the thread to end, and return whether it has."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self.is_alive
 
-    def bury(self) -> list[Generation]:
-        """End all logs after `on_death`, on any thread, and return them."""
+    def fail_all_logs(self) -> list[Generation]:
+        """End all logs after `on_death`, and return them. May be called on any thread."""
         assert self._engine is not None
-        self._engine.abandon(EngineFailure())
-        # What is still in the inbox can now reach nothing that has run, so no command touches the
-        # runner again. Requests among them end as the others did.
+        self._engine.fail_all_logs(EngineFailure())
+        # Run the commands that are left. The engine holds no sequence that has run, so none of them
+        # can reach the runner. They may add requests, which fail like the others.
         while not self._inbox.empty():
             try:
                 self._take_commands(wait=False)
-            except BaseException:  # the engine is broken already
-                logger.exception("a command failed after the engine had")
-        self._engine.abandon(EngineFailure())
+            except BaseException:  # the engine has failed already; end the other logs
+                logger.exception("a command failed after the engine had failed")
+        self._engine.fail_all_logs(EngineFailure())
         return self._engine.take_touched()
 
     def _run(self) -> None:
@@ -125,8 +127,8 @@ class EngineThread:
                 self._take_commands(wait=self._engine is None or not self._engine.has_work)
                 if self._engine is not None:
                     self._step(self._engine)
-        except BaseException:  # a panic of a Rust library is no Exception
-            logger.exception("the engine failed and takes no more work")
+        except BaseException:  # a panic in a Rust library is not an Exception
+            logger.exception("the engine has failed and accepts no more work")
             self._on_death()
 
     def _step(self, engine: Engine) -> None:

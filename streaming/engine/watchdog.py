@@ -1,8 +1,8 @@
-"""Looks from the event loop at the engine's thread, which may be stuck or dead.
+"""Watches the engine thread from the event loop, and ends overdue logs while it is stuck.
 
-A stuck thread carries nothing out: no cancel, no deadline, no shutdown. What it should have ended
-and has not, the loop ends. A thread that is stuck for good is a failure of the engine; only a new
-process helps then.
+A stuck thread handles no cancel, deadline or shutdown, so the event loop ends the logs that the
+thread should have ended. A thread that stays stuck is an engine failure, and the process must be
+restarted. `AsyncEngine` polls the watchdog on a timer.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from typing import Protocol
 from streaming.errors import StreamingError
 from streaming.log.generation import Failed, Finished, FinishReason, Generation
 
-PATIENCE_S = 1.0
-"""The loop ends a log that the engine's thread should have ended so long ago, if the thread has
-been in one step for so long."""
+STUCK_AFTER_S = 1.0
+"""The event loop ends a log that is overdue by this time, if the engine thread has also been in one
+step for this time."""
 
 
 class Heartbeat(Protocol):
-    """What the watchdog sees of the engine's thread."""
+    """What the watchdog reads of the engine thread."""
 
     @property
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool:
+        """Whether the thread has started and not ended."""
 
     @property
     def busy_since(self) -> float | None:
-        """When its present step began, in monotonic seconds; None while it has nothing to do."""
+        """When its current step started, in monotonic seconds; None while it is idle."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Due:
+class _Deadline:
     generation: Generation
     due_at: float
     error: StreamingError | None
-    """None for a cancel."""
+    """None for a cancelled log."""
 
 
 class Watchdog:
-    """Knows when logs have to end at the latest, and ends those that the engine forgets.
+    """Keeps a deadline for each log, and ends the logs that a stuck engine thread leaves open.
 
     Args:
-        thread: the engine's.
-        step_timeout_s: a step that takes longer hangs.
+        thread: the engine thread.
+        step_timeout_s: longest time for a step; beyond it the engine has failed.
         clock: monotonic seconds.
     """
 
@@ -58,42 +59,47 @@ class Watchdog:
         self._thread = thread
         self._step_timeout_s = step_timeout_s
         self._clock = clock
-        self._dues: dict[str, _Due] = {}
+        self._deadlines: dict[str, _Deadline] = {}
 
     def expect_end(
         self, generation: Generation, *, due_at: float, error: StreamingError | None = None
     ) -> None:
-        """Take that a log ends by then: with `error`, or cancelled; an earlier time is kept."""
-        known = self._dues.get(generation.generation_id)
-        if known is None or due_at < known.due_at:
-            self._dues[generation.generation_id] = _Due(generation, due_at, error)
+        """Set when a log must have ended: with `error`, or else as cancelled.
 
-    def forget(self, generation: Generation) -> None:
-        """Forget a log that has ended."""
-        self._dues.pop(generation.generation_id, None)
+        An earlier deadline of the same log is kept.
+        """
+        current = self._deadlines.get(generation.generation_id)
+        if current is None or due_at < current.due_at:
+            self._deadlines[generation.generation_id] = _Deadline(generation, due_at, error)
 
-    def failure(self) -> str | None:
-        """Return why the engine can no longer be relied on; None while it can."""
+    def remove(self, generation: Generation) -> None:
+        """Remove the deadline of a log that has ended."""
+        self._deadlines.pop(generation.generation_id, None)
+
+    def failure_reason(self) -> str | None:
+        """Return why the engine has failed; None while it works."""
         if not self._thread.is_alive:
             return "its thread has ended"
         if (busy_s := self._busy_s()) >= self._step_timeout_s:
-            return f"one step has taken {busy_s:.0f} s, of at most {self._step_timeout_s:g}"
+            return f"one step has taken {busy_s:.0f} s (limit {self._step_timeout_s:g} s)"
         return None
 
     def end_overdue(self) -> list[Generation]:
-        """End the logs that a stuck thread should have ended, and return them."""
-        if self._busy_s() < PATIENCE_S:
+        """End the overdue logs if the thread is stuck, and return them."""
+        if self._busy_s() < STUCK_AFTER_S:
             return []
         now = self._clock()
-        late = [due for due in self._dues.values() if due.due_at + PATIENCE_S <= now]
-        for due in late:
-            del self._dues[due.generation.generation_id]
-        return [due.generation for due in late if due.generation.end(_ending(due, at=now))]
+        overdue = [each for each in self._deadlines.values() if each.due_at + STUCK_AFTER_S <= now]
+        for each in overdue:
+            del self._deadlines[each.generation.generation_id]
+        return [each.generation for each in overdue if each.generation.end(_ending(each, at=now))]
 
     def _busy_s(self) -> float:
         busy_since = self._thread.busy_since
         return 0.0 if busy_since is None else self._clock() - busy_since
 
 
-def _ending(due: _Due, *, at: float) -> Finished | Failed:
-    return Finished(FinishReason.CANCELLED, at) if due.error is None else Failed(due.error, at)
+def _ending(deadline: _Deadline, *, at: float) -> Finished | Failed:
+    if deadline.error is None:
+        return Finished(FinishReason.CANCELLED, at)
+    return Failed(deadline.error, at)

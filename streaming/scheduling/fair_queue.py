@@ -1,14 +1,16 @@
-"""Who is served next: a fair share for each caller, first come first served within one.
+"""Orders the waiting sequences: fair between callers, first come first served within one.
 
-Each caller has a counter of the tokens that it was served, one for each priority, and the one with
-the smallest is next: a caller with a hundred requests does not starve another with one. One that
-joins those who wait starts level with them: it has no claim on what it did not ask for. (Virtual
-token counter: Sheng et al. 2024, arXiv:2401.00588.)
+Each caller has a virtual token counter per priority, which counts the tokens it was served. The
+caller with the smallest counter is next, so a caller with a hundred requests does not starve a
+caller with one. A caller that becomes active has its counter lifted to the smallest counter of
+those that wait: time without requests earns no credit. (Virtual token counter: Sheng et al. 2024,
+arXiv:2401.00588.)
 
-A higher priority goes first, but not for ever: a priority that was passed over `MAX_PASSED` times
-has the next place.
+Higher priorities go first, but not without limit: a priority that was passed over `MAX_PASSED`
+times is next.
 
-Looking at who is next costs a step for each caller, however many sequences wait.
+Finding the next sequence takes time proportional to the number of callers, however many sequences
+wait. The scheduler is the only caller of this module.
 """
 
 from __future__ import annotations
@@ -23,160 +25,175 @@ from dataclasses import dataclass, field
 from streaming.sequence import Sequence
 
 MAX_PASSED = 32
-"""Sequences of higher priority that are taken out while one of a lower priority waits."""
+"""Sequences of higher priority that may start while one of a lower priority waits."""
 
 
 @dataclass(slots=True)
 class _Caller:
-    """What a caller has at one priority.
+    """The state of one caller at one priority.
 
     Attributes:
-        places: of each waiting sequence, its number in the order of arrival; one that is put back
-            has a number before all others.
-        here: waiting sequences whose clients follow them, with their places, in order.
-        gone: the same, of those that nobody follows.
+        positions: the position of each waiting sequence in the order of arrival. A sequence that
+            is requeued gets a position before all others.
+        attached: waiting sequences that are not detached, with their positions, in order.
+        detached: waiting sequences whose last subscriber has left, likewise.
+        num_live: sequences that wait or run.
+        counter: the virtual token counter.
     """
 
-    places: dict[Sequence, int] = field(default_factory=dict)
-    here: list[tuple[int, Sequence]] = field(default_factory=list)
-    gone: list[tuple[int, Sequence]] = field(default_factory=list)
+    positions: dict[Sequence, int] = field(default_factory=dict)
+    attached: list[tuple[int, Sequence]] = field(default_factory=list)
+    detached: list[tuple[int, Sequence]] = field(default_factory=list)
     num_live: int = 0
-    served_tokens: float = 0.0
-    _first_place: int = 0
-    _last_place: int = -1
+    counter: float = 0.0
+    _first_position: int = 0
+    _last_position: int = -1
 
     def append(self, sequence: Sequence) -> None:
-        self._last_place += 1
-        self._insert(sequence, self._last_place)
+        self._last_position += 1
+        self._insert(sequence, self._last_position)
 
     def prepend(self, sequence: Sequence) -> None:
-        self._first_place -= 1
-        self._insert(sequence, self._first_place)
+        self._first_position -= 1
+        self._insert(sequence, self._first_position)
 
     def remove(self, sequence: Sequence) -> None:
         line = self._line_of(sequence)
-        del line[bisect_left(line, self.places.pop(sequence), key=_place)]
+        del line[bisect_left(line, self.positions.pop(sequence), key=_position)]
 
-    def move(self, sequence: Sequence, *, is_detached: bool) -> None:
-        """Take that a waiting sequence's client is gone, or back; it keeps its place."""
-        place = self.places[sequence]
+    def set_detached(self, sequence: Sequence, *, is_detached: bool) -> None:
+        """Move a waiting sequence to the other list; it keeps its position."""
+        position = self.positions[sequence]
         self.remove(sequence)
         sequence.is_detached = is_detached
-        self._insert(sequence, place)
+        self._insert(sequence, position)
 
-    def _insert(self, sequence: Sequence, place: int) -> None:
-        self.places[sequence] = place
-        insort(self._line_of(sequence), (place, sequence), key=_place)
+    def _insert(self, sequence: Sequence, position: int) -> None:
+        self.positions[sequence] = position
+        insort(self._line_of(sequence), (position, sequence), key=_position)
 
     def _line_of(self, sequence: Sequence) -> list[tuple[int, Sequence]]:
-        return self.gone if sequence.is_detached else self.here
+        return self.detached if sequence.is_detached else self.attached
 
 
 class FairQueue:
     """Waiting sequences, iterated in the order in which they would be served.
 
-    A sequence of higher priority goes before all of lower priority, up to `MAX_PASSED` times in a
-    row; one whose client is gone goes behind all others. A caller is forgotten once nothing of it
-    is alive and nobody in line was served less: until then it could come back level with them, time
-    and again, and pass them by.
+    Higher priorities go before lower ones, up to `MAX_PASSED` times in a row. Detached sequences,
+    whose clients have left, go after all others. The queue also counts running sequences: a caller
+    is active while it has any that wait or run.
     """
 
     def __init__(self) -> None:
         self._callers: dict[tuple[str, int], _Caller] = {}
-        self._departed: dict[tuple[str, int], float] = {}
-        """Tokens served to callers without live sequences, where somebody in line has had less."""
+        # If the counter of a caller were dropped with its last request, the caller could return at
+        # once with the smallest counter, again and again, and overtake those that wait. So it is
+        # kept until every waiting caller has been served as much.
+        self._idle_counters: dict[tuple[str, int], float] = {}
+        """Counters of callers that have no live sequence, where a waiting one is below them."""
         self._num_waiting = 0
         self._num_passed: dict[int, int] = {}
-        """By priority: how many of higher ones were taken since one of it was."""
+        """By priority: sequences of higher priority that started since one of it did."""
 
     def __len__(self) -> int:
+        """Return the number of waiting sequences."""
         return self._num_waiting
 
     def __iter__(self) -> Iterator[Sequence]:
         """Yield sequences in the order of service as it stands now.
 
-        Each one is taken to be served its known tokens, so callers alternate. The queue must not
-        change meanwhile. The first costs a step for each caller, each further one a few.
+        The order assumes that each sequence is served its present tokens, so callers alternate.
+        The queue must not change during the iteration. The first item costs time proportional to
+        the number of callers, each further one its logarithm.
         """
+        # Replay on a copy what `start` would count, so that the order accounts for it.
         num_passed = dict(self._num_passed)
-        lines = self._lines()
+        lines = self._attached_by_priority()
         heads = {priority: next(line) for priority, line in lines.items()}
         while heads:
             priority = _next_priority(heads, num_passed)
             yield heads[priority]
-            num_passed = _pass(num_passed, heads, priority)
+            num_passed = _count_passed(num_passed, heads, priority)
             if (head := next(lines[priority], None)) is None:
                 del heads[priority]
             else:
                 heads[priority] = head
-        gone: dict[int, list[_Caller]] = {}
+        # Detached sequences come last at any priority: no client waits for their tokens.
+        detached: dict[int, list[_Caller]] = {}
         for (_, priority), caller in self._callers.items():
-            if caller.gone:
-                gone.setdefault(priority, []).append(caller)
-        for priority in sorted(gone, reverse=True):
-            yield from _alternate((caller, caller.gone) for caller in gone[priority])
+            if caller.detached:
+                detached.setdefault(priority, []).append(caller)
+        for priority in sorted(detached, reverse=True):
+            yield from _merge((caller, caller.detached) for caller in detached[priority])
 
     @property
     def head(self) -> Sequence | None:
-        """The sequence that is next."""
+        """The next sequence; None if nothing waits."""
         return next(iter(self), None)
 
-    def enter(self, sequence: Sequence) -> None:
-        """Take a new sequence, behind the others of its caller."""
-        caller = self._join(sequence)
+    def add(self, sequence: Sequence) -> None:
+        """Add a new sequence behind the others of its caller."""
+        caller = self._lift(sequence)
         caller.num_live += 1
         caller.append(sequence)
         self._num_waiting += 1
 
-    def put_back(self, sequence: Sequence, *, behind: Sequence | None = None) -> None:
-        """Take a sequence that was running, before the others of its caller.
+    def requeue(self, sequence: Sequence, *, behind: Sequence | None = None) -> None:
+        """Put back a preempted sequence in front of the others of its caller.
 
         Args:
-            behind: who gets its place; of the same priority, its caller goes before this one.
+            sequence: it was running.
+            behind: the waiting sequence it was preempted for. At the same priority, the caller of
+                `behind` is served first.
         """
-        caller = self._join(sequence)
+        caller = self._lift(sequence)
         caller.prepend(sequence)
         self._num_waiting += 1
         if behind is not None and behind.priority == sequence.priority:
-            served_tokens = self._callers[_key_of(behind)].served_tokens
-            caller.served_tokens = max(caller.served_tokens, served_tokens + 1)
+            # Without this, the preempted sequence could be the head again and take its place back.
+            counter = self._callers[_key_of(behind)].counter
+            caller.counter = max(caller.counter, counter + 1)
 
-    def take(self, sequence: Sequence) -> None:
-        """Let a sequence go that runs from now on; those of lower priority are passed over."""
+    def start(self, sequence: Sequence) -> None:
+        """Remove a sequence that runs from now on; lower priorities count as passed over."""
+        # A detached sequence starts only when nothing attached waits, so it passes nothing over.
         if not sequence.is_detached:
-            self._num_passed = _pass(self._num_passed, self._priorities(), sequence.priority)
+            self._num_passed = _count_passed(
+                self._num_passed, self._attached_priorities(), sequence.priority
+            )
         self.remove(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Let a waiting sequence go that has ended."""
+        """Remove a waiting sequence that has ended."""
         self._callers[_key_of(sequence)].remove(sequence)
         self._num_waiting -= 1
 
     def set_detached(self, sequence: Sequence, *, is_detached: bool) -> None:
-        """Take that the client of a live sequence is gone, or back again."""
-        caller = self._callers[_key_of(sequence)] if is_detached else self._join(sequence)
-        if sequence in caller.places:
-            caller.move(sequence, is_detached=is_detached)
+        """Mark a live sequence as detached: its client is gone; or as attached again."""
+        # A caller whose sequences were all detached was idle, and is lifted when one comes back.
+        caller = self._callers[_key_of(sequence)] if is_detached else self._lift(sequence)
+        if sequence in caller.positions:
+            caller.set_detached(sequence, is_detached=is_detached)
         else:
             sequence.is_detached = is_detached
 
     def charge(self, sequence: Sequence, *, num_tokens: int) -> None:
-        """Count what a running sequence was served."""
-        self._callers[_key_of(sequence)].served_tokens += num_tokens
+        """Add tokens that a running sequence was served to its caller's counter."""
+        self._callers[_key_of(sequence)].counter += num_tokens
 
-    def claim(self, sequence: Sequence) -> tuple[int, float]:
-        """Return how its caller stands; of two live sequences the smaller claim is served first."""
-        return -sequence.priority, self._callers[_key_of(sequence)].served_tokens
+    def sort_key(self, sequence: Sequence) -> tuple[int, float]:
+        """Return a sort key for live sequences, by priority and counter; the smallest is next."""
+        return -sequence.priority, self._callers[_key_of(sequence)].counter
 
-    def leave(self, sequence: Sequence) -> None:
-        """Count a sequence out that has ended."""
+    def finish(self, sequence: Sequence) -> None:
+        """Uncount a sequence that has ended and been removed."""
         key = _key_of(sequence)
         caller = self._callers[key]
         caller.num_live -= 1
         if not caller.num_live:
             del self._callers[key]
-            self._departed[key] = caller.served_tokens
-            self._forget_departed(sequence.priority)
+            self._idle_counters[key] = caller.counter
+            self._drop_idle_counters(sequence.priority)
 
     def check_integrity(self, running: Iterable[Sequence]) -> None:
         """Assert that every live sequence is counted for its caller."""
@@ -185,80 +202,81 @@ class FairQueue:
         assert num_live == {key: caller.num_live for key, caller in self._callers.items()}
         assert len(waiting) == self._num_waiting
         for caller in self._callers.values():
-            assert all(not sequence.is_detached for _, sequence in caller.here)
-            assert all(sequence.is_detached for _, sequence in caller.gone)
-            places = [*map(_place, caller.here), *map(_place, caller.gone)]
-            assert sorted(places) == sorted(caller.places.values())
+            assert all(not sequence.is_detached for _, sequence in caller.attached)
+            assert all(sequence.is_detached for _, sequence in caller.detached)
+            positions = [*map(_position, caller.attached), *map(_position, caller.detached)]
+            assert sorted(positions) == sorted(caller.positions.values())
 
-    def _lines(self) -> dict[int, Iterator[Sequence]]:
-        """Return the sequences of each priority that are followed, callers alternating."""
+    def _attached_by_priority(self) -> dict[int, Iterator[Sequence]]:
+        """Return the attached sequences of each priority, in the order of service."""
         callers: dict[int, list[_Caller]] = {}
         for (_, priority), caller in self._callers.items():
-            if caller.here:
+            if caller.attached:
                 callers.setdefault(priority, []).append(caller)
         return {
-            priority: _alternate((caller, caller.here) for caller in each)
+            priority: _merge((caller, caller.attached) for caller in each)
             for priority, each in callers.items()
         }
 
-    def _priorities(self) -> set[int]:
-        return {priority for (_, priority), caller in self._callers.items() if caller.here}
+    def _attached_priorities(self) -> set[int]:
+        return {priority for (_, priority), caller in self._callers.items() if caller.attached}
 
-    def _join(self, sequence: Sequence) -> _Caller:
-        """Return a sequence's caller, lifted to those in line if it was not one of them.
+    def _lift(self, sequence: Sequence) -> _Caller:
+        """Return a sequence's caller, with its counter lifted if it had nothing waiting.
 
-        Where nobody is in line, it starts level with whoever was served most: nobody that runs now
-        has to wait later until it has caught up.
+        The counter is lifted to the smallest one of the callers that wait at this priority. If no
+        caller waits, it is lifted to the largest one of the active callers: otherwise those that
+        run now would later have to wait until the newcomer has caught up.
         """
         key = _key_of(sequence)
-        self._forget_departed(sequence.priority)
+        self._drop_idle_counters(sequence.priority)
         caller = self._callers.get(key)
         if caller is None:
-            caller = self._callers[key] = _Caller(served_tokens=self._departed.pop(key, 0.0))
-        if not caller.here:
+            caller = self._callers[key] = _Caller(counter=self._idle_counters.pop(key, 0.0))
+        # A caller that has something waiting has been lifted already.
+        if not caller.attached:
             others = [
                 other
                 for (_, priority), other in self._callers.items()
                 if priority == sequence.priority
             ]
-            in_line = [other.served_tokens for other in others if other.here]
-            level = min(in_line) if in_line else max(other.served_tokens for other in others)
-            caller.served_tokens = max(caller.served_tokens, level)
+            # `others` includes the caller itself, so the maximum exists.
+            waiting = [other.counter for other in others if other.attached]
+            lifted = min(waiting) if waiting else max(other.counter for other in others)
+            caller.counter = max(caller.counter, lifted)
         return caller
 
-    def _forget_departed(self, priority: int) -> None:
-        """Forget those that were served no more than anybody in line."""
-        level = min(
+    def _drop_idle_counters(self, priority: int) -> None:
+        """Drop the counters of idle callers that a lift would bring up to the same value."""
+        smallest = min(
             (
-                caller.served_tokens
+                caller.counter
                 for (_, own), caller in self._callers.items()
-                if own == priority and caller.here
+                if own == priority and caller.attached
             ),
             default=math.inf,
         )
-        self._departed = {
-            key: served
-            for key, served in self._departed.items()
-            if key[1] != priority or served > level
+        self._idle_counters = {
+            key: counter
+            for key, counter in self._idle_counters.items()
+            if key[1] != priority or counter > smallest
         }
 
 
-def _alternate(
-    lines: Iterable[tuple[_Caller, list[tuple[int, Sequence]]]],
-) -> Iterator[Sequence]:
-    """Merge callers' sequences by what each caller will have been served before.
+def _merge(lines: Iterable[tuple[_Caller, list[tuple[int, Sequence]]]]) -> Iterator[Sequence]:
+    """Merge the callers' sequences by what each caller will have been served before them.
 
-    Of equals, the caller that came first goes first: a newcomer starts level, so with any other
-    rule a flow of newcomers could pass by one that waits for ever.
+    Ties go to the caller that became active first. A new caller is lifted to the smallest counter,
+    so with any other rule a flow of new callers could overtake a waiting one for ever.
     """
 
     def ranked(
         index: int, caller: _Caller, line: list[tuple[int, Sequence]]
     ) -> Iterator[tuple[float, int, int, Sequence]]:
-        served = caller.served_tokens
+        counter = caller.counter
         for number, (_, sequence) in enumerate(line):
-            yield served, number, index, sequence
-            served += sequence.num_tokens
+            yield counter, number, index, sequence
+            counter += sequence.num_tokens
 
     merged = heapq.merge(
         *(ranked(index, caller, line) for index, (caller, line) in enumerate(lines))
@@ -267,17 +285,22 @@ def _alternate(
 
 
 def _next_priority(waiting: Iterable[int], num_passed: dict[int, int]) -> int:
-    """Return the highest priority, or the one passed over most, where that is too often."""
+    """Return the highest priority, or the one passed over most if that reached `MAX_PASSED`."""
     passed_most = max(waiting, key=lambda priority: num_passed.get(priority, 0))
     return passed_most if num_passed.get(passed_most, 0) >= MAX_PASSED else max(waiting)
 
 
-def _pass(num_passed: dict[int, int], waiting: Iterable[int], taken: int) -> dict[int, int]:
-    """Return the counts after one of priority `taken` was taken; who does not wait has none."""
+def _count_passed(
+    num_passed: dict[int, int], waiting: Iterable[int], started: int
+) -> dict[int, int]:
+    """Return the counts after a sequence of priority `started` started.
+
+    That priority starts again from 0, and priorities without waiting sequences have no count.
+    """
     return {
-        priority: num_passed.get(priority, 0) + (priority < taken)
+        priority: num_passed.get(priority, 0) + (priority < started)
         for priority in waiting
-        if priority != taken
+        if priority != started
     }
 
 
@@ -285,5 +308,5 @@ def _key_of(sequence: Sequence) -> tuple[str, int]:
     return sequence.caller, sequence.priority
 
 
-def _place(entry: tuple[int, Sequence]) -> int:
+def _position(entry: tuple[int, Sequence]) -> int:
     return entry[0]

@@ -1,8 +1,9 @@
-"""How many prompt tokens a step may read while others wait for their next token.
+"""Sets the chunked-prefill budget: how many prompt tokens a step may compute beside decodes.
 
-A prompt read in one go would freeze the running streams for as long as that takes. So while there
-are any, a step reads only as much of a prompt as makes it about two and a half times as long as a
-step without; what that is, is measured.
+A prompt computed in one step would stall the running streams for the whole of its prefill. While
+streams run, a step therefore computes only a chunk of a prompt, sized to make the step about two
+and a half times as long as a decode-only step. Both costs are measured. (Chunked prefill: Agrawal
+et al. 2023, arXiv:2308.16369.)
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from streaming.scheduling.padding import ceil_to_bucket, floor_to_bucket
 
 _DECODE_WEIGHT = 0.1
 _PREFILL_WEIGHT = 0.3
-"""Weights of the newest step in the running means. A prompt's tokens cost more the further it is
-read, so the newest counts more."""
+"""Weights of the newest step in the running means. A prompt token costs more the later it comes in
+its prompt, so the newest prefill step weighs more."""
 _PREFILL_SHARE = 1.5
-"""Time for prompts in a step, in units of a step that only decodes."""
+"""Time for prefill in a step, as a multiple of a decode-only step."""
 _MIN_CHUNK_TOKENS = 8
-"""About what is read before measuring, and where even that takes longer than it should."""
+"""Smallest chunk: before there is a measurement, and where even this chunk exceeds its share."""
 
 
 class PrefillBudget:
-    """Measures steps and sizes the next one.
+    """Measures steps, and computes the prefill budget of the next one.
 
     Args:
         max_batch_tokens: most tokens in one step.
@@ -32,7 +33,8 @@ class PrefillBudget:
         self._num_decodes = 0.0
         self._prefill_token_s: float | None = None
 
-    def observe(self, *, num_decodes: int, num_prefill_tokens: int, duration_s: float) -> None:
+    def observe_step(self, *, num_decodes: int, num_prefill_tokens: int, duration_s: float) -> None:
+        """Record a step that took `duration_s` seconds."""
         if not num_prefill_tokens:
             is_first = self._decode_step_s is None
             self._decode_step_s = _mix(self._decode_step_s, duration_s, _DECODE_WEIGHT)
@@ -40,30 +42,34 @@ class PrefillBudget:
                 None if is_first else self._num_decodes, num_decodes, _DECODE_WEIGHT
             )
         else:
+            # Charge prefill with what the decodes do not explain, and at least a tenth: an
+            # overestimated decode step must not make prefill look free.
             decode_s = self._decode_s(num_decodes) if num_decodes else 0.0
             prefill_s = max(duration_s - decode_s, 0.1 * duration_s)
             self._prefill_token_s = _mix(
                 self._prefill_token_s, prefill_s / num_prefill_tokens, _PREFILL_WEIGHT
             )
 
-    def prefill_budget(self, *, num_decodes: int) -> int:
-        """Return how many prompt tokens may join `num_decodes` decoding sequences."""
+    def num_tokens(self, *, num_decodes: int) -> int:
+        """Return how many prompt tokens a step with `num_decodes` decodes may compute."""
         room = max(0, self._max_batch_tokens - num_decodes)
         if not num_decodes:
             return room
         if self._decode_step_s is None:
-            return 0  # the first step beside others' tokens measures what they take alone
+            return 0  # run a decode-only step now, to have a measurement
         if not self._prefill_token_s:
             num_tokens = 0
         else:
             num_tokens = int(_PREFILL_SHARE * self._decode_s(num_decodes) / self._prefill_token_s)
-        size = floor_to_bucket(num_decodes + max(_MIN_CHUNK_TOKENS, num_tokens))
-        return min(room, max(size, ceil_to_bucket(num_decodes + 1)) - num_decodes)
+        # Round down to a padding bucket, so that the step computes no padding.
+        bucket = floor_to_bucket(num_decodes + max(_MIN_CHUNK_TOKENS, num_tokens))
+        return min(room, max(bucket, ceil_to_bucket(num_decodes + 1)) - num_decodes)
 
     def _decode_s(self, num_decodes: int) -> float:
-        """Estimate a step that only decodes: more sequences than were seen cost a token each.
+        """Return the estimated seconds of a decode-only step.
 
-        While a crowd comes in, every step reads prompts and none is measured alone.
+        Each decode beyond the measured mean is taken to cost as much as a prompt token: while many
+        requests arrive, every step has prefill, and no decode-only step can be measured.
         """
         num_more = max(0.0, num_decodes - self._num_decodes)
         return (self._decode_step_s or 0.0) + num_more * (self._prefill_token_s or 0.0)

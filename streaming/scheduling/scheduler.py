@@ -1,23 +1,25 @@
-"""Which tokens run in the next step.
+"""Selects which tokens run in the next step.
 
-A step takes one token for each sequence that decodes and, with what is left of its budget, chunks
-of prompts: of callers that were served least first, and of one caller the oldest first. A sequence
-runs only while the cache has room for it; when the room is used up, the youngest of the caller that
-runs most gives its place back and is computed again later.
+A step has one token for each sequence that decodes and, within the rest of its budget, chunks of
+prompts (chunked prefill): first those of the callers that were served least, and within a caller
+the oldest first. A sequence runs only while the KV cache has room for it. When the cache is full,
+the youngest sequence of the caller that runs most is preempted, and recomputed later.
 
-Places in the batch are shared as tokens are. When none is free, the sequence that is next takes one
-back:
+Running places (`max_num_seqs`) are shared like tokens. When none is free, the head of the queue
+takes one:
 
-* from a sequence that nobody follows;
-* from the caller that runs most, if that still runs as many as the newcomer's caller afterwards;
-* where every caller runs one, and the newcomer's none: from one that has had its turn, which is
+* from a detached sequence, which has no subscriber;
+* from the caller that runs most, if that caller still runs at least as many as the head's caller
+  afterwards;
+* if every caller runs one sequence and the head's caller none: from one that has had its turn of
   `turn_tokens` new tokens. So more callers than there are places take turns.
 
-It takes none from a higher priority. Who was preempted goes first among its caller's sequences, and
-what it says is the same: draws are by seed and position. A runner that has a cache of its own
-cannot be preempted: there, a caller waits until one that runs has ended, and is next then.
+It never preempts a higher priority. A preempted sequence goes first among its caller's sequences,
+and its answer stays the same: sampling depends on seed and position only. A runner without a block
+manager cannot be preempted. There, a caller waits until a running sequence ends.
 
-A step looks at waiting sequences only where there is a place, and then at few of them.
+A step looks at waiting sequences only if a place is free, and then at few of them. The engine is
+the only caller of this module.
 """
 
 from __future__ import annotations
@@ -28,46 +30,46 @@ from collections.abc import Sequence as SequenceOf
 from itertools import islice
 
 from streaming.backend import Batch, Chunk
-from streaming.scheduling.block_manager import NO_PREFIX, BlockManager, Prefix
+from streaming.scheduling.block_manager import EMPTY_PREFIX, BlockManager, Prefix
 from streaming.scheduling.fair_queue import FairQueue
 from streaming.scheduling.prefill_budget import PrefillBudget
 from streaming.sequence import Sequence, SequenceState
 
 _TURN_TOKENS = 256
-"""A turn's worth of new tokens. A change of turns may cost a prompt that is read again."""
+"""New tokens in a turn. The next turn may have to compute the prompt again, so it is not short."""
 _MAX_SKIPPED = 16
-"""Waiting sequences that a step looks at in vain, because their prefix is being computed."""
+"""Waiting sequences that a step may skip because another sequence is computing their prefix."""
 
 
 class Scheduler:
-    """Holds every live sequence.
+    """Holds every live sequence, and builds the batch of each step.
 
     Args:
         max_num_seqs: most sequences in one batch.
-        cache: blocks for keys and values. Without one the runner looks after itself: it gets each
-            prompt whole, and no sequence is ever taken out of it.
-        prefill_budget: sizes the chunks of prompts.
-        turn_tokens: new tokens after which a sequence gives its place to a caller that has none.
+        block_manager: accounts for the KV cache. None for a runner that manages its own cache: it
+            gets each prompt whole, and no sequence is ever preempted.
+        prefill_budget: limits the prompt tokens of a step; required with a block manager.
+        turn_tokens: new tokens after which a sequence may lose its place to a caller that has none.
     """
 
     def __init__(
         self,
         *,
         max_num_seqs: int,
-        cache: BlockManager | None = None,
+        block_manager: BlockManager | None = None,
         prefill_budget: PrefillBudget | None = None,
         turn_tokens: int = _TURN_TOKENS,
     ) -> None:
         assert max_num_seqs > 0
         assert turn_tokens > 0
-        assert cache is None or prefill_budget is not None, "chunks are sized by a prefill_budget"
+        assert block_manager is None or prefill_budget is not None, "set a prefill_budget"
         self._max_num_seqs = max_num_seqs
-        self._cache = cache
+        self._block_manager = block_manager
         self._prefill_budget = prefill_budget
         self._turn_tokens = turn_tokens
         self._queue = FairQueue()
         self._running: dict[Sequence, int] = {}
-        """In the order in which they began; with each, its output tokens at that time."""
+        """In the order in which they started; the value is `len(output_ids)` at that time."""
         self.num_preemptions = 0
 
     def __len__(self) -> int:
@@ -79,6 +81,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
+        """Number of waiting sequences."""
         return len(self._queue)
 
     @property
@@ -88,115 +91,121 @@ class Scheduler:
 
     @property
     def running(self) -> tuple[Sequence, ...]:
-        """Running sequences, the one that began first in front."""
+        """Running sequences, in the order in which they started."""
         return tuple(self._running)
 
     def add(self, sequence: Sequence) -> None:
-        self._queue.enter(sequence)
+        """Add a new sequence to the queue."""
+        self._queue.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence that ended."""
+        """Remove a sequence that has ended, and free its blocks."""
         if sequence in self._running:
             del self._running[sequence]
         else:
             self._queue.remove(sequence)
-        self._queue.leave(sequence)
-        if self._cache is not None:
-            self._cache.release(sequence.block_table)
+        self._queue.finish(sequence)
+        if self._block_manager is not None:
+            self._block_manager.free(sequence.block_table)
 
     def set_detached(self, sequence: Sequence, *, is_detached: bool) -> None:
-        """Take that nobody follows a sequence's log, or that somebody does again."""
+        """Mark a sequence as detached: its log has no subscriber; or as attached again."""
         self._queue.set_detached(sequence, is_detached=is_detached)
 
     def schedule(self) -> Batch | None:
-        """Return the next step's work, or None when there is none."""
-        if self._cache is None or self._prefill_budget is None:
-            self._admit_whole()
+        """Return the batch of the next step; None if there is nothing to run."""
+        if self._block_manager is None or self._prefill_budget is None:
+            # The runner has its own cache: each prompt is one chunk, and nothing is preempted.
+            self._start_waiting()
             chunks = [
                 _chunk(sequence, sequence.num_uncomputed_tokens) for sequence in self._running
             ]
         else:
-            self._make_way(self._cache)
-            chunks = self._decode(self._cache)
-            budget = self._prefill_budget.prefill_budget(num_decodes=len(chunks))
-            chunks += self._prefill(self._cache, budget)
+            self._preempt_for_head(self._block_manager)
+            chunks = self._decode(self._block_manager)
+            budget = self._prefill_budget.num_tokens(num_decodes=len(chunks))
+            chunks += self._prefill(self._block_manager, budget)
         return Batch(tuple(chunks)) if chunks else None
 
     def advance(self, batch: Batch, *, duration_s: float) -> None:
-        """Take that the batch has run: its tokens are in the cache now.
+        """Record that the batch has run in `duration_s` seconds, and its tokens are in the cache.
 
-        Called before the step's new tokens are appended: a chunk is a decode or yields a token by
-        what was known of its sequence when it ran.
+        Call it before the new tokens of the step are appended: whether a chunk is a decode or
+        yields a token depends on the length of its sequence when it ran.
         """
         for chunk in batch.chunks:
             sequence = chunk.sequence
             sequence.num_computed_tokens = chunk.start + chunk.num_tokens
             self._queue.charge(sequence, num_tokens=chunk.num_tokens)
-            if self._cache is not None:
-                self._cache.commit(
+            if self._block_manager is not None:
+                self._block_manager.cache_full_blocks(
                     sequence.block_table, sequence.token_ids, sequence.num_computed_tokens
                 )
         if self._prefill_budget is not None:
             num_decodes = sum(chunk.is_decode for chunk in batch.chunks)
-            self._prefill_budget.observe(
+            self._prefill_budget.observe_step(
                 num_decodes=num_decodes,
                 num_prefill_tokens=batch.num_tokens - num_decodes,
                 duration_s=duration_s,
             )
 
-    def trust(self, sequence: Sequence) -> None:
-        """Take that the model gave a sequence sound logits, and so sound keys and values."""
-        if self._cache is not None:
-            self._cache.trust(sequence.block_table)
+    def mark_verified(self, sequence: Sequence) -> None:
+        """Record that the model returned finite logits for a sequence.
 
-    def forget(self, sequence: Sequence) -> None:
-        """Take that the model's logits for a sequence are broken: share nothing that may be why.
-
-        What is trusted stays: it gave sound logits before, to this sequence or to another.
+        The keys and values that they depend on are finite too.
         """
-        if self._cache is not None:
-            self._cache.forget(sequence.block_table)
+        if self._block_manager is not None:
+            self._block_manager.mark_verified(sequence.block_table)
+
+    def uncache_unverified(self, sequence: Sequence) -> None:
+        """Take the blocks of a sequence with non-finite logits out of the prefix cache.
+
+        Verified blocks stay: they have yielded finite logits, in this sequence or another one.
+        """
+        if self._block_manager is not None:
+            self._block_manager.uncache_unverified(sequence.block_table)
 
     def check_integrity(self) -> None:
         """Assert that every block and every caller is accounted for."""
         self._queue.check_integrity(self._running)
         assert all(sequence.state is SequenceState.RUNNING for sequence in self._running)
         assert all(sequence.state is SequenceState.WAITING for sequence in self._queue)
-        if self._cache is not None:
+        if self._block_manager is not None:
             assert not any(sequence.block_table.block_ids for sequence in self._queue)
-            self._cache.check_integrity(sequence.block_table for sequence in self._running)
+            self._block_manager.check_integrity(sequence.block_table for sequence in self._running)
 
-    # Without a cache of ours.
+    # Without a block manager.
 
-    def _admit_whole(self) -> None:
+    def _start_waiting(self) -> None:
         num_free = self._max_num_seqs - len(self._running)
         if num_free and len(self._queue):
             for sequence in tuple(islice(self._queue, num_free)):
-                self._queue.take(sequence)
+                self._queue.start(sequence)
                 self._run(sequence)
 
-    # With one.
+    # With a block manager.
 
-    def _make_way(self, cache: BlockManager) -> None:
-        """Take places back for whoever is next, where none is free and it has a right to one."""
-        while len(self._queue) and self._may_yield():
+    def _preempt_for_head(self, block_manager: BlockManager) -> None:
+        """Preempt sequences until the head of the queue fits, while it has a right to a place."""
+        while len(self._queue) and self._can_preempt():
             head = self._queue.head
             assert head is not None
-            if head.is_detached or (victim := self._who_yields(head)) is None:
+            if head.is_detached or (victim := self._victim_for(head)) is None:
                 return
-            if self._fits(cache, head):
+            if self._fits(block_manager, head):
                 return
-            self._preempt(cache, victim, behind=head)
+            self._preempt(block_manager, victim, behind=head)
 
-    def _may_yield(self) -> bool:
-        """Whether a place could be taken from anybody; spares a look at the queue."""
-        owners = {sequence.caller for sequence in self._running}
-        return len(owners) < len(self._running) or any(
+    def _can_preempt(self) -> bool:
+        """Whether any sequence could lose its place; cheaper than finding the head of the queue."""
+        callers = {sequence.caller for sequence in self._running}
+        return len(callers) < len(self._running) or any(
             sequence.is_detached or self._has_had_turn(sequence) for sequence in self._running
         )
 
-    def _who_yields(self, head: Sequence) -> Sequence | None:
-        """Return who gives its place to `head`, if anybody has to."""
+    def _victim_for(self, head: Sequence) -> Sequence | None:
+        """Return the sequence to preempt for `head`; None if it has no right to a place."""
+        # Detached sequences first, the youngest of them: no client waits for their tokens.
         detached = [sequence for sequence in self._running if sequence.is_detached]
         if detached:
             return detached[-1]
@@ -204,10 +213,12 @@ class Scheduler:
         num_own = num_running[head.caller]
         lower = [sequence for sequence in self._running if sequence.priority <= head.priority]
         most = max((num_running[sequence.caller] for sequence in lower), default=0)
+        # Two more, not one: the victim's caller then still runs at least as many as the head's.
         if most >= num_own + 2:
             return [sequence for sequence in lower if num_running[sequence.caller] == most][-1]
         if num_own:
             return None
+        # No caller runs more than its share, and the head's caller runs nothing: take turns.
         had_turn = [sequence for sequence in lower if self._has_had_turn(sequence)]
         return max(had_turn, key=self._num_turn_tokens, default=None)
 
@@ -217,22 +228,22 @@ class Scheduler:
     def _has_had_turn(self, sequence: Sequence) -> bool:
         return self._num_turn_tokens(sequence) >= self._turn_tokens
 
-    def _decode(self, cache: BlockManager) -> list[Chunk]:
-        """Return a token for each sequence whose prompt is read; some give way for room."""
+    def _decode(self, block_manager: BlockManager) -> list[Chunk]:
+        """Return a decode for each prefilled sequence; preempt some if blocks run out."""
         chunks = []
         for sequence in tuple(self._running):
             if sequence.num_uncomputed_tokens > 1 or sequence.state is not SequenceState.RUNNING:
                 continue
-            while cache.num_missing_blocks(sequence.block_table, sequence.num_tokens) > (
-                cache.num_free_blocks
+            while block_manager.num_missing_blocks(sequence.block_table, sequence.num_tokens) > (
+                block_manager.num_free_blocks
             ):
-                self._preempt(cache, self._youngest_of_most())
+                self._preempt(block_manager, self._youngest_of_most())
                 if sequence.state is not SequenceState.RUNNING:
                     break
             else:
-                cache.grow(sequence.block_table, sequence.num_tokens)
+                block_manager.allocate(sequence.block_table, sequence.num_tokens)
                 chunks.append(_chunk(sequence, 1))
-        # One that gave way after its turn in this loop is not in the step.
+        # A later sequence of the loop may have preempted an earlier one.
         return [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
 
     def _youngest_of_most(self) -> Sequence:
@@ -241,61 +252,66 @@ class Scheduler:
         most = max(num_running.values())
         return next(each for each in reversed(self._running) if num_running[each.caller] == most)
 
-    def _prefill(self, cache: BlockManager, budget: int) -> list[Chunk]:
-        """Return chunks of prompts within the budget, those of callers served least first.
+    def _prefill(self, block_manager: BlockManager, budget: int) -> list[Chunk]:
+        """Return chunks of prompts within the budget, callers that were served least first.
 
-        With equal claims, prompts that are being read go before new ones.
+        With equal sort keys, prompts in progress go before new ones.
         """
         if not budget:
             return []
         chunks: list[Chunk] = []
         started: list[Sequence] = []
         reading = [each for each in self._running if each.num_uncomputed_tokens > 1]
-        reading.sort(key=self._queue.claim, reverse=True)  # the next one last
-        newcomers = self._newcomers(cache, tuple(reading))
-        newcomer = next(newcomers, None)
-        while budget and (reading or newcomer is not None):
-            if newcomer is None or (
-                reading and self._queue.claim(reading[-1]) <= self._queue.claim(newcomer[0])
+        reading.sort(key=self._queue.sort_key, reverse=True)  # the next one is last: pop()
+        candidates = self._candidates(block_manager, tuple(reading))
+        candidate = next(candidates, None)
+        while budget and (reading or candidate is not None):
+            if candidate is None or (
+                reading and self._queue.sort_key(reading[-1]) <= self._queue.sort_key(candidate[0])
             ):
                 sequence = reading.pop()
             else:
-                sequence, prefix = newcomer
-                cache.share(sequence.block_table, prefix)
-                cache.grow(sequence.block_table, sequence.num_tokens)
-                sequence.num_computed_tokens = len(prefix.block_ids) * cache.block_size
+                sequence, prefix = candidate
+                # Allocate the whole prompt now, so that its later chunks cannot run out of blocks.
+                block_manager.share_prefix(sequence.block_table, prefix)
+                block_manager.allocate(sequence.block_table, sequence.num_tokens)
+                sequence.num_computed_tokens = len(prefix.block_ids) * block_manager.block_size
                 self._run(sequence)
                 started.append(sequence)
-                newcomer = next(newcomers, None)
+                candidate = next(candidates, None)
             chunks.append(_chunk(sequence, min(sequence.num_uncomputed_tokens, budget)))
             budget -= chunks[-1].num_tokens
-        for sequence in started:  # only now: the queue is iterated until here
-            self._queue.take(sequence)
+        for sequence in started:  # only now: the queue must not change while it is iterated
+            self._queue.start(sequence)
         return chunks
 
-    def _newcomers(
-        self, cache: BlockManager, reading: SequenceOf[Sequence]
+    def _candidates(
+        self, block_manager: BlockManager, reading: SequenceOf[Sequence]
     ) -> Iterator[tuple[Sequence, Prefix]]:
-        """Yield sequences that can begin, each with what the cache knows of it.
+        """Yield waiting sequences that can start, each with its cached prefix.
 
-        Each is to be begun before the next one is asked for.
+        Start each one before asking for the next: its blocks count.
         """
         if not len(self._queue) or len(self._running) == self._max_num_seqs:
             return
-        # Blocks that a running sequence is about to fill: who needs the same ones waits for them.
+        # Blocks that a running sequence is about to fill. A waiting sequence that needs the same
+        # block waits for the prefix hit instead of computing the block a second time.
         expected = {
-            cache.next_key(each.token_ids, each.block_table.num_known_blocks, each.block_table.node)
+            block_manager.next_key(
+                each.token_ids, each.block_table.num_cached_blocks, each.block_table.node
+            )
             for each in reading
         } - {None}
         num_skipped = 0
         for sequence in self._queue:
-            prefix = _find_prefix(cache, sequence)
+            prefix = _find_prefix(block_manager, sequence)
             if prefix.next_key in expected:
                 num_skipped += 1
                 if num_skipped == _MAX_SKIPPED:
                     return
                 continue
-            if not self._has_room(cache, sequence, prefix):
+            # Do not try smaller ones behind it: they would starve a long prompt.
+            if not self._has_room(block_manager, sequence, prefix):
                 return
             yield sequence, prefix
             if len(self._running) == self._max_num_seqs:
@@ -303,18 +319,18 @@ class Scheduler:
             if prefix.next_key is not None:
                 expected.add(prefix.next_key)
 
-    def _fits(self, cache: BlockManager, sequence: Sequence) -> bool:
+    def _fits(self, block_manager: BlockManager, sequence: Sequence) -> bool:
         if len(self._running) == self._max_num_seqs:
             return False
-        return self._has_room(cache, sequence, _find_prefix(cache, sequence))
+        return self._has_room(block_manager, sequence, _find_prefix(block_manager, sequence))
 
-    def _has_room(self, cache: BlockManager, sequence: Sequence, prefix: Prefix) -> bool:
-        """Whether the cache holds the whole sequence, with a block to spare for each that runs.
+    def _has_room(self, block_manager: BlockManager, sequence: Sequence, prefix: Prefix) -> bool:
+        """Whether the cache has room for the whole sequence, and a spare block per running one.
 
-        Without the spare ones a sequence would come in only to be taken out again at once.
+        Without spare blocks, a sequence would be started only to be preempted at once.
         """
-        num_needed = cache.num_blocks_for(sequence.num_tokens) - len(prefix.block_ids)
-        num_free = cache.num_free_blocks - cache.num_taken_by(prefix)
+        num_needed = block_manager.num_blocks_for(sequence.num_tokens) - len(prefix.block_ids)
+        num_free = block_manager.num_free_blocks - block_manager.num_free_in(prefix)
         return num_needed + len(self._running) <= num_free
 
     def _run(self, sequence: Sequence) -> None:
@@ -322,22 +338,22 @@ class Scheduler:
         self._running[sequence] = len(sequence.output_ids)
 
     def _preempt(
-        self, cache: BlockManager, sequence: Sequence, *, behind: Sequence | None = None
+        self, block_manager: BlockManager, sequence: Sequence, *, behind: Sequence | None = None
     ) -> None:
         self.num_preemptions += 1
-        cache.release(sequence.block_table)
+        block_manager.free(sequence.block_table)
         sequence.num_computed_tokens = 0
         sequence.move_to(SequenceState.WAITING)
         del self._running[sequence]
-        self._queue.put_back(sequence, behind=behind)
+        self._queue.requeue(sequence, behind=behind)
 
 
 def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
     return Chunk(sequence, start=sequence.num_computed_tokens, num_tokens=num_tokens)
 
 
-def _find_prefix(cache: BlockManager, sequence: Sequence) -> Prefix:
-    """Return what the cache knows of a sequence; nothing where all its logits are wanted."""
+def _find_prefix(block_manager: BlockManager, sequence: Sequence) -> Prefix:
+    """Return the cached prefix of a sequence; empty if it needs logits for its whole prompt."""
     if sequence.wants_prompt_logprobs:
-        return NO_PREFIX
-    return cache.find_prefix(sequence.token_ids)
+        return EMPTY_PREFIX
+    return block_manager.find_prefix(sequence.token_ids)

@@ -1,4 +1,8 @@
-"""When queued requests will begin and end, from the throughput measured so far."""
+"""Forecasts when requests will start and end, from the throughput measured so far.
+
+The engine owns the estimator. The forecast gives queued clients their wait, and refused clients
+their `Retry-After`.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,25 @@ from streaming.log.generation import Generation
 from streaming.sequence import Sequence
 
 _WEIGHT = 0.05
-"""What of the past each new value displaces: about the last twenty count."""
+"""Weight of a new value in the running means, which cover about the last twenty values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """When a generation is expected to begin and to end, in seconds from the outlook's moment."""
+    """When a generation is expected to start and to end, in seconds after `Forecast.at`."""
 
     generation: Generation
-    begins_in_s: float
+    starts_in_s: float
     ends_in_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    """What is expected of all open generations, as of `at` in monotonic seconds.
+class Forecast:
+    """Expected times of all open generations. Immutable, so any thread may read it.
 
-    Running ones come first, then those that wait, the next one first. Immutable, so any thread may
-    read it.
+    Attributes:
+        at: when the forecast was made, in monotonic seconds.
+        expected: running generations first, then waiting ones in the order of service.
     """
 
     at: float
@@ -35,38 +40,43 @@ class Outlook:
 
 
 class WaitEstimator:
-    """The pace of one sequence of late, and a running mean of completion lengths."""
+    """Measures the recent speed of one sequence and the mean completion length."""
 
     def __init__(self) -> None:
         self._num_tokens = 0.0
         self._running_s = 0.0
-        """Seconds that these tokens took, counted once for each sequence that ran."""
-        self._unyielding_s = 0.0
-        """The same, since the last token, of steps that only read prompts."""
+        """Seconds that these tokens took, times the number of running sequences."""
+        self._pending_s = 0.0
+        """The same for the prefill-only steps since the last token."""
         self._completion_tokens: float | None = None
 
     def observe_step(self, *, num_tokens: int, duration_s: float, num_running: int = 1) -> None:
-        """Take a step; one that yields nothing is counted as part of the next one that does."""
-        self._unyielding_s += duration_s * num_running
-        if num_tokens and self._unyielding_s > 0:
+        """Record a step that yielded `num_tokens` tokens in `duration_s` seconds.
+
+        A step that yields no token counts as part of the next step that does.
+        """
+        self._pending_s += duration_s * num_running
+        if num_tokens and self._pending_s > 0:
             self._num_tokens += num_tokens - _WEIGHT * self._num_tokens
-            self._running_s += self._unyielding_s - _WEIGHT * self._running_s
-            self._unyielding_s = 0.0
+            self._running_s += self._pending_s - _WEIGHT * self._running_s
+            self._pending_s = 0.0
 
     def observe_end(self, *, num_tokens: int) -> None:
+        """Record the length of a completion, in tokens."""
         self._completion_tokens = _mix(self._completion_tokens, num_tokens)
 
-    def outlook(
+    def forecast(
         self, running: SequenceOf[Sequence], waiting: SequenceOf[Sequence], *, at: float
-    ) -> Outlook | None:
-        """Return when each will begin and end; None before the first measurement.
+    ) -> Forecast | None:
+        """Return when each sequence will start and end; None before the first measurement.
 
-        As many as run now are taken to run then, each at the pace of late: who waits begins when
-        one ends.
+        The forecast assumes that as many sequences run as now, each at the recent speed, and that
+        a waiting one starts when a running one ends.
 
         Args:
-            waiting: the next one first.
-            at: this moment, in monotonic seconds.
+            running: running sequences.
+            waiting: waiting sequences, the next one first.
+            at: the present time, in monotonic seconds.
         """
         if not self._num_tokens:
             return None
@@ -77,18 +87,18 @@ class WaitEstimator:
             Expected(sequence.generation, 0.0, num_tokens * token_s)
             for sequence, num_tokens in zip(running, tokens_left, strict=True)
         ]
-        # What each place has to say until it is free, the next one first.
+        # Simulate the places as a heap: tokens until each one is free, the next one first.
         places = [*tokens_left, *[0.0] * (num_places - len(running))]
         heapq.heapify(places)
         for sequence in waiting:
-            begins = places[0]
-            ends = begins + self._expected_tokens(sequence)
+            starts = places[0]
+            ends = starts + self._expected_tokens(sequence)
             heapq.heapreplace(places, ends)
-            expected.append(Expected(sequence.generation, begins * token_s, ends * token_s))
-        return Outlook(at, tuple(expected))
+            expected.append(Expected(sequence.generation, starts * token_s, ends * token_s))
+        return Forecast(at, tuple(expected))
 
     def _expected_tokens(self, sequence: Sequence) -> float:
-        """Return the tokens still to come: the limit, or less where answers were shorter so far."""
+        """Return the expected tokens to come, from the limit and the mean completion length."""
         if self._completion_tokens is None:
             return sequence.num_tokens_left
         return min(

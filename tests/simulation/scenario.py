@@ -37,6 +37,7 @@ WATCHED = frozenset(
         "streaming/log/records.py",
         "streaming/log/store.py",
         "streaming/engine/watchdog.py",
+        "streaming/admission/controller.py",
         "streaming/admission/worker_pool.py",
         "app/responses/service.py",
         "app/websocket/connection.py",

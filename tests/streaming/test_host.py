@@ -1,4 +1,4 @@
-"""The operating system, as the engine sees it."""
+"""The host that uses the operating system."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from streaming.host import Host
 from tests.support import TIMEOUT_S
 
 
-def test_time_does_not_go_back():
+def test_time_is_monotonic():
     host = Host()
     times = [host.now() for _ in range(3)]
     assert times == sorted(times)
 
 
-def test_a_thread_does_not_hold_up_the_end_of_the_process():
+def test_a_thread_does_not_block_the_exit_of_the_process():
     host, names = Host(), list[str]()
     thread = host.make_thread(lambda: names.append(threading.current_thread().name), name="a")
     assert isinstance(thread, threading.Thread)

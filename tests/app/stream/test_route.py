@@ -69,7 +69,7 @@ class CachedRunner(ScriptedRunner):
 
 
 def num_held_blocks(server: StreamServer) -> int:
-    cache = server.engine._engine._scheduler._cache
+    cache = server.engine._engine._scheduler._block_manager
     assert cache is not None
     return 1024 - cache.num_free_blocks
 

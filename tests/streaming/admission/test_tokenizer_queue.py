@@ -1,4 +1,4 @@
-"""Callers take turns at the tokenizer, and what nobody wants any more is not done."""
+"""Callers are served in turn, and jobs of callers that have left do not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FULL = Overloaded(num_waiting=1, max_waiting=1, retry_after_s=1.0)
 
 
 class Rig:
-    """A queue for one thread, which does its work when it is let go, and writes down whose."""
+    """A queue for one thread that runs a job when told to, and records its caller."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self.refusal: StreamingError | None = None
@@ -57,7 +57,7 @@ async def held_queue() -> AsyncIterator[Rig]:
             rig.open()
 
 
-async def test_callers_take_turns():
+async def test_callers_are_served_in_turn():
     async with held_queue() as rig:
         tasks = [rig.submit(caller) for caller in ("a", "a", "a", "a", "b", "b", "c")]
         await entered(rig)
@@ -68,21 +68,21 @@ async def test_callers_take_turns():
         assert not rig.queue.num_requests
 
 
-async def test_what_waits_can_give_way_and_what_has_begun_cannot():
+async def test_waiting_jobs_can_be_evicted_and_running_ones_cannot():
     async with held_queue() as rig:
         first, second, third = (rig.submit("a", num_requests=n) for n in (1, 2, 3))
         await entered(rig)
-        places = list(rig.queue.places)
+        places = list(rig.queue.evictables)
         assert [(place.caller, place.num_requests) for place in places] == [("a", 2), ("a", 3)]
-        places[1].give_way(FULL)
-        assert rig.queue.num_requests == Counter(a=3), "its place is free at once"
+        places[1].evict(FULL)
+        assert rig.queue.num_requests == Counter(a=3), "its room is free at once"
         rig.open()
         results = await asyncio.gather(first, second, third, return_exceptions=True)
         assert list(results) == ["a", "a", FULL]
         assert rig.done == ["a", "a"]
 
 
-async def test_who_leaves_frees_what_waits_at_once_and_what_has_begun_when_it_is_done():
+async def test_a_cancelled_caller_is_uncounted_at_once_or_when_its_job_is_done():
     async with held_queue() as rig:
         tasks = [rig.submit("a"), rig.submit("b")]
         await entered(rig)
@@ -96,7 +96,7 @@ async def test_who_leaves_frees_what_waits_at_once_and_what_has_begun_when_it_is
         assert rig.done == ["a"]
 
 
-async def test_what_waits_is_told_why_nothing_more_is_done():
+async def test_waiting_jobs_fail_with_the_error_of_the_check():
     async with held_queue() as rig:
         tasks = [rig.submit("a"), rig.submit("b")]
         await entered(rig)
@@ -107,7 +107,7 @@ async def test_what_waits_is_told_why_nothing_more_is_done():
         assert not rig.queue.num_requests
 
 
-async def test_work_that_the_threads_give_up_is_told_why():
+async def test_a_job_that_the_pool_drops_fails_with_the_error_of_the_check():
     with ThreadPoolExecutor(1) as threads:
         rig = Rig(threads)
         queue = TokenizerQueue(threads, num_threads=2, check=rig._check)
@@ -122,7 +122,7 @@ async def test_work_that_the_threads_give_up_is_told_why():
         assert await blocking == "a"
 
 
-async def test_an_error_ends_its_own_work_only():
+async def test_an_error_fails_its_own_job_only():
     def fail() -> None:
         raise FULL
 

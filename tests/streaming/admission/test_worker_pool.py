@@ -1,4 +1,4 @@
-"""Threads for work that may hang: what hangs is given up, and the rest goes on."""
+"""A stuck job fails and its thread is replaced, while the others go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import TIMEOUT_S, ManualClock, ManualHost, Panic, tokenwire_t
 
 
 class Hang:
-    """Work that hangs until it is let go."""
+    """A job that is stuck until it is released."""
 
     def __init__(self) -> None:
         self.has_begun = threading.Event()
@@ -60,7 +60,7 @@ def raising(error: BaseException) -> Callable[[], None]:
     return work
 
 
-def test_work_is_done_in_its_order_on_few_threads(make_pool: MakePool):
+def test_jobs_run_in_order_on_few_threads(make_pool: MakePool):
     pool = make_pool(1)
     done: list[int] = []
     jobs = [pool.submit(partial(done.append, number)) for number in range(50)]
@@ -70,7 +70,7 @@ def test_work_is_done_in_its_order_on_few_threads(make_pool: MakePool):
     assert tokenwire_threads() == ["tokenwire-test"]
 
 
-def test_what_work_raises_is_raised_where_it_is_waited_for(make_pool: MakePool):
+def test_exceptions_of_a_job_are_raised_from_its_future(make_pool: MakePool):
     pool = make_pool()
     with pytest.raises(ValueError, match="bad"):
         pool.submit(raising(ValueError("bad"))).result(TIMEOUT_S)
@@ -80,7 +80,7 @@ def test_what_work_raises_is_raised_where_it_is_waited_for(make_pool: MakePool):
     assert pool.submit(lambda: "fine").result(TIMEOUT_S) == "fine"
 
 
-def test_work_that_was_cancelled_in_the_queue_is_not_done(make_pool: MakePool):
+def test_a_job_cancelled_in_the_queue_does_not_run(make_pool: MakePool):
     pool, hang, done = make_pool(), Hang(), list[str]()
     first = pool.submit(hang)
     second = pool.submit(lambda: done.append("second"))
@@ -91,47 +91,47 @@ def test_work_that_was_cancelled_in_the_queue_is_not_done(make_pool: MakePool):
     assert done == ["third"]
 
 
-def test_stuck_work_is_failed_and_its_thread_replaced(make_pool: MakePool, clock: ManualClock):
+def test_a_stuck_job_fails_and_its_thread_is_replaced(make_pool: MakePool, clock: ManualClock):
     pool, hang = make_pool(2), Hang()
     stuck = pool.submit(hang)
     assert hang.has_begun.wait(TIMEOUT_S)
     clock.advance(9.9)
-    assert pool.give_up_stuck(EngineFailure(), timeout_s=10.0) == 0
+    assert pool.replace_stuck(EngineFailure(), timeout_s=10.0) == 0
     clock.advance(0.1)
-    assert pool.give_up_stuck(EngineFailure(), timeout_s=10.0) == 1
-    assert pool.give_up_stuck(EngineFailure(), timeout_s=10.0) == 0
+    assert pool.replace_stuck(EngineFailure(), timeout_s=10.0) == 1
+    assert pool.replace_stuck(EngineFailure(), timeout_s=10.0) == 0
     assert pool.num_stuck == 1
     with pytest.raises(EngineFailure):
         stuck.result(0)
     together = threading.Barrier(2)
     jobs = [pool.submit(lambda: together.wait(TIMEOUT_S)) for _ in range(2)]
-    assert sorted(job.result(TIMEOUT_S) for job in jobs) == [0, 1], "two threads are at work"
+    assert sorted(job.result(TIMEOUT_S) for job in jobs) == [0, 1], "two threads work"
     hang.let_go()
 
 
-def test_a_stuck_thread_that_comes_back_ends_and_changes_nothing(
+def test_an_abandoned_thread_ends_after_its_job_and_changes_nothing(
     make_pool: MakePool, clock: ManualClock
 ):
     pool, hang = make_pool(), Hang()
     stuck = pool.submit(hang)
     assert hang.has_begun.wait(TIMEOUT_S)
     clock.advance(10.0)
-    pool.give_up_stuck(EngineFailure(), timeout_s=10.0)
-    [worker] = pool._given_up
+    pool.replace_stuck(EngineFailure(), timeout_s=10.0)
+    [worker] = pool._abandoned
     hang.let_go()
     worker.thread.join(TIMEOUT_S)
     assert pool.num_stuck == 0
     assert isinstance(stuck.exception(0), EngineFailure)
 
 
-def test_shutdown_waits_for_nothing_that_hangs(make_pool: MakePool):
+def test_shutdown_does_not_wait_for_stuck_threads(make_pool: MakePool):
     pool, hang = make_pool(), Hang()
     pool.submit(hang)
     assert not pool.shutdown(0.01)
     hang.let_go()
 
 
-def test_all_work_can_be_failed_at_once(make_pool: MakePool):
+def test_all_jobs_can_be_failed_at_once(make_pool: MakePool):
     pool, hang, done = make_pool(), Hang(), list[str]()
     jobs: list[Future[Any]] = [pool.submit(hang), pool.submit(lambda: done.append("never"))]
     assert hang.has_begun.wait(TIMEOUT_S)

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from streaming.admission.admission import Admission
+from streaming.admission.input_processor import InputProcessor
 from streaming.backend import Backend, ModelInfo, ModelRunner
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
@@ -112,11 +112,11 @@ def make_rig() -> Iterator[Callable[..., EngineRig]]:
 
 def add(rig: EngineRig, request: GenerationRequest) -> Generation:
     """Admit a request as an `AsyncEngine` does, and put it into the engine."""
-    admission = Admission(rig.backend)
-    admission.check(request)
-    encoded = admission.encode(request.prompt)
-    constraint = admission.constraint(request, encoded)
-    matcher = None if constraint is None else admission.compile(constraint, count=1)[0]
+    processor = InputProcessor(rig.backend)
+    processor.check(request)
+    encoded = processor.encode(request.prompt)
+    constraint = processor.constraint(request, encoded)
+    matcher = None if constraint is None else processor.compile(constraint, count=1)[0]
     output_format = encoded.output_format
     if isinstance(constraint, AnswerGrammar):
         output_format = constraint.output_format
@@ -131,7 +131,7 @@ def add(rig: EngineRig, request: GenerationRequest) -> Generation:
             output_format=output_format,
         ),
         prompt_ids=encoded.token_ids,
-        params=admission.resolve(request.params, num_prompt_tokens=len(encoded.token_ids)),
+        params=processor.resolve_params(request.params, num_prompt_tokens=len(encoded.token_ids)),
         eos_token_ids=rig.backend.info.eos_token_ids,
         decode=rig.backend.tokenizer.decode,
         deadline_at=float("inf"),

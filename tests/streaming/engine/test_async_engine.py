@@ -1,4 +1,4 @@
-"""The bridge between threads: admission, following, limits, shutdown and death."""
+"""The asyncio API: admission, subscribing, limits, shutdown and failures."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def endless_backend(*, gate: Gate | None = None, max_num_seqs: int = 8) -> Backe
 
 
 async def wait_ended(generation: Generation) -> str:
-    """Wait as one whom the generation does not live for, and return how it ended."""
+    """Wait for the end without a subscription, and return the finish reason or error code."""
     with Reader(generation) as reader:
         outcome = await reader.wait_ended()
         assert_well_formed(reader.read(), generation)
     return outcome.finish_reason if isinstance(outcome, Finished) else outcome.error.code
 
 
-# Submit, follow, find.
+# Submit, subscribe, find.
 
 
-async def test_a_request_becomes_a_log_that_is_followed_to_its_end():
+async def test_a_request_becomes_a_log_that_can_be_read_to_its_end():
     request = GenerationRequest(
         prompt=TextPrompt("ask"),
         params=SamplingParams(max_tokens=50),
@@ -103,7 +103,7 @@ async def test_a_request_becomes_a_log_that_is_followed_to_its_end():
     assert generation.usage.prompt_tokens == 3
 
 
-async def test_ids_are_long_and_never_the_same():
+async def test_ids_are_long_and_unique():
     async with running_engine(scripted_backend(say(""))) as engine:
         generations = await engine.submit_all([ask()] * 20)
     ids = {generation.generation_id for generation in generations}
@@ -111,13 +111,13 @@ async def test_ids_are_long_and_never_the_same():
     assert all(len(generation_id) >= 32 for generation_id in ids)
 
 
-async def test_a_log_is_found_by_its_owner_only_and_while_it_is_kept():
+async def test_a_log_is_found_by_its_caller_only_and_while_it_is_retained():
     async with running_engine(scripted_backend(), EngineConfig(retention_bytes=0)) as engine:
         generation = await engine.submit(ask())
         with pytest.raises(GenerationNotFound):
             engine.find(generation.generation_id, caller="bob")
         await collect(engine, generation)
-        # The end is in the log a moment before it is filed.
+        # The log has its end a moment before the store finishes it.
         await until(lambda: not engine._store.num_open)
         with pytest.raises(GenerationNotFound):
             engine.find(generation.generation_id, caller="anyone")
@@ -174,13 +174,13 @@ async def test_stats_count_what_runs_and_what_waits():
         assert engine.stats == EngineStats(0, 0)
 
 
-async def test_who_waits_is_told_the_place():
+async def test_a_waiting_request_is_told_its_position():
     gate = Gate()
     async with running_engine(
         scripted_backend(say("ab"), gate=gate, max_num_seqs=1), gate=gate
     ) as engine:
         logs = await engine.submit_all([ask()] * 3)
-        for _ in range(2):  # the first step may have begun before the others came
+        for _ in range(2):  # the first step may have started before the others arrived
             await entered(gate)
             gate.allow()
         await entered(gate)
@@ -190,7 +190,7 @@ async def test_who_waits_is_told_the_place():
             await collect(engine, log)
 
 
-async def test_it_is_ready_between_start_and_shutdown():
+async def test_the_engine_is_ready_between_start_and_shutdown():
     backend = scripted_backend()
     engine = AsyncEngine(backend)
     assert not engine.is_ready
@@ -206,7 +206,7 @@ async def test_it_is_ready_between_start_and_shutdown():
 # Several requests at once.
 
 
-async def test_a_batch_comes_back_in_order():
+async def test_logs_of_a_batch_are_returned_in_order():
     async with running_engine(scripted_backend(repeat_prompt)) as engine:
         generations = await engine.submit_all([ask("b"), ask("a"), ask("b")])
         for generation in generations:
@@ -228,7 +228,7 @@ async def test_a_grammar_is_compiled_once_for_all_choices_and_again_for_the_next
             await collect(engine, generation)
     assert compiler.compiled == [("ab", 2), ("ab", 1)]
     assert [generation.text for generation in generations] == ["ab", "free", "ab", "ab"]
-    # The grammar's words end by themselves, the free text by an end token.
+    # The grammar's words end without an end token, the free text with one.
     assert [log.usage.completion_tokens for log in generations] == [2, 5, 2, 2]
 
 
@@ -251,11 +251,11 @@ async def test_a_batch_is_admitted_whole_or_not_at_all():
             assert engine._store.num_open == engine._store.num_ended == 0
 
 
-# Tokenising.
+# Tokenizing.
 
 
 class HeldTokenizer(ByteTokenizer):
-    """Tokenises when it is let go, and remembers which threads it was on."""
+    """Encodes once it is opened, and records the threads that it ran on."""
 
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
@@ -278,8 +278,8 @@ def held_backend() -> tuple[Backend, HeldTokenizer]:
 
 
 @pytest.mark.pain(7)
-async def test_tokenising_leaves_the_event_loop_free():
-    """As far as it can be shown without a clock: the loop turns while a thread is busy."""
+async def test_tokenizing_leaves_the_event_loop_free():
+    """The loop runs while the thread is busy: all that can be shown without a clock."""
     backend, tokenizer = held_backend()
     async with running_engine(backend, gate=tokenizer) as engine:
         submitting = asyncio.create_task(engine.submit(ask()))
@@ -291,10 +291,10 @@ async def test_tokenising_leaves_the_event_loop_free():
     assert [name.startswith("tokenwire-tokenizer") for name in tokenizer.thread_names] == [True]
 
 
-async def test_a_prompt_is_tokenised_alone_whether_or_not_it_fits():
+async def test_a_prompt_is_tokenized_alone_whether_or_not_it_fits():
     async with running_engine(scripted_backend(max_model_len=4)) as engine:
         assert await engine.tokenize(ask("héy")) == list("héy".encode())
-        with pytest.raises(PromptTooLong):  # more characters than all tokens could stand for
+        with pytest.raises(PromptTooLong):  # more characters than the context could hold
             await engine.tokenize(ask("12345"))
         with pytest.raises(InvalidRequest):
             await engine.tokenize(ask(""))
@@ -304,7 +304,7 @@ async def test_a_prompt_is_tokenised_alone_whether_or_not_it_fits():
         assert caught.value.param == "tokens"
 
 
-async def test_what_is_only_tokenised_waits_with_the_requests():
+async def test_tokenizing_only_counts_as_a_waiting_request():
     backend, tokenizer = held_backend()
     config = EngineConfig(max_waiting_requests=1)
     async with running_engine(backend, config, gate=tokenizer) as engine:
@@ -322,7 +322,7 @@ async def test_what_is_only_tokenised_waits_with_the_requests():
         assert await engine.tokenize(ask("again")) == list(b"again")
 
 
-async def test_a_submit_that_is_cancelled_while_it_tokenises_leaves_nothing():
+async def test_a_submit_that_is_cancelled_while_it_tokenizes_leaves_nothing():
     backend, tokenizer = held_backend()
     config = EngineConfig(max_waiting_requests=1)
     async with running_engine(backend, config, gate=tokenizer) as engine:
@@ -336,12 +336,12 @@ async def test_a_submit_that_is_cancelled_while_it_tokenises_leaves_nothing():
         tokenizer.open()
         assert engine.stats == EngineStats(0, 0)
         assert engine._store.num_open == 0
-        await until(lambda: not engine._tokenizing.num_requests)
-        await collect(engine, await engine.submit(ask()))  # its place is free again
+        await until(lambda: not engine._admission.num_tokenizing)
+        await collect(engine, await engine.submit(ask()))  # its room is free again
 
 
-async def test_callers_that_come_and_go_do_not_fill_the_tokenizers_queue():
-    """What a thread has is counted until it is done, what waits for a thread is forgotten."""
+async def test_cancelled_requests_do_not_fill_the_tokenizer_queue():
+    """Running jobs are counted until they are done, waiting ones are removed."""
     backend, tokenizer = held_backend()
     config = EngineConfig(max_waiting_requests=3, num_tokenizer_threads=1)
     async with running_engine(backend, config, gate=tokenizer) as engine:
@@ -356,15 +356,15 @@ async def test_callers_that_come_and_go_do_not_fill_the_tokenizers_queue():
                 task.cancel()
             results = await asyncio.gather(*submitting, return_exceptions=True)
             assert [type(result) for result in results] == [asyncio.CancelledError] * num_places
-            assert engine._tokenizing.num_requests.total() == 1
+            assert engine._admission.num_tokenizing == 1
         tokenizer.open()
-        await until(lambda: not engine._tokenizing.num_requests)
+        await until(lambda: not engine._admission.num_tokenizing)
         await collect(engine, await engine.submit(ask()))
-    assert len(tokenizer.thread_names) == 2, "what was cancelled in the queue is not tokenised"
+    assert len(tokenizer.thread_names) == 2, "jobs cancelled in the queue do not run"
 
 
-async def test_what_waits_for_a_tokenizer_at_shutdown_is_told_so():
-    """Cancelling its future instead would look to the caller as if it were cancelled itself."""
+async def test_a_request_that_waits_for_a_tokenizer_fails_at_shutdown():
+    """A cancelled future would look to the caller like a cancellation of its own task."""
     backend, tokenizer = held_backend()
     config = EngineConfig(num_tokenizer_threads=1)
     async with running_engine(backend, config, gate=tokenizer) as engine:
@@ -376,10 +376,10 @@ async def test_what_waits_for_a_tokenizer_at_shutdown_is_told_so():
         results = await asyncio.gather(*submitting, return_exceptions=True)
         await closing
     assert [type(result) for result in results] == [ShuttingDown] * 3
-    assert len(tokenizer.thread_names) == 1, "the others were not tokenised for nothing"
+    assert len(tokenizer.thread_names) == 1, "the others were not tokenized"
 
 
-async def test_what_waits_for_a_tokenizer_gives_way_to_a_caller_that_has_nothing():
+async def test_a_request_that_waits_for_a_tokenizer_is_evicted_for_a_new_caller():
     backend, tokenizer = held_backend()
     config = EngineConfig(max_waiting_requests=3, num_tokenizer_threads=1)
     async with running_engine(backend, config, gate=tokenizer) as engine:
@@ -428,7 +428,7 @@ async def test_the_queue_is_bounded_by_prompt_tokens():
     gate = Gate()
     backend = scripted_backend(say("x"), gate=gate, max_num_seqs=1)
     async with running_engine(backend, EngineConfig(max_waiting_tokens=10), gate=gate) as engine:
-        logs = [await engine.submit(ask("x" * 100))]  # alone, it may be larger than the limit
+        logs = [await engine.submit(ask("x" * 100))]  # a single prompt may be larger than the limit
         await entered(gate)
         logs += [await engine.submit(ask("x" * 6)), await engine.submit(ask("x" * 4))]
         with pytest.raises(Overloaded) as caught:
@@ -444,7 +444,7 @@ async def test_a_batch_counts_with_all_its_prompt_tokens():
     config = EngineConfig(max_waiting_tokens=10)
     async with running_engine(scripted_backend(say("x")), config) as engine:
         for prompts in (["x" * 6, "y" * 5], ["x" * 11, "y"]):
-            with pytest.raises(InvalidRequest, match="more than the 10 that may wait") as caught:
+            with pytest.raises(InvalidRequest, match="at most 10 tokens in total") as caught:
                 await engine.submit_all([ask(prompt) for prompt in prompts])
             assert caught.value.param == "prompt"
             assert engine._store.num_open == 0
@@ -467,7 +467,7 @@ async def test_choices_of_one_prompt_may_be_larger_than_the_limit_while_nothing_
             await collect(engine, generation)
 
 
-async def test_a_refusal_says_how_long_the_queue_takes():
+async def test_a_refusal_has_the_expected_wait():
     gate = Gate()
     backend = endless_backend(gate=gate, max_num_seqs=1)
     async with running_engine(backend, EngineConfig(max_waiting_requests=1), gate=gate) as engine:
@@ -480,8 +480,8 @@ async def test_a_refusal_says_how_long_the_queue_takes():
         await entered(gate)
         with pytest.raises(Overloaded) as caught:
             await engine.submit(ask())
-        assert engine._engine.outlook is not None
-        ends_in_s = engine._engine.outlook.expected[0].ends_in_s
+        assert engine._engine.forecast is not None
+        ends_in_s = engine._engine.forecast.expected[0].ends_in_s
         assert caught.value.retry_after_s == pytest.approx(ends_in_s, rel=0.5)
         assert (caught.value.retry_after_s or 0.0) > 1.0
 
@@ -493,36 +493,36 @@ async def test_a_generation_that_runs_too_long_is_ended():
         assert generation.text.strip("a") == ""
 
 
-# Cancel, and clients that go.
+# Cancel, and clients that leave.
 
 
-async def test_cancel_ends_it_at_the_next_step_and_may_be_said_twice():
+async def test_cancel_ends_a_generation_at_the_next_step_and_is_idempotent():
     gate = Gate()
     async with running_engine(endless_backend(gate=gate), gate=gate) as engine:
         generation = await engine.submit(ask())
         await entered(gate)
         engine.cancel(generation)
         engine.cancel(generation)
-        gate.allow()  # the step that runs is the last one
+        gate.allow()  # the step in progress is the last one
         assert await wait_ended(generation) == "cancelled"
         engine.cancel(generation)
     assert generation.text == "a"
 
 
 @pytest.mark.pain(2)
-async def test_one_cancelled_in_the_queue_never_runs():
+async def test_a_request_cancelled_in_the_queue_never_runs():
     gate = Gate()
     async with running_engine(endless_backend(gate=gate, max_num_seqs=1), gate=gate) as engine:
         running, waiting = await engine.submit_all([ask(), ask()])
         await entered(gate)
         with engine.subscribe(waiting):
             pass
-        gate.allow(2)  # the step that runs, and the one that tells
+        gate.allow(2)  # the step in progress, and the one that reports it
         assert await wait_ended(waiting) == "cancelled"
         assert (waiting.started, running.is_ended) == (None, False)
 
 
-async def test_the_last_follower_that_leaves_ends_it_at_once_without_grace():
+async def test_the_last_subscriber_ends_a_generation_at_once_without_grace():
     gate = Gate()
     async with running_engine(endless_backend(gate=gate), gate=gate) as engine:
         generation = await engine.submit(ask())
@@ -532,21 +532,21 @@ async def test_the_last_follower_that_leaves_ends_it_at_once_without_grace():
         assert await wait_ended(generation) == "cancelled"
 
 
-async def test_one_follower_that_leaves_ends_nothing_while_another_stays():
+async def test_a_generation_goes_on_while_another_subscriber_stays():
     gate = Gate()
     async with running_engine(endless_backend(gate=gate), gate=gate) as engine:
         generation = await engine.submit(ask())
         with engine.subscribe(generation):
             with engine.subscribe(generation):
                 await entered(gate)
-            for _ in range(3):  # were it cancelled, the runner would not come again
+            for _ in range(3):  # a cancelled generation would not reach the runner again
                 gate.allow()
                 await entered(gate)
         gate.open()
         assert await wait_ended(generation) == "cancelled"
 
 
-async def test_the_last_follower_that_leaves_ends_it_after_the_grace():
+async def test_the_last_subscriber_ends_a_generation_after_the_grace():
     async with running_engine(endless_backend()) as engine:
         generation = await engine.submit(ask())
         with engine.subscribe(generation, grace_s=0.02):
@@ -555,14 +555,14 @@ async def test_the_last_follower_that_leaves_ends_it_after_the_grace():
         assert await wait_ended(generation) == "cancelled"
 
 
-async def test_a_follower_that_comes_back_within_the_grace_keeps_it_alive():
+async def test_a_subscriber_within_the_grace_keeps_a_generation_alive():
     async with running_engine(endless_backend()) as engine:
         kept, dropped = await engine.submit_all([ask(), ask()])
         for generation, grace_s in ((kept, 0.01), (dropped, 0.05)):
             with engine.subscribe(generation, grace_s=grace_s):
                 pass
         with engine.subscribe(kept):
-            assert await wait_ended(dropped) == "cancelled"  # the longer grace is over
+            assert await wait_ended(dropped) == "cancelled"  # the longer grace has ended
             assert not kept.is_ended
         assert await wait_ended(kept) == "cancelled"
 
@@ -590,13 +590,13 @@ async def test_a_generation_is_detached_while_its_grace_runs():
 
 
 async def _is_detached(sequence: Sequence, gate: Gate) -> bool:
-    """Return what the engine thinks once it has done what it was told so far."""
+    """Return the engine's flag after all commands so far."""
     gate.allow()
     await entered(gate)
     return sequence.is_detached
 
 
-async def test_whose_client_is_gone_waits_behind_the_others():
+async def test_a_detached_generation_waits_behind_the_others():
     gate = Gate()
     backend = scripted_backend(say("a"), gate=gate, max_num_seqs=1)
     async with running_engine(backend, gate=gate) as engine:
@@ -622,11 +622,11 @@ async def test_a_grace_ends_with_its_generation():
         assert await wait_ended(generation) == "stop"
         assert not engine._subscribers.in_grace
         with engine.subscribe(generation, grace_s=3600.0):
-            pass  # who looks at an ended log starts no grace
+            pass  # leaving an ended log starts no grace
         assert not engine._subscribers.in_grace
 
 
-async def test_a_lost_cursor_is_no_follower():
+async def test_a_lost_cursor_does_not_subscribe():
     async with running_engine(endless_backend()) as engine:
         generation = await engine.submit(ask())
         with engine.subscribe(generation, grace_s=0.02):
@@ -666,7 +666,7 @@ async def test_a_hundred_clients_that_drop_at_random_leave_nothing():
 
 
 @pytest.mark.pain(15)
-async def test_drain_ends_what_waits_and_lets_finish_what_runs():
+async def test_drain_ends_waiting_generations_and_waits_for_running_ones():
     gate = Gate()
     async with running_engine(
         scripted_backend(say("hello"), gate=gate, max_num_seqs=1), gate=gate
@@ -686,26 +686,26 @@ async def test_drain_ends_what_waits_and_lets_finish_what_runs():
 
 
 @pytest.mark.pain(15)
-async def test_drain_ends_what_runs_at_the_deadline():
+async def test_drain_ends_running_generations_at_the_deadline():
     gate = Gate()
     async with running_engine(endless_backend(gate=gate, max_num_seqs=1), gate=gate) as engine:
         logs = await engine.submit_all([ask()] * 2)
         await entered(gate)
         gate.open()
         await engine.drain(deadline_s=0.02)
-        assert logs[0].text, "it was given its time"
+        assert logs[0].text, "it had until the deadline"
         assert engine.stats == EngineStats(0, 0)
         assert [await wait_ended(log) for log in logs] == ["shutting_down"] * 2
 
 
-async def test_drain_of_an_idle_engine_is_over_at_once():
+async def test_drain_of_an_idle_engine_returns_at_once():
     async with running_engine(scripted_backend()) as engine:
         await engine.drain(deadline_s=0.0)
         await engine.drain(deadline_s=0.0)
 
 
 class ClosingRunner(ScriptedRunner):
-    """Counts how often it is closed."""
+    """Counts calls of `close`."""
 
     num_closed = 0
 
@@ -714,7 +714,7 @@ class ClosingRunner(ScriptedRunner):
         super().close()
 
 
-async def test_aclose_ends_everything_wakes_every_reader_and_may_be_called_again():
+async def test_aclose_ends_everything_wakes_every_reader_and_is_idempotent():
     runner = ClosingRunner(say_for_ever, max_num_seqs=1)
     backend = dataclasses.replace(endless_backend(), runner=runner)
     async with running_engine(backend) as engine:
@@ -740,8 +740,8 @@ async def test_an_engine_that_was_never_started_closes():
 
 
 @pytest.mark.slow
-def test_an_event_loop_that_is_gone_does_not_keep_the_engine():
-    """A loop that died without `aclose`: the engine's thread finds nobody to tell, and goes on."""
+def test_an_engine_outlives_the_event_loop_that_started_it():
+    """A loop that closed without `aclose`: the engine thread drops its callbacks, and goes on."""
     gate = Gate()
     engine = AsyncEngine(scripted_backend(say("x"), gate=gate))
 
@@ -758,11 +758,11 @@ def test_an_event_loop_that_is_gone_does_not_keep_the_engine():
     assert generation.text == "x"
 
 
-# Death.
+# Engine failure.
 
 
 class StickyRunner(ScriptedRunner):
-    """Cannot forget a sequence: what no engine can go on with."""
+    """Fails to release a sequence, which no engine survives."""
 
     def release(self, sequence: Sequence) -> None:
         raise RuntimeError("stuck")
@@ -776,7 +776,7 @@ async def test_the_death_of_the_engine_ends_every_log(caplog: pytest.LogCaptureF
         last, running, waiting = await engine.submit_all([ask()] * 3)
         await entered(gate)
         gate.allow()
-        await entered(gate)  # the second step: the first sequence ends with it
+        await entered(gate)  # the second step ends the first sequence
         inboxed = await engine.submit(ask())
         for generation in (running, waiting, inboxed):
             engine.cancel(generation)
@@ -795,7 +795,7 @@ async def test_the_death_of_the_engine_ends_every_log(caplog: pytest.LogCaptureF
     assert "stuck" in caplog.text
 
 
-async def test_a_dead_engine_takes_no_more(caplog: pytest.LogCaptureFixture):
+async def test_a_dead_engine_accepts_no_requests(caplog: pytest.LogCaptureFixture):
     runner = StickyRunner(say(""))
     backend = dataclasses.replace(scripted_backend(), runner=runner)
     async with running_engine(backend) as engine:
@@ -808,8 +808,8 @@ async def test_a_dead_engine_takes_no_more(caplog: pytest.LogCaptureFixture):
         with engine.subscribe(generation, grace_s=3600.0) as reader:
             assert_well_formed(reader.read(), generation)
         engine.cancel(generation)
-        assert engine._thread._inbox.empty(), "nobody reads it any more"
-    assert "takes no more work" in caplog.text
+        assert engine._thread._inbox.empty(), "no thread reads it any more"
+    assert "accepts no more work" in caplog.text
 
 
 async def test_a_failing_step_is_not_the_death_of_the_engine(caplog: pytest.LogCaptureFixture):
@@ -828,11 +828,11 @@ async def test_a_failing_step_is_not_the_death_of_the_engine(caplog: pytest.LogC
     assert "broken kernel" in caplog.text
 
 
-# What hangs, and what panics.
+# Stuck threads and panics.
 
 
 @pytest.mark.pain(23)
-async def test_a_cancel_and_a_deadline_act_though_the_step_hangs():
+async def test_cancel_and_deadline_work_while_a_step_is_stuck():
     gate = Gate()
     async with running_engine(scripted_backend(say("hello"), gate=gate), gate=gate) as engine:
         cancelled = await engine.submit(ask())
@@ -852,7 +852,7 @@ async def test_a_cancel_and_a_deadline_act_though_the_step_hangs():
 
 
 @pytest.mark.pain(23)
-async def test_a_drain_ends_though_the_step_hangs():
+async def test_drain_ends_while_a_step_is_stuck():
     gate = Gate()
     backend = scripted_backend(say("hello"), gate=gate, max_num_seqs=1)
     async with running_engine(backend, gate=gate) as engine:
@@ -864,7 +864,7 @@ async def test_a_drain_ends_though_the_step_hangs():
 
 
 @pytest.mark.pain(23)
-async def test_a_step_that_hangs_for_good_is_the_end_of_the_engine(
+async def test_a_step_beyond_its_timeout_fails_the_engine(
     caplog: pytest.LogCaptureFixture,
 ):
     gate = Gate()
@@ -886,7 +886,7 @@ async def test_a_step_that_hangs_for_good_is_the_end_of_the_engine(
 
 
 class FaultyTokenizer(ByteTokenizer):
-    """Hangs on prompts that begin with an exclamation mark, and panics at a question mark."""
+    """Gets stuck on prompts that begin with "!", and panics on those that begin with "?"."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -906,7 +906,7 @@ def faulty_backend() -> tuple[Backend, Gate]:
 
 
 @pytest.mark.pain(23)
-async def test_a_tokenizer_that_hangs_fails_its_request_only():
+async def test_a_stuck_tokenizer_fails_its_request_only():
     backend, gate = faulty_backend()
     config = EngineConfig(step_timeout_s=0.05, num_tokenizer_threads=1)
     async with running_engine(backend, config, gate=gate) as engine:
@@ -922,7 +922,7 @@ async def test_a_tokenizer_that_hangs_fails_its_request_only():
 
 
 @pytest.mark.pain(23)
-async def test_many_tokenizers_that_hang_are_the_end_of_the_engine(
+async def test_too_many_stuck_tokenizers_fail_the_engine(
     caplog: pytest.LogCaptureFixture,
 ):
     backend, gate = faulty_backend()
@@ -934,11 +934,11 @@ async def test_many_tokenizers_that_hang_are_the_end_of_the_engine(
         assert all(isinstance(error, EngineFailure) for error in refused)
         assert engine.has_failed
         gate.allow(5)
-    assert "5 tokenizers hang" in caplog.text
+    assert "5 tokenizer threads are stuck" in caplog.text
 
 
 @pytest.mark.pain(23)
-async def test_a_drain_ends_requests_whose_tokenizer_hangs():
+async def test_drain_ends_requests_with_a_stuck_tokenizer():
     backend, gate = faulty_backend()
     config = EngineConfig(num_tokenizer_threads=1)
     async with running_engine(backend, config, gate=gate) as engine:
@@ -950,7 +950,7 @@ async def test_a_drain_ends_requests_whose_tokenizer_hangs():
     assert all(isinstance(outcome, ShuttingDown) for outcome in outcomes)
 
 
-async def test_a_prompt_is_tokenised_within_the_deadline_of_its_request():
+async def test_a_prompt_is_tokenized_within_the_deadline_of_its_request():
     backend, gate = faulty_backend()
     async with running_engine(backend, gate=gate) as engine:
         with pytest.raises(DeadlineExceeded) as exceeded:

@@ -1,4 +1,4 @@
-"""The engine, stepped in a for-loop: whatever happens, every log ends once and nothing is left."""
+"""The engine, stepped in a for-loop: every log ends once, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHUTTING_DOWN = ShuttingDown(retry_after_s=1.0)
 
 
 class TimedRunner(ScriptedRunner):
-    """Plays scripts by generation id; each step takes time and is written down."""
+    """Plays scripts by generation id; each step takes time and is recorded."""
 
     def __init__(self, clock: ManualClock, *, max_num_seqs: int, step_s: float = STEP_S) -> None:
         self.scripts: dict[str, list[int | BaseException]] = {}
@@ -62,7 +62,7 @@ class TimedRunner(ScriptedRunner):
 
 
 class Rig:
-    """An engine, its runner and its clock; every step checks that the parts agree."""
+    """An engine, its runner and its clock, with an integrity check at every step."""
 
     def __init__(self, *, max_num_seqs: int = 2, step_s: float = STEP_S) -> None:
         self.clock = ManualClock()
@@ -98,7 +98,7 @@ class Rig:
         return sequence.generation
 
     def step(self) -> list[str]:
-        """Return the ids of the logs that have something new."""
+        """Return the ids of the logs that have new records."""
         touched = [generation.generation_id for generation in self.engine.step()]
         assert len(set(touched)) == len(touched)
         self.engine.check_integrity()
@@ -113,14 +113,16 @@ class Rig:
 
     @property
     def endings(self) -> list[str]:
-        """How each log ended."""
+        """The ending of each log."""
         return [ending(generation) for generation in self.generations]
 
     def assert_nothing_left(self) -> None:
         assert not self.engine.has_work
         self.engine.check_integrity()
         ran = {generation_id for batch in self.runner.batches for generation_id in batch}
-        assert sorted(self.runner.released) == sorted(ran), "released once, each that ran"
+        assert sorted(self.runner.released) == sorted(ran), (
+            "each sequence that ran is released once"
+        )
         for generation in self.generations:
             with Reader(generation) as reader:
                 assert_well_formed(reader.read(), generation)
@@ -134,7 +136,7 @@ def ending(generation: Generation) -> str:
     return finish_reason(generation) or "open"
 
 
-# Going through.
+# Whole generations.
 
 
 def test_an_idle_engine_does_nothing():
@@ -154,11 +156,11 @@ def test_sequences_share_steps_and_keep_their_own_text():
     rig.assert_nothing_left()
 
 
-def test_a_step_returns_what_it_touched():
+def test_a_step_returns_the_logs_with_new_records():
     rig = Rig(max_num_seqs=1)
     rig.add("a")
     rig.add("b")
-    assert rig.step() == ["gen_0", "gen_1"]  # one has text, the other a place in the queue
+    assert rig.step() == ["gen_0", "gen_1"]  # one has text, the other a queue position
     assert rig.step() == ["gen_0", "gen_1"]
     assert rig.endings == ["stop", "open"]
     assert rig.step() == ["gen_1"]
@@ -173,7 +175,7 @@ def test_usage_and_timings_come_from_the_engines_clock():
     second = rig.add("xyz")
     rig.finish()
     assert second.started == Started(prompt_tokens=3, cached_tokens=0, at=3 * STEP_S)
-    assert second.usage.completion_tokens == 4  # the end token is generated, too
+    assert second.usage.completion_tokens == 4  # the end token counts as generated
     timings = second.timings
     assert (timings.queue_s, timings.prefill_s, timings.ttft_s) == (1.5, 0.5, 2.0)
     assert (timings.total_s, timings.tokens_per_s) == (3.5, 2.0)
@@ -195,7 +197,7 @@ def test_a_cancelled_sequence_stops_and_the_others_go_on():
 
 
 @pytest.mark.pain(2)
-def test_one_that_is_cancelled_while_it_waits_never_runs():
+def test_a_sequence_cancelled_while_it_waits_never_runs():
     rig = Rig(max_num_seqs=1)
     rig.add("aaa")
     waiting = rig.add("never")
@@ -208,7 +210,7 @@ def test_one_that_is_cancelled_while_it_waits_never_runs():
     rig.assert_nothing_left()
 
 
-def test_one_that_is_cancelled_before_the_first_step_never_runs():
+def test_a_sequence_cancelled_before_the_first_step_never_runs():
     rig = Rig()
     rig.add("never")
     rig.engine.cancel("gen_0")
@@ -217,7 +219,7 @@ def test_one_that_is_cancelled_before_the_first_step_never_runs():
     rig.assert_nothing_left()
 
 
-def test_cancel_and_fail_after_the_end_or_without_a_beginning_are_no_event():
+def test_cancel_and_fail_of_an_ended_or_unknown_sequence_do_nothing():
     rig = Rig()
     log = rig.add("a")
     rig.finish()
@@ -257,12 +259,12 @@ def test_a_panic_in_a_step_is_a_failing_step(error: BaseException):
 
 
 def test_a_runner_that_returns_too_few_tokens_has_failed():
-    class ForgetfulRunner(TimedRunner):
+    class ShortRunner(TimedRunner):
         def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
             return super().run(batch)[:-1]
 
     rig = Rig()
-    rig.runner = ForgetfulRunner(rig.clock, max_num_seqs=2)
+    rig.runner = ShortRunner(rig.clock, max_num_seqs=2)
     rig.engine = Engine(rig.runner, clock=rig.clock)
     rig.add("a")
     rig.add("b")
@@ -270,7 +272,7 @@ def test_a_runner_that_returns_too_few_tokens_has_failed():
     assert rig.endings == ["engine_error", "engine_error"]
 
 
-def test_steps_that_fail_in_a_row_break_the_engine_and_one_that_works_starts_anew():
+def test_consecutive_failed_steps_break_the_engine():
     rig = Rig(max_num_seqs=1)
     bad: list[int | BaseException] = [RuntimeError("CUDA error: device-side assert")]
     for _ in range(MAX_FAILED_STEPS - 1):
@@ -357,7 +359,7 @@ def test_a_log_ends_although_its_held_text_cannot_be_decoded(
     rig = Rig(max_num_seqs=2)
 
     def decode(token_ids: SequenceOf[int]) -> str:
-        """Break at the byte "x", as byte fallback does; by itself it cannot be decoded."""
+        """Raise at a lone byte "x", like a byte-fallback token that cannot be decoded alone."""
         if bytes(token_ids) == b"x":
             raise error
         return REPLACEMENT if token_ids[-1] == ord("x") else bytes(token_ids).decode()
@@ -386,7 +388,7 @@ def test_a_log_that_the_loop_has_ended_leaves_the_engine():
     rig.step()
     for generation in (running, waiting):
         generation.end(Finished(FinishReason.CANCELLED, rig.clock()))
-    rig.clock.advance(1.0)  # it does so only in a step that takes long
+    rig.clock.advance(1.0)  # it does so only during a long step
     assert {"gen_0", "gen_1"} <= set(rig.step())
     rig.finish()
     assert (running.text, waiting.text, other.text) == ("a", "", "c")
@@ -394,7 +396,7 @@ def test_a_log_that_the_loop_has_ended_leaves_the_engine():
     rig.assert_nothing_left()
 
 
-def test_a_log_that_the_loop_ends_during_a_step_takes_nothing_of_it():
+def test_a_log_ended_by_the_loop_during_a_step_gets_no_token():
     rig = Rig(max_num_seqs=1)
 
     class EndingRunner(TimedRunner):
@@ -427,7 +429,7 @@ def test_a_deadline_ends_the_running_and_the_waiting():
     rig.assert_nothing_left()
 
 
-def test_fail_all_ends_everything_or_only_what_waits():
+def test_fail_all_ends_all_or_only_waiting_sequences():
     rig = Rig(max_num_seqs=1)
     rig.add("aaa")
     rig.add("b")
@@ -441,12 +443,12 @@ def test_fail_all_ends_everything_or_only_what_waits():
     rig.assert_nothing_left()
 
 
-def test_abandon_ends_all_logs_without_a_word_to_the_runner():
+def test_fail_all_logs_ends_all_logs_without_calling_the_runner():
     rig = Rig(max_num_seqs=1)
     rig.add("aaa")
     rig.add("b")
     rig.step()
-    rig.engine.abandon(EngineFailure())
+    rig.engine.fail_all_logs(EngineFailure())
     assert rig.endings == ["engine_error", "engine_error"]
     assert rig.runner.released == []
     assert {log.generation_id for log in rig.engine.take_touched()} == {"gen_0", "gen_1"}
@@ -454,13 +456,13 @@ def test_abandon_ends_all_logs_without_a_word_to_the_runner():
 
 
 class StickyRunner(TimedRunner):
-    """Cannot forget anything."""
+    """Fails to release any sequence."""
 
     def release(self, sequence: Sequence) -> None:
         raise RuntimeError("stuck")
 
 
-def test_abandon_ends_the_others_after_a_release_that_failed():
+def test_fail_all_logs_ends_the_others_after_a_release_that_failed():
     rig = Rig(max_num_seqs=2)
     rig.runner = StickyRunner(rig.clock, max_num_seqs=2)
     rig.engine = Engine(rig.runner, clock=rig.clock)
@@ -468,7 +470,7 @@ def test_abandon_ends_the_others_after_a_release_that_failed():
     rig.add("bbb")
     with pytest.raises(RuntimeError, match="stuck"):
         rig.engine.step()
-    rig.engine.abandon(EngineFailure())
+    rig.engine.fail_all_logs(EngineFailure())
     assert rig.endings == ["stop", "engine_error"]
     assert {log.generation_id for log in rig.engine.take_touched()} == {"gen_0", "gen_1"}
 
@@ -476,7 +478,7 @@ def test_abandon_ends_the_others_after_a_release_that_failed():
 # The queue.
 
 
-def test_places_in_the_queue_are_told_and_move_up():
+def test_queue_positions_are_reported_and_move_up():
     rig = Rig(max_num_seqs=1)
     logs = [rig.add("aa"), rig.add("bb"), rig.add("cc")]
     seen: list[list[int | None]] = []
@@ -486,7 +488,7 @@ def test_places_in_the_queue_are_told_and_move_up():
     assert seen == [[None, 0, 1]] * 3 + [[None, None, 0]] * 3 + [[None] * 3] * 3
 
 
-def test_a_place_moves_up_when_one_before_it_leaves():
+def test_a_position_moves_up_when_an_earlier_sequence_leaves():
     rig = Rig(max_num_seqs=1)
     rig.add("aaaa")
     rig.add("bb")
@@ -498,19 +500,19 @@ def test_a_place_moves_up_when_one_before_it_leaves():
     assert last.queued.position == 0
 
 
-def test_the_wait_is_estimated_from_what_was_measured():
+def test_the_wait_is_estimated_from_measured_steps():
     rig = Rig(max_num_seqs=1)
-    assert rig.engine.outlook is None
+    assert rig.engine.forecast is None
     rig.add("a" * 200, params=SamplingParams(max_tokens=10))
     first = rig.add("b", params=SamplingParams(max_tokens=20))
     second = rig.add("c")
     rig.step()  # one token in half a second, so nine more take 4.5 s, and twenty take 10 s
     assert (first.queued, second.queued) == (Queued(0, 4.5), Queued(1, 14.5))
-    assert rig.engine.outlook is not None
-    assert rig.engine.outlook.expected[-1].ends_in_s == 64.5
+    assert rig.engine.forecast is not None
+    assert rig.engine.forecast.expected[-1].ends_in_s == 64.5
 
 
-def test_a_new_estimate_is_told_once_a_second_and_a_new_place_at_once():
+def test_estimates_are_reported_once_a_second_and_positions_at_once():
     rig = Rig(max_num_seqs=1)
     rig.add("a" * 50)
     rig.add("b")
@@ -520,7 +522,7 @@ def test_a_new_estimate_is_told_once_a_second_and_a_new_place_at_once():
     assert "gen_2" in rig.step()
 
 
-def test_who_keeps_place_and_estimate_is_told_nothing():
+def test_an_unchanged_position_and_estimate_is_not_reported():
     rig = Rig(max_num_seqs=1, step_s=0.0)
     rig.add("aaaa")
     rig.add("b")
@@ -529,11 +531,11 @@ def test_who_keeps_place_and_estimate_is_told_nothing():
     assert rig.step() == ["gen_0", "gen_2"]
 
 
-def test_a_long_queue_is_ranked_no_oftener_than_its_length_allows():
-    """Each step that changes the queue would rank all of it, and cost as much as it is long."""
+def test_a_longer_queue_is_ranked_less_often():
+    """Otherwise each step that changes the queue would cost time proportional to its length."""
     rig = Rig(max_num_seqs=1, step_s=0.001)
     for _ in range(640):
-        rig.add("a")  # so one ends every other step
+        rig.add("a")  # so a sequence ends every other step
     steps = [sum(log.startswith("gen_") for log in rig.step()) > 100 for _ in range(101)]
     assert [n for n, has_told_all in enumerate(steps) if has_told_all] == [
         0,
@@ -550,7 +552,7 @@ def test_a_long_queue_is_ranked_no_oftener_than_its_length_allows():
     ]
 
 
-def test_only_an_overdue_sequence_makes_a_step_look_at_deadlines():
+def test_a_step_scans_all_deadlines_only_when_one_is_due():
     rig = Rig(max_num_seqs=1)
     rig.add("a" * 50, timeout_s=100.0)
     rig.add("b", timeout_s=4.0)
@@ -564,12 +566,12 @@ def test_only_an_overdue_sequence_makes_a_step_look_at_deadlines():
     assert rig.engine._next_deadline_at == 100.0
 
 
-# With a cache.
+# With a block manager.
 
 BROKEN_ROW = -1
-"""In a script: the model fails on this row alone."""
+"""In a script: the model fails on this row only."""
 DEAD_END = -2
-"""In a script: the request's own rules leave it no token."""
+"""In a script: the request's own constraints leave no token."""
 FAILED_ROWS = {
     BROKEN_ROW: FailedRow("not finite"),
     DEAD_END: FailedRow(
@@ -581,7 +583,7 @@ PREFILL_TOKEN_S = 0.001
 
 
 class CachedRunner(TimedRunner):
-    """Has a cache; a step takes as long as its decodes and the prompt tokens beside them."""
+    """Has a KV cache; the time of a step depends on its decodes and prompt tokens."""
 
     def __init__(self, clock: ManualClock, *, max_num_seqs: int, cache: CacheGeometry) -> None:
         super().__init__(clock, max_num_seqs=max_num_seqs, step_s=0.0)
@@ -601,7 +603,7 @@ class CachedRunner(TimedRunner):
 
 
 class CachedRig(Rig):
-    """A rig whose runner has a cache, in blocks of four tokens."""
+    """A rig whose runner has a KV cache in blocks of four tokens."""
 
     def __init__(
         self, *, max_num_seqs: int = 8, num_blocks: int = 64, max_batch_tokens: int = 64
@@ -617,7 +619,7 @@ class CachedRig(Rig):
 
     @property
     def num_free_blocks(self) -> int:
-        cache = self.engine._scheduler._cache
+        cache = self.engine._scheduler._block_manager
         assert cache is not None
         return cache.num_free_blocks
 
@@ -640,7 +642,7 @@ def test_a_broken_row_ends_its_sequence_and_no_other(caplog: pytest.LogCaptureFi
     rig.assert_nothing_left()
 
 
-def test_what_was_computed_for_a_broken_row_is_shared_with_nobody():
+def test_blocks_of_a_broken_row_are_not_shared():
     rig = CachedRig()
     rig.add("x", prompt="a fine prompt")
     rig.add([BROKEN_ROW], prompt="a prompt that breaks")
@@ -652,7 +654,7 @@ def test_what_was_computed_for_a_broken_row_is_shared_with_nobody():
     rig.assert_nothing_left()
 
 
-def test_a_dead_end_is_its_own_requests_error(caplog: pytest.LogCaptureFixture):
+def test_a_dead_end_fails_its_own_request_only(caplog: pytest.LogCaptureFixture):
     rig = CachedRig()
     stuck = rig.add([*b"ab", DEAD_END])
     good = rig.add("neighbour", prompt="tell")
@@ -661,12 +663,12 @@ def test_a_dead_end_is_its_own_requests_error(caplog: pytest.LogCaptureFixture):
     assert (stuck.text, good.text) == ("ab", "neighbour")
     assert isinstance(stuck.outcome, Failed)
     assert str(stuck.outcome.error) == "response_format: the grammar ends here"
-    assert caplog.text == "", "an operator can do nothing about it"
+    assert caplog.text == "", "not an error for the operator"
     rig.assert_nothing_left()
 
 
 def test_a_dead_end_drops_no_prefix():
-    """Or else any client could flush the system prompt that all others share."""
+    """Otherwise any client could flush the system prompt that all others share."""
     rig = CachedRig()
     rig.add([DEAD_END], prompt="system prompt + a")
     rig.finish()
@@ -676,7 +678,7 @@ def test_a_dead_end_drops_no_prefix():
     rig.assert_nothing_left()
 
 
-def test_a_broken_row_drops_what_it_computed_and_nothing_that_served_others():
+def test_a_broken_row_uncaches_its_own_blocks_only():
     rig = CachedRig()
     rig.add("x", prompt="system prompt + a fine question")
     rig.finish()
@@ -689,7 +691,7 @@ def test_a_broken_row_drops_what_it_computed_and_nothing_that_served_others():
     rig.assert_nothing_left()
 
 
-def test_a_row_that_breaks_late_drops_what_came_since_the_last_token():
+def test_a_row_that_breaks_late_uncaches_blocks_since_the_last_token():
     rig = CachedRig()
     rig.add([*b"abcd", BROKEN_ROW], prompt="ask!")
     rig.finish()
@@ -699,8 +701,8 @@ def test_a_row_that_breaks_late_drops_what_came_since_the_last_token():
     rig.assert_nothing_left()
 
 
-def test_a_prefix_that_never_gave_a_token_is_suspect_to_all_who_share_it():
-    """Its first reader may be gone before the model fails, and would leave it broken for good."""
+def test_an_unverified_prefix_is_uncached_when_a_sharer_breaks():
+    """The sequence that computed it may have ended before; the broken blocks would stay."""
     rig = CachedRig(max_batch_tokens=8)
     rig.add("never", prompt="system prompt + a question")
     rig.step()
@@ -715,7 +717,7 @@ def test_a_prefix_that_never_gave_a_token_is_suspect_to_all_who_share_it():
     rig.assert_nothing_left()
 
 
-def test_a_failing_step_gives_its_blocks_back_and_the_next_request_works():
+def test_a_failed_step_frees_its_blocks_and_the_next_request_works():
     rig = CachedRig(num_blocks=8)
     rig.add([*b"a", RuntimeError("out of memory")], prompt="x" * 12)
     rig.add("b", prompt="y" * 12)
@@ -729,7 +731,7 @@ def test_a_failing_step_gives_its_blocks_back_and_the_next_request_works():
 
 
 @pytest.mark.pain(1)
-def test_cancel_gives_the_blocks_back_at_once():
+def test_cancel_frees_the_blocks_at_once():
     rig = CachedRig(num_blocks=8)
     rig.add("a" * 50, prompt="x" * 20)
     rig.step()
@@ -740,7 +742,7 @@ def test_cancel_gives_the_blocks_back_at_once():
 
 
 @pytest.mark.pain(2)
-def test_one_that_is_cancelled_while_its_prompt_is_read_runs_no_further():
+def test_a_sequence_cancelled_during_prefill_runs_no_further():
     rig = CachedRig(max_batch_tokens=8)
     log = rig.add("never", prompt="x" * 40)
     rig.step()
@@ -752,7 +754,7 @@ def test_one_that_is_cancelled_while_its_prompt_is_read_runs_no_further():
     rig.assert_nothing_left()
 
 
-def test_one_that_loses_its_place_goes_on_where_it_was():
+def test_a_preempted_sequence_continues_where_it_was():
     rig = CachedRig(num_blocks=4)
     logs = [rig.add("abcdefg", prompt="old!"), rig.add("ABCDEFG", prompt="yng!")]
     with Reader(logs[1]) as reader:
@@ -763,11 +765,11 @@ def test_one_that_loses_its_place_goes_on_where_it_was():
     assert rig.engine.num_preemptions == 1
     assert [log.text for log in logs] == ["abcdefg", "ABCDEFG"]
     assert_well_formed(events, logs[1])
-    assert logs[1].usage.cached_tokens == 0, "what it computed itself was no gift"
+    assert logs[1].usage.cached_tokens == 0, "only tokens of other sequences count as cached"
     rig.assert_nothing_left()
 
 
-def test_who_gives_its_place_to_another_caller_goes_on_where_it_was():
+def test_a_sequence_preempted_for_another_caller_continues_where_it_was():
     rig = CachedRig(max_num_seqs=2)
     texts = ["abcdefg", "ABCDEFG", "1234567"]
     logs = [rig.add(text, prompt=f"{text[0]}{n}", caller="greedy") for n, text in enumerate(texts)]
@@ -784,18 +786,18 @@ def test_who_gives_its_place_to_another_caller_goes_on_where_it_was():
     rig.assert_nothing_left()
 
 
-def test_one_that_is_displaced_ends_unless_it_has_begun():
+def test_an_evicted_sequence_ends_unless_it_has_started():
     rig = Rig(max_num_seqs=1)
     rig.add("a")
     rig.add("b")
     rig.step()
     for generation_id in ("gen_0", "gen_1", "gen_unknown"):
-        rig.engine.displace(generation_id, SHUTTING_DOWN)
+        rig.engine.evict_waiting(generation_id, SHUTTING_DOWN)
     rig.finish()
     assert rig.endings == ["stop", "shutting_down"]
 
 
-def test_one_that_lost_its_place_is_told_no_place_in_the_queue():
+def test_a_preempted_sequence_gets_no_queue_position():
     rig = CachedRig(num_blocks=4)
     rig.add("a" * 9, prompt="old!")
     young = rig.add("b" * 9, prompt="yng!")
@@ -804,13 +806,13 @@ def test_one_that_lost_its_place_is_told_no_place_in_the_queue():
     third = rig.add("c", prompt="3rd!")
     rig.step()
     assert third.queued is not None
-    assert third.queued.position == 1, "behind the one that lost its place"
+    assert third.queued.position == 1, "behind the preempted sequence"
     assert (young.is_ended, young.queued) == (False, None)
     rig.finish()
     rig.assert_nothing_left()
 
 
-def test_one_that_lost_its_place_is_not_ended_with_those_that_have_not_begun():
+def test_a_preempted_sequence_is_not_failed_with_the_waiting_ones():
     rig = CachedRig(num_blocks=4)
     rig.add("a" * 9, prompt="old!")
     young = rig.add("b" * 9, prompt="yng!")
@@ -825,7 +827,7 @@ def test_one_that_lost_its_place_is_not_ended_with_those_that_have_not_begun():
     rig.assert_nothing_left()
 
 
-def test_one_that_lost_its_place_may_be_cancelled():
+def test_a_preempted_sequence_can_be_cancelled():
     rig = CachedRig(num_blocks=4)
     rig.add("a" * 9, prompt="old!")
     rig.add("b" * 9, prompt="yng!")
@@ -837,7 +839,7 @@ def test_one_that_lost_its_place_may_be_cancelled():
     rig.assert_nothing_left()
 
 
-def test_whose_client_is_gone_yields_and_goes_on_when_it_is_back():
+def test_a_detached_sequence_is_preempted_and_continues_when_attached():
     rig = CachedRig(max_num_seqs=1)
     gone, new = rig.add("goneforawhile"), rig.add("new", prompt="n")
     rig.step()
@@ -867,8 +869,8 @@ def test_a_caller_with_a_hundred_requests_does_not_starve_another_with_one():
 
 
 @pytest.mark.pain(18)
-def test_a_long_prompt_does_not_freeze_running_streams():
-    """No stream waits longer than four ordinary steps while a prompt is read."""
+def test_a_long_prompt_does_not_stall_running_streams():
+    """No stream waits longer than four decode-only steps during a prefill."""
     rig = CachedRig(num_blocks=2000, max_batch_tokens=512)
     streams = [rig.add("a" * 200, prompt=text) for text in ("one", "two")]
     for _ in range(10):
@@ -883,13 +885,13 @@ def test_a_long_prompt_does_not_freeze_running_streams():
     chunks = [size for size in rig.cached_runner.num_prompt_tokens if size]
     assert sum(chunks) == 3 + 3 + 4000
     assert max(chunks) <= 2 * DECODE_STEP_S / PREFILL_TOKEN_S
-    assert len(chunks) < 40, "and the prompt gets on"
+    assert len(chunks) < 40, "the prefill makes progress"
 
 
-# What is logged.
+# Logging.
 
 
-def test_one_line_is_logged_for_each_end_and_no_text(caplog: pytest.LogCaptureFixture):
+def test_one_line_is_logged_per_end_without_text(caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.INFO, logger="streaming.engine.engine")
     rig = Rig(max_num_seqs=1)
     rig.add("secret")
@@ -906,7 +908,7 @@ def test_one_line_is_logged_for_each_end_and_no_text(caplog: pytest.LogCaptureFi
     ]
 
 
-# Anything, in any order.
+# Random operations.
 
 scripts = st.lists(
     st.one_of(st.integers(97, 100), st.sampled_from([*"é😀".encode(), 256]), st.just(None)),
@@ -928,9 +930,7 @@ steps = st.one_of(
 @pytest.mark.pain(12)
 @property_test
 @given(st.lists(steps, max_size=40), st.integers(1, 3))
-def test_whatever_happens_every_log_ends_well_formed(
-    script: list[tuple[str, object]], max_num_seqs: int
-):
+def test_every_log_ends_well_formed(script: list[tuple[str, object]], max_num_seqs: int):
     rig = Rig(max_num_seqs=max_num_seqs)
     readers: list[tuple[Reader, list[Event]]] = []
     stop = SamplingParams(max_tokens=5, stop=("ab", "bc"))
@@ -978,9 +978,7 @@ cached_steps = st.one_of(
 
 @property_test
 @given(st.lists(cached_steps, max_size=40), st.integers(6, 16), st.sampled_from([3, 16]))
-def test_whatever_happens_no_block_is_lost(
-    script: list[tuple[str, object]], num_blocks: int, max_batch_tokens: int
-):
+def test_no_block_is_lost(script: list[tuple[str, object]], num_blocks: int, max_batch_tokens: int):
     rig = CachedRig(max_num_seqs=3, num_blocks=num_blocks, max_batch_tokens=max_batch_tokens)
     said: list[tuple[Generation, str]] = []
     for number, (action, value) in enumerate(script):

@@ -1,4 +1,4 @@
-"""The engine's thread: commands before steps, sleep without work, and one end, also by death."""
+"""The engine thread: commands before steps, idle without work, and one end of every log."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GOING = ShuttingDown(retry_after_s=1.0)
 
 
 class Rig:
-    """A thread with its engine, and what it tells."""
+    """A thread with its engine, and its callbacks."""
 
     def __init__(self, runner: ScriptedRunner, host: Host) -> None:
         self.engine = Engine(runner)
@@ -57,7 +57,7 @@ class Rig:
         return [sequence.generation for sequence in sequences]
 
     def until_ended(self, generation: Generation) -> None:
-        """Wait until it has been told that the log has ended."""
+        """Wait for the callback with the end of the log."""
         while not generation.is_ended:
             assert generation in self.told.get(timeout=TIMEOUT_S)
 
@@ -69,7 +69,7 @@ def running(
     gate: Gate | None = None,
     host: Host = OPERATING_SYSTEM,
 ) -> Iterator[Rig]:
-    """Start a thread, and leave none behind."""
+    """Start a thread; at exit, assert that none is left."""
     rig = Rig(runner, host)
     rig.thread.start()
     try:
@@ -88,7 +88,7 @@ def error_of(generation: Generation) -> str | None:
     return outcome.error.code if isinstance(outcome, Failed) else None
 
 
-def test_a_log_is_written_and_told_on_the_thread():
+def test_a_log_is_written_and_reported_on_the_thread():
     with running(ScriptedRunner(say("hello"))) as rig:
         [generation] = rig.add("a")
         rig.until_ended(generation)
@@ -96,7 +96,7 @@ def test_a_log_is_written_and_told_on_the_thread():
     assert (generation.text, finish_reason(generation)) == ("hello", "stop")
 
 
-def test_commands_are_done_in_their_order_and_without_work_too():
+def test_commands_run_in_order_also_without_an_engine():
     done: list[int] = []
     last = threading.Event()
     with running(ScriptedRunner(say(""))) as rig:
@@ -104,11 +104,11 @@ def test_commands_are_done_in_their_order_and_without_work_too():
             rig.thread.put(partial(done.append, number))
         rig.thread.put(last.set)
         assert last.wait(TIMEOUT_S)
-        assert rig.told.empty(), "nothing was written"
+        assert rig.told.empty(), "no log was written"
     assert done == list(range(100))
 
 
-def test_a_command_goes_before_the_next_step():
+def test_a_command_runs_before_the_next_step():
     gate = Gate()
     with running(ScriptedRunner(say("hello"), gate=gate), gate=gate) as rig:
         [generation] = rig.add("a")
@@ -130,7 +130,7 @@ def test_stop_ends_all_logs_and_the_thread():
         assert [error_of(log) for log in logs] == ["shutting_down"] * 2
 
 
-def test_work_is_done_on_the_thread_and_what_it_raises_is_raised_here():
+def test_call_returns_results_and_raises_errors_of_the_thread():
     with running(ScriptedRunner(say(""))) as rig:
         assert rig.thread.call(lambda: threading.current_thread().name) == "tokenwire-engine"
         for error in (ValueError("bad"), Panic("worse")):
@@ -144,7 +144,7 @@ def _raise(error: BaseException) -> None:
     raise error
 
 
-def test_work_comes_before_there_is_an_engine():
+def test_call_works_before_there_is_an_engine():
     thread = EngineThread()
     thread.start()
     assert thread.call(lambda: 1 + 1) == 2
@@ -152,11 +152,11 @@ def test_work_comes_before_there_is_an_engine():
     assert thread.join(TIMEOUT_S)
 
 
-def test_a_thread_that_never_began_has_ended():
+def test_a_thread_that_was_never_started_counts_as_ended():
     assert EngineThread().join(TIMEOUT_S)
 
 
-def test_a_thread_tells_since_when_it_is_busy():
+def test_busy_since_is_the_start_of_the_current_step():
     clock, gate = ManualClock(5.0), Gate()
     with running(ScriptedRunner(say("ab"), gate=gate), gate=gate, host=ManualHost(clock)) as rig:
         rig.add("a")
@@ -171,40 +171,40 @@ def test_a_thread_tells_since_when_it_is_busy():
 
 
 @pytest.mark.pain(23)
-def test_a_panic_in_the_engine_is_told(caplog: pytest.LogCaptureFixture):
+def test_a_panic_in_the_engine_is_reported(caplog: pytest.LogCaptureFixture):
     with running(ScriptedRunner(say("a"))) as rig:
         rig.thread.put(partial(_raise, Panic("in a command")))
         assert rig.has_died.wait(TIMEOUT_S)
         [generation] = rig.add("late")
         rig.thread.put(partial(_raise, Panic("in another")))
         [last] = rig.add("last")
-        assert rig.thread.bury() == [generation, last]
+        assert rig.thread.fail_all_logs() == [generation, last]
     assert [error_of(log) for log in (generation, last)] == ["engine_error"] * 2
-    assert "takes no more work" in caplog.text
+    assert "accepts no more work" in caplog.text
 
 
 class StickyRunner(ScriptedRunner):
-    """Cannot forget a sequence: what no engine can go on with."""
+    """Fails to release a sequence, which no engine survives."""
 
     def release(self, sequence: Sequence) -> None:
         raise RuntimeError("stuck")
 
 
-def test_death_is_told_once_and_whatever_is_left_can_be_buried(caplog: pytest.LogCaptureFixture):
+def test_death_is_reported_once_and_all_logs_can_be_failed(caplog: pytest.LogCaptureFixture):
     gate = Gate()
     with running(StickyRunner(say("x", "xyz"), gate=gate, max_num_seqs=2), gate=gate) as rig:
         last, live, waiting = rig.add("a", "b", "c")
         assert gate.entered.acquire(timeout=TIMEOUT_S)
         gate.allow()
-        assert gate.entered.acquire(timeout=TIMEOUT_S)  # the second step: the first log ends
+        assert gate.entered.acquire(timeout=TIMEOUT_S)  # the second step ends the first log
         gate.allow()
         assert rig.has_died.wait(TIMEOUT_S)
         [inboxed] = rig.add("d")
         rig.thread.put(lambda: rig.engine.cancel("b"))
-        buried = rig.thread.bury()
+        failed_logs = rig.thread.fail_all_logs()
         assert rig.thread._inbox.empty()
-    assert {log.generation_id for log in buried} == {"a", "b", "c", "d"}
-    assert all(log.is_ended for log in buried)
+    assert {log.generation_id for log in failed_logs} == {"a", "b", "c", "d"}
+    assert all(log.is_ended for log in failed_logs)
     assert finish_reason(last) == "stop"
     assert [error_of(log) for log in (live, waiting, inboxed)] == ["engine_error"] * 3
-    assert "takes no more work" in caplog.text
+    assert "accepts no more work" in caplog.text

@@ -1,4 +1,4 @@
-"""A fair share for each caller, and one's own order within it."""
+"""Fair shares between callers, and first come, first served within one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from streaming.sequence import Sequence
 from tests.support import make_sequence, property_test
 
 
-def enter(queue: FairQueue, caller: str, *names: str, prompt: str = "ask") -> list[Sequence]:
+def add(queue: FairQueue, caller: str, *names: str, prompt: str = "ask") -> list[Sequence]:
     sequences = [make_sequence(name, caller=caller, prompt=prompt) for name in names]
     for sequence in sequences:
-        queue.enter(sequence)
+        queue.add(sequence)
     return sequences
 
 
@@ -26,11 +26,11 @@ def order(queue: Iterable[Sequence]) -> list[str]:
 
 
 def serve(queue: FairQueue, num_tokens: int = 10) -> Sequence:
-    """Run the next one to its end."""
+    """Run the next sequence to its end."""
     sequence = next(iter(queue))
-    queue.take(sequence)
+    queue.start(sequence)
     queue.charge(sequence, num_tokens=num_tokens)
-    queue.leave(sequence)
+    queue.finish(sequence)
     return sequence
 
 
@@ -42,17 +42,17 @@ def test_an_empty_queue():
 
 def test_first_come_first_served_within_a_caller():
     queue = FairQueue()
-    enter(queue, "alice", *"abcd")
+    add(queue, "alice", *"abcd")
     assert order(queue) == ["a", "b", "c", "d"]
     assert len(queue) == 4
 
 
 def test_a_hundred_requests_of_one_do_not_starve_one_of_another():
     queue = FairQueue()
-    enter(queue, "many", *(f"m{n}" for n in range(100)))
+    add(queue, "many", *(f"m{n}" for n in range(100)))
     for _ in range(5):
         serve(queue)
-    (one,) = enter(queue, "one", "o")
+    (one,) = add(queue, "one", "o")
     assert order(queue).index("o") <= 1
     served = [serve(queue) for _ in range(2)]
     assert one in served
@@ -61,125 +61,125 @@ def test_a_hundred_requests_of_one_do_not_starve_one_of_another():
 
 def test_callers_alternate_by_tokens_not_by_requests():
     queue = FairQueue()
-    enter(queue, "long", "L1", "L2", "L3", prompt="x" * 30)
-    enter(queue, "short", "s1", "s2", "s3", "s4", "s5", prompt="x" * 10)
+    add(queue, "long", "L1", "L2", "L3", prompt="x" * 30)
+    add(queue, "short", "s1", "s2", "s3", "s4", "s5", prompt="x" * 10)
     assert order(queue) == ["L1", "s1", "s2", "s3", "L2", "s4", "s5", "L3"]
 
 
-def test_who_was_served_more_is_served_later():
+def test_a_caller_that_was_served_more_is_served_later():
     queue = FairQueue()
-    a = enter(queue, "alice", "a1", "a2", prompt="x" * 10)
-    enter(queue, "bob", "b1", prompt="x" * 10)
+    a = add(queue, "alice", "a1", "a2", prompt="x" * 10)
+    add(queue, "bob", "b1", prompt="x" * 10)
     queue.remove(a[0])
     queue.charge(a[0], num_tokens=25)
     assert order(queue) == ["b1", "a2"]
     queue.check_integrity([a[0]])
 
 
-def test_who_comes_back_from_being_idle_starts_level():
-    """Neither with a claim on the time it was away, nor with a debt from long ago."""
+def test_an_idle_caller_comes_back_with_a_lifted_counter():
+    """It has no credit for the time it was away, and no debt from long ago."""
     queue = FairQueue()
-    (a,) = enter(queue, "alice", "a")
-    enter(queue, "bob", "b1", "b2", "b3")
+    (a,) = add(queue, "alice", "a")
+    add(queue, "bob", "b1", "b2", "b3")
     queue.remove(a)
-    queue.leave(a)
+    queue.finish(a)
     for _ in range(2):
         serve(queue, num_tokens=1000)
-    enter(queue, "alice", "a1", "a2", "a3", prompt="x" * 10)
+    add(queue, "alice", "a1", "a2", "a3", prompt="x" * 10)
     assert order(queue) == ["b3", "a1", "a2", "a3"]
     serve(queue, num_tokens=1000)
-    enter(queue, "bob", "b4")
-    assert order(queue) == ["a1", "a2", "a3", "b4"], "it was served more than who is in line"
+    add(queue, "bob", "b4")
+    assert order(queue) == ["a1", "a2", "a3", "b4"], "it was served more than the waiting caller"
     serve(queue, num_tokens=2000)
-    assert order(queue) == ["b4", "a2", "a3"], "and is not for ever"
+    assert order(queue) == ["b4", "a2", "a3"], "the debt ends"
     queue.check_integrity([])
 
 
-def test_a_debt_is_forgotten_once_all_in_line_have_had_as_much():
+def test_an_idle_counter_is_dropped_once_all_waiting_callers_have_caught_up():
     queue = FairQueue()
-    enter(queue, "bob", "b1")
-    enter(queue, "alice", "a1", "a2", "a3")
+    add(queue, "bob", "b1")
+    add(queue, "alice", "a1", "a2", "a3")
     serve(queue, num_tokens=100)
-    assert queue._departed == {("bob", 0): 100}
+    assert queue._idle_counters == {("bob", 0): 100}
     serve(queue, num_tokens=200)
-    enter(queue, "carol", "c1")
-    assert queue._departed == {}
-    enter(queue, "bob", "b2")
-    assert queue.claim(enter(queue, "bob", "b3")[0]) == (0, 200)
+    add(queue, "carol", "c1")
+    assert queue._idle_counters == {}
+    add(queue, "bob", "b2")
+    assert queue.sort_key(add(queue, "bob", "b3")[0]) == (0, 200)
 
 
 def run(queue: FairQueue, caller: str, *, num_tokens: int, priority: int = 0) -> Sequence:
-    """Let a new sequence run, and be served so much."""
+    """Start a new sequence, and charge it with `num_tokens`."""
     sequence = make_sequence(f"{caller} runs", caller=caller, priority=priority)
-    queue.enter(sequence)
+    queue.add(sequence)
     queue.remove(sequence)
     queue.charge(sequence, num_tokens=num_tokens)
     return sequence
 
 
-def test_who_only_runs_a_slow_stream_does_not_hold_the_level_down():
+def test_a_caller_that_only_runs_does_not_lower_the_lift():
     queue = FairQueue()
     run(queue, "slow", num_tokens=10)
     run(queue, "busy", num_tokens=1000)
-    enter(queue, "many", "m1", "m2", "m3")
-    enter(queue, "busy", "one")
+    add(queue, "many", "m1", "m2", "m3")
+    add(queue, "busy", "one")
     assert order(queue).index("one") <= 1
 
 
 @pytest.mark.parametrize("loses_place", [False, True])
-def test_who_only_ran_has_no_claim_when_it_joins_those_who_wait(loses_place: bool):
+def test_a_caller_that_only_ran_is_lifted_when_it_waits(loses_place: bool):
     queue = FairQueue()
     slow = run(queue, "slow", num_tokens=10)
     run(queue, "busy", num_tokens=1000)
-    enter(queue, "busy", "one")
+    add(queue, "busy", "one")
     if loses_place:
-        queue.put_back(slow)
-    enter(queue, "slow", "s1", "s2", "s3")
+        queue.requeue(slow)
+    add(queue, "slow", "s1", "s2", "s3")
     assert order(queue).index("one") <= 1
 
 
-def test_a_flow_of_newcomers_passes_nobody_by():
-    """Each of them starts level with the one that waits, and is forgotten when it ends."""
+def test_a_flow_of_new_callers_does_not_overtake_a_waiting_one():
+    """Each of them is lifted to the counter of the waiting one, and dropped when it ends."""
     queue = FairQueue()
     run(queue, "busy", num_tokens=100)
-    enter(queue, "busy", "b1", "b2", "b3")
+    add(queue, "busy", "b1", "b2", "b3")
     served = []
     for n in range(8):
-        enter(queue, f"new {n % 2}", f"n{n}")
+        add(queue, f"new {n % 2}", f"n{n}")
         served.append(serve(queue).caller)
     assert served.count("busy") == 3
 
 
-def test_each_priority_has_its_own_level():
-    """One that starves at a lower priority does not hold it down, nor is it held back itself."""
+def test_each_priority_has_its_own_counters():
+    """A starved lower priority does not lower the lift of a higher one."""
     queue = FairQueue()
     run(queue, "busy", num_tokens=1000, priority=1)
     for caller in ("low", "other"):
-        queue.enter(make_sequence(f"{caller} low", caller=caller, priority=-1))
+        queue.add(make_sequence(f"{caller} low", caller=caller, priority=-1))
     for name in ("m1", "m2", "m3"):
-        queue.enter(make_sequence(name, caller="low", priority=1))
-    queue.enter(make_sequence("one", caller="busy", priority=1))
+        queue.add(make_sequence(name, caller="low", priority=1))
+    queue.add(make_sequence("one", caller="busy", priority=1))
     assert order(queue).index("one") <= 1
     assert order(queue)[-2:] == ["low low", "other low"]
 
 
-def test_whose_clients_are_gone_does_not_hold_the_level_down():
+def test_a_detached_caller_does_not_lower_the_lift():
     queue = FairQueue()
-    (gone,) = enter(queue, "gone", "g")
+    (gone,) = add(queue, "gone", "g")
     queue.set_detached(gone, is_detached=True)
     run(queue, "busy", num_tokens=1000)
-    enter(queue, "many", "m1", "m2", "m3")
-    enter(queue, "busy", "one")
+    add(queue, "many", "m1", "m2", "m3")
+    add(queue, "busy", "one")
     assert order(queue).index("one") <= 1
 
 
-def test_whose_client_comes_back_has_no_claim_on_the_time_it_was_away():
+def test_a_caller_that_attaches_again_is_lifted():
     queue = FairQueue()
-    sequences = enter(queue, "gone", "g1", "g2", "g3")
+    sequences = add(queue, "gone", "g1", "g2", "g3")
     for sequence in sequences:
         queue.set_detached(sequence, is_detached=True)
     run(queue, "busy", num_tokens=1000)
-    enter(queue, "busy", "one")
+    add(queue, "busy", "one")
     for sequence in sequences:
         queue.set_detached(sequence, is_detached=False)
     assert order(queue) == ["g1", "one", "g2", "g3"]
@@ -187,33 +187,33 @@ def test_whose_client_comes_back_has_no_claim_on_the_time_it_was_away():
 
 def test_a_higher_priority_goes_before_all_shares():
     queue = FairQueue()
-    enter(queue, "alice", "a1", "a2")
+    add(queue, "alice", "a1", "a2")
     urgent = make_sequence("urgent", caller="alice", priority=1)
     later = make_sequence("later", caller="bob", priority=-1)
     for sequence in (later, urgent):
-        queue.enter(sequence)
+        queue.add(sequence)
     queue.charge(urgent, num_tokens=1000)
     assert order(queue) == ["urgent", "a1", "a2", "later"]
 
 
-def test_a_low_priority_in_front_costs_its_caller_no_share():
-    """What is served later is not counted before what is served now."""
+def test_an_older_low_priority_does_not_delay_its_callers_high_priority():
+    """Low-priority tokens, served later, do not count before high-priority ones."""
     queue = FairQueue()
-    queue.enter(make_sequence("a low", caller="alice", prompt="x" * 99))
-    queue.enter(make_sequence("a high", caller="alice", priority=1))
-    enter(queue, "bob", "b low")
-    queue.enter(make_sequence("b high", caller="bob", priority=1))
-    queue.enter(make_sequence("b high 2", caller="bob", priority=1))
+    queue.add(make_sequence("a low", caller="alice", prompt="x" * 99))
+    queue.add(make_sequence("a high", caller="alice", priority=1))
+    add(queue, "bob", "b low")
+    queue.add(make_sequence("b high", caller="bob", priority=1))
+    queue.add(make_sequence("b high 2", caller="bob", priority=1))
     assert order(queue)[:3] == ["a high", "b high", "b high 2"]
 
 
-def test_a_low_priority_is_not_passed_over_for_ever():
+def test_a_low_priority_is_passed_over_a_limited_number_of_times():
     queue = FairQueue()
     for priority in (0, -5):
-        queue.enter(make_sequence(f"low {priority}", caller="low", priority=priority))
+        queue.add(make_sequence(f"low {priority}", caller="low", priority=priority))
     served = []
     for n in range(3 * MAX_PASSED):
-        queue.enter(make_sequence(f"high {n}", caller="high", priority=3))
+        queue.add(make_sequence(f"high {n}", caller="high", priority=3))
         expected = order(queue)[0]
         served.append(serve(queue).generation_id)
         assert served[-1] == expected
@@ -222,76 +222,76 @@ def test_a_low_priority_is_not_passed_over_for_ever():
     assert [name for name in served if name.startswith("low")] == ["low 0", "low -5"]
 
 
-def test_the_order_tells_when_a_low_priority_has_its_turn():
+def test_the_order_includes_the_turn_of_a_low_priority():
     queue = FairQueue()
-    enter(queue, "low", "low 1", "low 2")
+    add(queue, "low", "low 1", "low 2")
     for n in range(MAX_PASSED + 5):
-        queue.enter(make_sequence(f"high {n}", caller="high", priority=1))
+        queue.add(make_sequence(f"high {n}", caller="high", priority=1))
     told = order(queue)
     assert told.index("low 1") == MAX_PASSED
     assert [serve(queue).generation_id for _ in range(len(told))] == told
 
 
-def test_one_that_is_put_back_behind_another_goes_after_it():
+def test_a_sequence_requeued_behind_another_goes_after_it():
     queue = FairQueue()
-    (a,) = enter(queue, "alice", "a")
-    queue.take(a)
-    (b,) = enter(queue, "bob", "b")
-    queue.put_back(a, behind=b)
+    (a,) = add(queue, "alice", "a")
+    queue.start(a)
+    (b,) = add(queue, "bob", "b")
+    queue.requeue(a, behind=b)
     assert order(queue) == ["b", "a"]
 
 
-def test_whose_client_is_gone_goes_last_until_it_is_back():
+def test_a_detached_sequence_goes_last_until_it_is_attached_again():
     queue = FairQueue()
-    a1, a2, _ = enter(queue, "alice", "a1", "a2", "a3")
-    enter(queue, "bob", "b1")
+    a1, a2, _ = add(queue, "alice", "a1", "a2", "a3")
+    add(queue, "bob", "b1")
     (urgent,) = [make_sequence("urgent", caller="alice", priority=9)]
-    queue.enter(urgent)
+    queue.add(urgent)
     for sequence in (a1, urgent):
         queue.set_detached(sequence, is_detached=True)
     queue.check_integrity([])
     assert order(queue) == ["a2", "b1", "a3", "urgent", "a1"]
     queue.set_detached(a1, is_detached=False)
-    assert order(queue)[0] == "a1", "it has kept its place"
+    assert order(queue)[0] == "a1", "it has kept its position"
     assert a2.is_detached is False
 
 
-def test_one_that_is_put_back_goes_before_the_others_of_its_caller():
+def test_a_requeued_sequence_goes_before_the_others_of_its_caller():
     queue = FairQueue()
-    a1, a2, _ = enter(queue, "alice", "a1", "a2", "a3")
+    a1, a2, _ = add(queue, "alice", "a1", "a2", "a3")
     for sequence in (a1, a2):
         queue.remove(sequence)
     queue.check_integrity([a1, a2])
-    for sequence in (a2, a1):  # the youngest is taken out first
-        queue.put_back(sequence)
+    for sequence in (a2, a1):  # the youngest is preempted first
+        queue.requeue(sequence)
     assert order(queue) == ["a1", "a2", "a3"]
     queue.check_integrity([])
 
 
-def test_callers_are_forgotten_with_their_last_request():
-    """Names cost nothing once they are gone, however many there were."""
+def test_a_caller_is_dropped_with_its_last_request():
+    """Memory does not grow with the number of callers that have left."""
     queue = FairQueue()
     for number in range(1000):
-        enter(queue, f"caller {number}", f"r{number}")
+        add(queue, f"caller {number}", f"r{number}")
         serve(queue)
-    assert (queue._callers, queue._departed) == ({}, {})
+    assert (queue._callers, queue._idle_counters) == ({}, {})
 
 
 def test_a_caller_is_kept_while_something_of_it_runs():
     queue = FairQueue()
-    (running,) = enter(queue, "alice", "a")
+    (running,) = add(queue, "alice", "a")
     queue.remove(running)
     queue.charge(running, num_tokens=50)
-    enter(queue, "bob", "b")
-    enter(queue, "alice", "a2")
+    add(queue, "bob", "b")
+    add(queue, "alice", "a2")
     queue.charge(running, num_tokens=1)
-    queue.leave(running)
-    assert order(queue) == ["b", "a2"], "what it was served still counts"
+    queue.finish(running)
+    assert order(queue) == ["b", "a2"], "its tokens still count"
 
 
-def test_a_sequence_that_nobody_counts_is_noticed():
+def test_check_integrity_fails_on_an_uncounted_sequence():
     queue = FairQueue()
-    (a,) = enter(queue, "alice", "a")
+    (a,) = add(queue, "alice", "a")
     queue.remove(a)
     with pytest.raises(AssertionError):
         queue.check_integrity([])
@@ -300,10 +300,10 @@ def test_a_sequence_that_nobody_counts_is_noticed():
 @property_test
 @given(st.lists(st.tuples(st.sampled_from("ABC"), st.integers(1, 30)), max_size=40))
 def test_busy_callers_are_served_alike(requests: list[tuple[str, int]]):
-    """While two callers both wait, neither is ahead by more than one request of its own."""
+    """While two callers wait, neither is ahead by more than one of its requests."""
     queue = FairQueue()
     for number, (caller, size) in enumerate(requests):
-        enter(queue, caller, f"{caller}{number}", prompt="x" * size)
+        add(queue, caller, f"{caller}{number}", prompt="x" * size)
     served = dict.fromkeys("ABC", 0)
     waiting = {caller: [s for s in queue if s.caller == caller] for caller in "ABC"}
     largest = max((size for _, size in requests), default=0)
@@ -324,20 +324,20 @@ def test_busy_callers_are_served_alike(requests: list[tuple[str, int]]):
     ),
     st.integers(0, 20),
 )
-def test_no_interleaving_passes_anybody_by(
+def test_no_interleaving_starves_a_caller(
     arrivals: list[list[tuple[str, int]]], num_rounds_before: int
 ):
-    """Whoever comes, leaves and comes again, each is served about one request more than `one`."""
+    """However callers come and go, each is served at most about one request more than `one`."""
     queue = FairQueue()
     served: Counter[str] = Counter()
     sizes: dict[Sequence, int] = {}
     one: Sequence | None = None
     for number, coming in enumerate(arrivals):
         for caller, size in coming:
-            (sequence,) = enter(queue, caller, f"{caller}{number}", prompt="x" * size)
+            (sequence,) = add(queue, caller, f"{caller}{number}", prompt="x" * size)
             sizes[sequence] = size
         if number == num_rounds_before:
-            (one,) = enter(queue, "one", "one")
+            (one,) = add(queue, "one", "one")
             served.clear()
         if (head := next(iter(queue), None)) is None:
             continue

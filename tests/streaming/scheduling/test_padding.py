@@ -1,4 +1,4 @@
-"""Steps come in few sizes, and none is much larger than what it holds."""
+"""There are few buckets, and none is much larger than the tokens that it holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from streaming.scheduling.padding import ceil_to_bucket, floor_to_bucket
 
 
-def test_the_sizes():
+def test_the_buckets():
     sizes = sorted({ceil_to_bucket(num_tokens) for num_tokens in range(1, 513)})
     assert sizes == [
         *range(1, 16),
@@ -20,7 +20,7 @@ def test_the_sizes():
 
 
 @given(st.integers(1, 10_000))
-def test_a_number_lies_between_neighbouring_sizes(num_tokens: int):
+def test_floor_and_ceil_are_neighbouring_buckets(num_tokens: int):
     below, above = floor_to_bucket(num_tokens), ceil_to_bucket(num_tokens)
     assert below <= num_tokens <= above
     assert ceil_to_bucket(below) == below

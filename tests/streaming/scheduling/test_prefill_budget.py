@@ -1,4 +1,4 @@
-"""Prompts are read in chunks that keep a step at about two and a half times its length."""
+"""The prefill budget keeps a step at about two and a half times a decode-only step."""
 
 from __future__ import annotations
 
@@ -15,80 +15,82 @@ def measured(
     *, decode_step_s: float, prefill_token_s: float, max_batch_tokens: int = 512
 ) -> PrefillBudget:
     prefill_budget = PrefillBudget(max_batch_tokens=max_batch_tokens)
-    prefill_budget.observe(num_decodes=4, num_prefill_tokens=0, duration_s=decode_step_s)
-    prefill_budget.observe(num_decodes=0, num_prefill_tokens=100, duration_s=100 * prefill_token_s)
+    prefill_budget.observe_step(num_decodes=4, num_prefill_tokens=0, duration_s=decode_step_s)
+    prefill_budget.observe_step(
+        num_decodes=0, num_prefill_tokens=100, duration_s=100 * prefill_token_s
+    )
     return prefill_budget
 
 
-def test_who_waits_for_nobody_is_read_in_one_go():
-    assert PrefillBudget(max_batch_tokens=512).prefill_budget(num_decodes=0) == 512
+def test_without_decodes_the_budget_is_the_whole_step():
+    assert PrefillBudget(max_batch_tokens=512).num_tokens(num_decodes=0) == 512
     prefill_budget = measured(decode_step_s=0.01, prefill_token_s=1.0)
-    assert prefill_budget.prefill_budget(num_decodes=0) == 512
+    assert prefill_budget.num_tokens(num_decodes=0) == 512
 
 
-def test_before_anything_is_measured_chunks_are_small():
+def test_the_budget_is_small_before_prefill_is_measured():
     prefill_budget = PrefillBudget(max_batch_tokens=512)
-    prefill_budget.observe(num_decodes=1, num_prefill_tokens=0, duration_s=0.01)
-    assert prefill_budget.prefill_budget(num_decodes=1) == 8
+    prefill_budget.observe_step(num_decodes=1, num_prefill_tokens=0, duration_s=0.01)
+    assert prefill_budget.num_tokens(num_decodes=1) == 8
 
 
-def test_the_first_step_beside_others_only_measures_them():
+def test_the_first_step_with_decodes_has_no_prefill():
     prefill_budget = PrefillBudget(max_batch_tokens=512)
-    assert prefill_budget.prefill_budget(num_decodes=1) == 0
-    prefill_budget.observe(num_decodes=0, num_prefill_tokens=10, duration_s=0.01)
-    assert prefill_budget.prefill_budget(num_decodes=1) == 0
-    prefill_budget.observe(num_decodes=1, num_prefill_tokens=0, duration_s=0.1)
-    assert prefill_budget.prefill_budget(num_decodes=1) == 143
+    assert prefill_budget.num_tokens(num_decodes=1) == 0
+    prefill_budget.observe_step(num_decodes=0, num_prefill_tokens=10, duration_s=0.01)
+    assert prefill_budget.num_tokens(num_decodes=1) == 0
+    prefill_budget.observe_step(num_decodes=1, num_prefill_tokens=0, duration_s=0.1)
+    assert prefill_budget.num_tokens(num_decodes=1) == 143
 
 
 @pytest.mark.parametrize(
     ("decode_step_s", "prefill_token_s", "budget"),
     [
-        (0.1, 0.001, 140),  # 150 tokens and 4 that decode, rounded down to a step of 144
-        (0.1, 0.003125, 48),  # 48 and 4 are a step of 52
-        (0.1, 1.0, 8),  # so much at least: a prompt is read in the end
-        (0.1, 1e-6, 508),  # as much as the batch has room for
-        (0.1, 0.0, 8),  # nothing is known of a clock that stands still
+        (0.1, 0.001, 140),  # 150 tokens and 4 decodes, rounded down to a bucket of 144
+        (0.1, 0.003125, 48),  # 48 tokens and 4 decodes are a bucket of 52
+        (0.1, 1.0, 8),  # the minimum: every prefill makes progress
+        (0.1, 1e-6, 508),  # all the room of the batch
+        (0.1, 0.0, 8),  # a clock that stands still measures nothing
     ],
 )
-def test_a_chunk_takes_one_and_a_half_ordinary_steps(
+def test_a_chunk_takes_one_and_a_half_decode_steps(
     decode_step_s: float, prefill_token_s: float, budget: int
 ):
     prefill_budget = measured(decode_step_s=decode_step_s, prefill_token_s=prefill_token_s)
-    assert prefill_budget.prefill_budget(num_decodes=4) == budget
+    assert prefill_budget.num_tokens(num_decodes=4) == budget
 
 
 @pytest.mark.parametrize(("num_decodes", "budget"), [(0, 8), (1, 7), (7, 1), (8, 0), (9, 0)])
-def test_decodes_have_their_room_first(num_decodes: int, budget: int):
+def test_decodes_take_their_room_first(num_decodes: int, budget: int):
     prefill_budget = measured(decode_step_s=0.1, prefill_token_s=0.001, max_batch_tokens=8)
-    assert prefill_budget.prefill_budget(num_decodes=num_decodes) == budget
+    assert prefill_budget.num_tokens(num_decodes=num_decodes) == budget
 
 
-def test_a_crowd_that_was_never_measured_alone_is_estimated():
-    prefill_budget = measured(decode_step_s=0.1, prefill_token_s=0.001)  # with four that decode
-    assert prefill_budget.prefill_budget(num_decodes=24) == 168  # 1.5 times 0.12 s
-    assert prefill_budget.prefill_budget(num_decodes=1) == 143
+def test_more_decodes_than_measured_are_estimated():
+    prefill_budget = measured(decode_step_s=0.1, prefill_token_s=0.001)  # with four decodes
+    assert prefill_budget.num_tokens(num_decodes=24) == 168  # 1.5 times 0.12 s
+    assert prefill_budget.num_tokens(num_decodes=1) == 143
 
 
-def test_the_time_of_decodes_is_not_the_prompts():
+def test_the_time_of_decodes_is_not_charged_to_prefill():
     prefill_budget = PrefillBudget(max_batch_tokens=512)
-    prefill_budget.observe(num_decodes=4, num_prefill_tokens=0, duration_s=0.1)
-    prefill_budget.observe(num_decodes=4, num_prefill_tokens=100, duration_s=0.3)
-    assert prefill_budget.prefill_budget(num_decodes=4) == 68  # 0.2 s for 100 tokens
+    prefill_budget.observe_step(num_decodes=4, num_prefill_tokens=0, duration_s=0.1)
+    prefill_budget.observe_step(num_decodes=4, num_prefill_tokens=100, duration_s=0.3)
+    assert prefill_budget.num_tokens(num_decodes=4) == 68  # 0.2 s for 100 tokens
 
 
-def test_a_mixed_step_that_was_faster_than_decodes_alone_is_no_division_by_zero():
+def test_a_mixed_step_faster_than_decodes_alone_divides_by_no_zero():
     prefill_budget = PrefillBudget(max_batch_tokens=512)
-    prefill_budget.observe(num_decodes=4, num_prefill_tokens=0, duration_s=1.0)
-    prefill_budget.observe(num_decodes=4, num_prefill_tokens=100, duration_s=0.5)
-    assert prefill_budget.prefill_budget(num_decodes=4) == 508
+    prefill_budget.observe_step(num_decodes=4, num_prefill_tokens=0, duration_s=1.0)
+    prefill_budget.observe_step(num_decodes=4, num_prefill_tokens=100, duration_s=0.5)
+    assert prefill_budget.num_tokens(num_decodes=4) == 508
 
 
-def test_the_mean_follows_what_changes():
+def test_the_mean_follows_a_change():
     prefill_budget = measured(decode_step_s=0.1, prefill_token_s=0.001)
     for _ in range(100):
-        prefill_budget.observe(num_decodes=0, num_prefill_tokens=100, duration_s=0.2)
-    assert prefill_budget.prefill_budget(num_decodes=4) == 68
+        prefill_budget.observe_step(num_decodes=0, num_prefill_tokens=100, duration_s=0.2)
+    assert prefill_budget.num_tokens(num_decodes=4) == 68
 
 
 @property_test
@@ -98,7 +100,7 @@ def test_the_mean_follows_what_changes():
     st.integers(1, 600),
     st.sampled_from([16, 64, 512]),
 )
-def test_a_step_never_passes_its_limits(
+def test_a_step_never_exceeds_its_limits(
     decode_step_s: float, prefill_token_s: float, num_decodes: int, max_batch_tokens: int
 ):
     prefill_budget = measured(
@@ -106,7 +108,7 @@ def test_a_step_never_passes_its_limits(
         prefill_token_s=prefill_token_s,
         max_batch_tokens=max_batch_tokens,
     )
-    budget = prefill_budget.prefill_budget(num_decodes=num_decodes)
+    budget = prefill_budget.num_tokens(num_decodes=num_decodes)
     assert 0 <= budget <= max(0, max_batch_tokens - num_decodes)
     size = num_decodes + budget
     assert size >= max_batch_tokens or size == ceil_to_bucket(size)

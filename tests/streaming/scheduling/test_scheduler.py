@@ -1,4 +1,4 @@
-"""Fair shares and first come, first served, within the sizes of batch, step and cache."""
+"""Fair shares between callers, within the limits of batch, step and KV cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def make_scheduler(num_sequences: int, *, max_num_seqs: int) -> tuple[Scheduler,
 
 
 def run(batch: Batch | None) -> list[Sequence]:
-    """Do what the engine does after a step, and return whose it was."""
+    """Do what the engine does after a step, and return its sequences."""
     assert batch is not None
     for chunk in batch.chunks:
         chunk.sequence.num_computed_tokens += chunk.num_tokens
@@ -36,12 +36,12 @@ def run(batch: Batch | None) -> list[Sequence]:
     return [chunk.sequence for chunk in batch.chunks]
 
 
-def test_a_batch_holds_at_least_one():
+def test_max_num_seqs_must_be_positive():
     with pytest.raises(AssertionError):
         Scheduler(max_num_seqs=0)
 
 
-def test_nothing_to_do_is_none():
+def test_schedule_returns_none_without_work():
     scheduler, _ = make_scheduler(0, max_num_seqs=1)
     assert scheduler.schedule() is None
     assert (len(scheduler), list(scheduler)) == (0, [])
@@ -61,7 +61,7 @@ def test_first_come_first_served_up_to_the_limit():
     ]
 
 
-def test_whoever_runs_goes_on_until_a_place_is_free():
+def test_running_sequences_keep_their_places_until_they_end():
     scheduler, (a, b, c) = make_scheduler(3, max_num_seqs=2)
     run(scheduler.schedule())
     assert run(scheduler.schedule()) == [a, b]
@@ -95,7 +95,7 @@ def test_a_chunk_short_of_the_end_yields_nothing():
 
 @property_test
 @given(st.lists(st.sampled_from(["add", "remove", "step"]), max_size=40), st.integers(1, 3))
-def test_nobody_overtakes_and_nobody_is_lost(script: list[str], max_num_seqs: int):
+def test_sequences_run_in_order_and_none_is_lost(script: list[str], max_num_seqs: int):
     scheduler = Scheduler(max_num_seqs=max_num_seqs)
     live: list[Sequence] = []
     for n, action in enumerate(script):
@@ -111,26 +111,26 @@ def test_nobody_overtakes_and_nobody_is_lost(script: list[str], max_num_seqs: in
         assert len(scheduler.running) <= max_num_seqs
 
 
-def test_without_a_cache_nobody_is_taken_out():
+def test_without_a_block_manager_nothing_is_preempted():
     scheduler, (a, b) = make_scheduler(2, max_num_seqs=1)
     batch = scheduler.schedule()
     assert batch is not None
     scheduler.advance(batch, duration_s=0.1)
     a.append(ord("x"), at=0.0)
     a.is_detached = True
-    scheduler.trust(a)
-    scheduler.forget(a)
+    scheduler.mark_verified(a)
+    scheduler.uncache_unverified(a)
     assert run(scheduler.schedule()) == [a]
     assert (list(scheduler.waiting), scheduler.num_preemptions) == ([b], 0)
     scheduler.check_integrity()
 
 
-# With a cache, in blocks of four tokens.
+# With a block manager, in blocks of four tokens.
 
 BLOCK_SIZE = 4
 
 
-class CountingCache(BlockManager):
+class CountingBlockManager(BlockManager):
     """Counts the searches for prefixes."""
 
     num_searches = 0
@@ -141,7 +141,7 @@ class CountingCache(BlockManager):
 
 
 class Rig:
-    """A scheduler whose batches run at once; every step checks that the parts agree."""
+    """A scheduler whose batches run at once, with an integrity check at every step."""
 
     def __init__(
         self,
@@ -151,14 +151,14 @@ class Rig:
         max_batch_tokens: int = 1000,
         turn_tokens: int = 1000,
     ) -> None:
-        self.cache = CountingCache(num_blocks=num_blocks, block_size=BLOCK_SIZE)
+        self.block_manager = CountingBlockManager(num_blocks=num_blocks, block_size=BLOCK_SIZE)
         self.max_batch_tokens = max_batch_tokens
         prefill_budget = PrefillBudget(max_batch_tokens=max_batch_tokens)
-        # An unmeasured one lets nobody in beside a sequence that decodes.
-        prefill_budget.observe(num_decodes=1, num_prefill_tokens=0, duration_s=0.1)
+        # An unmeasured budget allows no prefill beside a decode.
+        prefill_budget.observe_step(num_decodes=1, num_prefill_tokens=0, duration_s=0.1)
         self.scheduler = Scheduler(
             max_num_seqs=max_num_seqs,
-            cache=self.cache,
+            block_manager=self.block_manager,
             prefill_budget=prefill_budget,
             turn_tokens=turn_tokens,
         )
@@ -213,20 +213,20 @@ class Rig:
         for _ in range(5000):
             if not self.live:
                 return
-            assert self.step(), "someone is alive and nothing runs"
-        raise AssertionError("the scheduler has work for ever")
+            assert self.step(), "a sequence is live and none runs"
+        raise AssertionError("the scheduler never runs out of work")
 
 
-def test_chunks_are_sized_by_a_pacer():
+def test_a_block_manager_needs_a_prefill_budget():
     with pytest.raises(AssertionError, match="prefill_budget"):
-        Scheduler(max_num_seqs=1, cache=BlockManager(num_blocks=1, block_size=1))
+        Scheduler(max_num_seqs=1, block_manager=BlockManager(num_blocks=1, block_size=1))
 
 
 def test_an_empty_scheduler_has_no_batch():
     assert Rig().step() == []
 
 
-def test_a_prompt_is_read_in_chunks_that_fit_the_budget():
+def test_a_prompt_is_prefilled_in_chunks_that_fit_the_budget():
     rig = Rig(max_batch_tokens=10)
     a = rig.add("a" * 25)
     assert [rig.step() for _ in range(4)] == [
@@ -238,7 +238,7 @@ def test_a_prompt_is_read_in_chunks_that_fit_the_budget():
 
 
 @pytest.mark.pain(18)
-def test_decodes_come_first_and_prompts_take_what_is_left():
+def test_prefill_takes_the_budget_that_decodes_leave():
     rig = Rig(max_batch_tokens=10)
     a, b = rig.add("a"), rig.add("b")
     assert rig.step() == [(a, 0, 1), (b, 0, 1)]
@@ -256,7 +256,7 @@ def test_the_last_token_of_a_prompt_alone_is_a_decode():
     assert len(a.output_ids) == 1
 
 
-def test_a_batch_that_is_full_takes_nobody_in():
+def test_a_full_batch_starts_no_sequence():
     rig = Rig(max_num_seqs=2)
     a, b, c = rig.add("a"), rig.add("b"), rig.add("c")
     rig.step()
@@ -265,7 +265,7 @@ def test_a_batch_that_is_full_takes_nobody_in():
     assert [chunk[0] for chunk in rig.step()] == [b, c]
 
 
-def test_a_step_that_decodes_up_to_its_limit_reads_no_prompt():
+def test_a_step_full_of_decodes_has_no_prefill():
     rig = Rig(max_batch_tokens=2)
     a, b, c = rig.add("a"), rig.add("b"), rig.add("c")
     rig.step()
@@ -274,19 +274,19 @@ def test_a_step_that_decodes_up_to_its_limit_reads_no_prompt():
     assert [chunk[0] for chunk in rig.step()] == [a, c]
 
 
-def test_what_was_measured_sizes_the_next_chunk():
+def test_measured_steps_size_the_next_chunk():
     rig = Rig(num_blocks=128)
     a = rig.add("ab")
-    rig.step(duration_s=0.002)  # a millisecond for each token of a prompt
+    rig.step(duration_s=0.002)  # a millisecond for each prompt token
     rig.step(duration_s=0.1)
     b = rig.add("b" * 400)
     assert rig.step() == [(a, 3, 4), (b, 0, 143)]
 
 
-# Sharing.
+# Prefix hits.
 
 
-def test_a_known_prefix_is_not_computed_again():
+def test_a_cached_prefix_is_not_computed_again():
     rig = Rig()
     first = rig.add("abcdefghij", max_tokens=1)
     rig.step()
@@ -295,12 +295,12 @@ def test_a_known_prefix_is_not_computed_again():
     assert rig.step() == [(second, 8, 10)]
 
 
-def test_who_needs_what_is_being_computed_waits_for_it():
+def test_a_sequence_waits_for_a_prefix_that_another_one_computes():
     rig = Rig(max_batch_tokens=8)
     first, second = rig.add("abcdefghijklm"), rig.add("abcdefghijklm")
     other = rig.add("other")
     assert rig.step() == [(first, 0, 8)]
-    # The second waits for the third block, and whoever needs nothing of it goes before.
+    # The second one waits for the third block. A sequence that does not need it goes before.
     assert rig.step() == [(first, 8, 13), (other, 0, 3)]
     assert rig.step() == [(first, 13, 14), (other, 3, 5), (second, 12, 13)]
 
@@ -315,7 +315,7 @@ def test_many_choices_of_one_prompt_share_one_prefill():
     ]
 
 
-def test_who_waited_for_one_that_left_computes_it_itself():
+def test_a_prefix_is_computed_by_the_next_sequence_if_the_first_one_leaves():
     rig = Rig(max_batch_tokens=4)
     first, second = rig.add("abcdefghijklm"), rig.add("abcdefghijklm")
     assert rig.step() == [(first, 0, 4)]
@@ -323,33 +323,33 @@ def test_who_waited_for_one_that_left_computes_it_itself():
     assert rig.step() == [(second, 4, 8)]
 
 
-def test_what_is_forgotten_is_computed_again():
+def test_uncached_blocks_are_computed_again():
     rig = Rig()
     broken = rig.add("abcdefghi")
     rig.step()
-    rig.scheduler.forget(broken)
+    rig.scheduler.uncache_unverified(broken)
     rig.end(broken)
     fine = rig.add("abcdefghi")
     assert rig.step() == [(fine, 0, 9)]
 
 
-def test_what_is_trusted_is_shared_after_another_broke():
+def test_verified_blocks_are_shared_after_a_sequence_broke():
     rig = Rig()
     fine = rig.add("abcdefghi")
     rig.step()
-    rig.scheduler.trust(fine)
+    rig.scheduler.mark_verified(fine)
     broken = rig.add("abcdefghijklmn")
     rig.step()
-    rig.scheduler.forget(broken)
+    rig.scheduler.uncache_unverified(broken)
     rig.end(broken)
     again = rig.add("abcdefghijklmn")
     assert (again, 8, 14) in rig.step()
 
 
-# Room.
+# Preemption for blocks.
 
 
-def test_the_youngest_gives_way_and_is_computed_again():
+def test_the_youngest_sequence_is_preempted_and_recomputed():
     rig = Rig(num_blocks=4)
     old, young = rig.add("old!"), rig.add("yng!")
     steps = [rig.step() for _ in range(6)]
@@ -359,10 +359,12 @@ def test_the_youngest_gives_way_and_is_computed_again():
     assert (young.block_table.block_ids, len(young.output_ids)) == ([], 5)
     assert (rig.scheduler.num_preemptions, rig.scheduler.waiting) == (1, (young,))
     rig.end(old)
-    assert rig.step() == [(young, 4, 9)], "only what the old one took of it is computed again"
+    assert rig.step() == [(young, 4, 9)], (
+        "only the blocks that the older sequence took are recomputed"
+    )
 
 
-def test_one_that_gave_way_goes_before_the_others_of_its_caller():
+def test_a_preempted_sequence_goes_before_the_others_of_its_caller():
     rig = Rig(num_blocks=4)
     rig.add("old!")
     young = rig.add("yng!")
@@ -373,7 +375,7 @@ def test_one_that_gave_way_goes_before_the_others_of_its_caller():
     assert rig.scheduler.waiting == (young, later)
 
 
-def test_one_may_give_way_in_the_middle_of_its_prompt():
+def test_a_sequence_may_be_preempted_in_the_middle_of_its_prompt():
     rig = Rig(num_blocks=5, max_batch_tokens=2)
     old = rig.add("ab", max_tokens=9)
     rig.step()
@@ -387,7 +389,7 @@ def test_one_may_give_way_in_the_middle_of_its_prompt():
     assert [len(sequence.output_ids) for sequence in (old, young)] == [9, 2]
 
 
-def test_nobody_comes_in_without_a_block_to_spare_for_each_that_runs():
+def test_a_sequence_starts_only_with_a_spare_block_per_running_one():
     rig = Rig(num_blocks=4)
     old = rig.add("a" * 8)
     rig.step()
@@ -399,7 +401,7 @@ def test_nobody_comes_in_without_a_block_to_spare_for_each_that_runs():
     assert [chunk[0] for chunk in rig.step()] == [small, big]
 
 
-def test_nobody_smaller_overtakes_one_that_waits_for_room():
+def test_a_smaller_sequence_does_not_overtake_one_that_waits_for_blocks():
     rig = Rig(num_blocks=4)
     old = rig.add("a" * 8)
     rig.step()
@@ -412,7 +414,9 @@ def test_nobody_smaller_overtakes_one_that_waits_for_room():
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
 @pytest.mark.parametrize("is_known", [False, True])
-def test_whatever_fits_the_cache_alone_is_served_to_its_last_place(num_blocks: int, is_known: bool):
+def test_a_sequence_that_fits_the_cache_alone_is_served_to_its_last_block(
+    num_blocks: int, is_known: bool
+):
     """The last token is never run, so a cache of n tokens serves n + 1."""
     size = num_blocks * BLOCK_SIZE
     for num_prompt_tokens in range(1, size + 1):
@@ -424,10 +428,10 @@ def test_whatever_fits_the_cache_alone_is_served_to_its_last_place(num_blocks: i
         sequence = rig.add(prompt, max_tokens=size + 1 - num_prompt_tokens)
         rig.finish()
         assert sequence.num_tokens == size + 1
-        assert (rig.scheduler.num_preemptions, rig.cache.num_free_blocks) == (0, num_blocks)
+        assert (rig.scheduler.num_preemptions, rig.block_manager.num_free_blocks) == (0, num_blocks)
 
 
-def test_one_that_waits_may_end_after_it_gave_way():
+def test_a_preempted_sequence_may_end_while_it_waits():
     rig = Rig(num_blocks=4)
     old, young = rig.add("old!"), rig.add("yng!")
     while rig.scheduler.num_preemptions == 0:
@@ -438,15 +442,15 @@ def test_one_that_waits_may_end_after_it_gave_way():
     assert list(rig.scheduler) == [old]
 
 
-# Whose client is gone.
+# Detached sequences.
 
 
-def test_whose_client_is_gone_yields_its_place_when_others_wait():
+def test_a_detached_sequence_loses_its_place_when_others_wait():
     rig = Rig(max_num_seqs=2)
     gone, here = rig.add("gone"), rig.add("here")
     rig.step()
     rig.scheduler.set_detached(gone, is_detached=True)
-    assert [chunk[0] for chunk in rig.step()] == [gone, here], "nobody needs its place"
+    assert [chunk[0] for chunk in rig.step()] == [gone, here], "no sequence needs its place"
     new = rig.add("new")
     assert [chunk[0] for chunk in rig.step()] == [here, new]
     assert rig.scheduler.waiting == (gone,)
@@ -455,7 +459,7 @@ def test_whose_client_is_gone_yields_its_place_when_others_wait():
     assert [chunk[0] for chunk in rig.step()] == [new, gone]
 
 
-def test_whose_client_is_gone_yields_its_blocks_too():
+def test_a_detached_sequence_loses_its_blocks_when_others_wait():
     rig = Rig(num_blocks=4)
     gone = rig.add("g" * 12)
     rig.step()
@@ -465,7 +469,7 @@ def test_whose_client_is_gone_yields_its_blocks_too():
     assert rig.scheduler.num_preemptions == 1
 
 
-def test_nobody_yields_while_there_is_room():
+def test_nothing_is_preempted_while_there_is_room():
     rig = Rig(num_blocks=8)
     gone = rig.add("gone")
     rig.step()
@@ -475,7 +479,7 @@ def test_nobody_yields_while_there_is_room():
     assert rig.scheduler.num_preemptions == 0
 
 
-def test_nobody_yields_to_another_whose_client_is_gone():
+def test_nothing_is_preempted_for_a_detached_sequence():
     rig = Rig(max_num_seqs=1)
     gone = rig.add("gone")
     rig.step()
@@ -484,7 +488,7 @@ def test_nobody_yields_to_another_whose_client_is_gone():
     assert [chunk[0] for chunk in rig.step()] == [gone]
 
 
-def test_as_many_yield_as_are_needed_the_youngest_first():
+def test_as_many_as_needed_are_preempted_the_youngest_first():
     rig = Rig(max_num_seqs=3, num_blocks=8)
     first, second, third = (rig.add(text) for text in ("aaaa", "bbbb", "cccc"))
     rig.step()
@@ -497,30 +501,34 @@ def test_as_many_yield_as_are_needed_the_youngest_first():
     assert set(rig.scheduler.waiting) <= {second, third}
 
 
-# Who has none of the places, or fewer than others.
+# Callers with fewer places than others.
 
 
 def owners(sequences: SequenceOf[Sequence]) -> Counter[str]:
     return Counter(sequence.caller for sequence in sequences)
 
 
-def test_a_newcomer_takes_a_place_from_the_caller_that_runs_most():
+def test_a_new_caller_takes_a_place_from_the_caller_that_runs_most():
     rig = Rig(max_num_seqs=4)
     greedy = [rig.add(f"{n}", caller="greedy") for n in range(8)]
     rig.step()
     one = rig.add("one", caller="one")
-    assert [chunk[0] for chunk in rig.step()] == greedy[:4], "it starts level, so this is theirs"
+    assert [chunk[0] for chunk in rig.step()] == greedy[:4], (
+        "its counter was lifted, so the others are next"
+    )
     assert [chunk[0] for chunk in rig.step()] == [*greedy[:3], one]
     assert len(one.output_ids) == 1
-    assert rig.scheduler.waiting == tuple(greedy[3:]), "and who yielded goes before its caller's"
+    assert rig.scheduler.waiting == tuple(greedy[3:]), (
+        "a preempted sequence goes before the others of its caller"
+    )
     for _ in range(50):
         rig.step()
-    assert rig.scheduler.num_preemptions == 1, "a share that is fair is left alone"
+    assert rig.scheduler.num_preemptions == 1, "nothing is preempted from a fair share"
     rig.end(one)
     assert [chunk[0] for chunk in rig.step()] == greedy[:4]
 
 
-def test_callers_come_to_run_alike():
+def test_callers_come_to_run_equally_many():
     rig = Rig(max_num_seqs=6)
     for n in range(9):
         rig.add(f"a {n}", caller="a")
@@ -535,7 +543,7 @@ def test_callers_come_to_run_alike():
     assert rig.scheduler.num_preemptions == 4
 
 
-def test_one_caller_takes_nothing_from_itself():
+def test_a_caller_does_not_preempt_itself():
     rig = Rig(max_num_seqs=2, turn_tokens=3)
     first = [rig.add(f"{n}") for n in range(4)][:2]
     for _ in range(20):
@@ -551,10 +559,10 @@ def test_more_callers_than_places_take_turns():
         assert [chunk[0] for chunk in rig.step()] == [b]
     assert rig.step() == [(c, 0, 1)]
     rig.finish()
-    assert rig.scheduler.num_preemptions == 6, "the last turn of each ends by itself"
+    assert rig.scheduler.num_preemptions == 6, "in its last turn, each one ends"
 
 
-def test_a_turn_is_of_new_tokens_not_of_a_prompt_that_is_read_again():
+def test_a_turn_counts_new_tokens_and_no_recomputed_ones():
     rig = Rig(max_num_seqs=1, max_batch_tokens=2, turn_tokens=3, num_blocks=8)
     a, b = rig.add("a" * 20, caller="a", max_tokens=9), rig.add("b" * 20, caller="b", max_tokens=9)
     rig.finish()
@@ -562,7 +570,7 @@ def test_a_turn_is_of_new_tokens_not_of_a_prompt_that_is_read_again():
     assert rig.scheduler.num_preemptions == 4
 
 
-def test_nobody_takes_a_place_from_a_higher_priority():
+def test_a_higher_priority_is_never_preempted():
     rig = Rig(max_num_seqs=2)
     high = [rig.add(f"{n}", caller="high", priority=1) for n in range(2)]
     rig.step()
@@ -573,8 +581,8 @@ def test_nobody_takes_a_place_from_a_higher_priority():
     assert rig.scheduler.waiting == (high[1], low)
 
 
-def test_who_yields_to_a_newcomer_does_not_go_before_it_again():
-    """The caller that yields had nothing in line, so it starts level with those who have."""
+def test_a_sequence_preempted_for_a_new_caller_goes_after_it():
+    """The caller of the preempted sequence had nothing waiting, so its counter is lifted."""
     rig = Rig(max_num_seqs=2)
     busy = [rig.add(f"{n}", caller="busy") for n in range(2)]
     rig.step()
@@ -582,7 +590,7 @@ def test_who_yields_to_a_newcomer_does_not_go_before_it_again():
     assert [chunk[0] for chunk in rig.step()] == [busy[0], one]
 
 
-def test_a_newcomer_takes_blocks_as_it_takes_places():
+def test_a_new_caller_takes_blocks_as_it_takes_places():
     rig = Rig(num_blocks=12)
     greedy = [rig.add(f"{n}" * 12, caller="greedy") for n in range(3)]
     rig.step()
@@ -590,7 +598,7 @@ def test_a_newcomer_takes_blocks_as_it_takes_places():
     assert [chunk[0] for chunk in rig.step()] == [*greedy[:2], one]
 
 
-def test_who_grows_takes_room_from_the_caller_that_runs_most():
+def test_a_growing_sequence_takes_blocks_from_the_caller_that_runs_most():
     rig = Rig(num_blocks=12)
     greedy = [rig.add(f"{n}" * 4, caller="greedy") for n in range(3)]
     rig.step()
@@ -603,7 +611,7 @@ def test_who_grows_takes_room_from_the_caller_that_runs_most():
     assert set(rig.scheduler.running) == {*greedy[:2], one}
 
 
-def test_a_prompt_of_a_caller_served_less_is_read_before_those_of_others():
+def test_the_caller_that_was_served_least_is_prefilled_first():
     rig = Rig(max_batch_tokens=10, num_blocks=128)
     greedy = [rig.add(f"{n}" * 100, caller="greedy") for n in range(3)]
     for _ in range(3):
@@ -611,11 +619,11 @@ def test_a_prompt_of_a_caller_served_less_is_read_before_those_of_others():
     one = rig.add("o" * 25, caller="one")
     first_steps = [rig.step() for _ in range(5)]
     assert [sum(end - start for _, start, end in each) for each in first_steps] == [10] * 5
-    assert len(one.output_ids) >= 1, "they alternate by what they were served"
+    assert len(one.output_ids) >= 1, "they alternate by tokens served"
     assert greedy[0].num_computed_tokens >= 30
 
 
-def test_without_a_cache_a_newcomer_is_next_when_one_ends():
+def test_without_a_block_manager_a_new_caller_is_next_when_a_sequence_ends():
     scheduler = Scheduler(max_num_seqs=2)
     greedy = [make_sequence(f"{n}", caller="greedy") for n in range(6)]
     for sequence in greedy:
@@ -635,11 +643,11 @@ def test_without_a_cache_a_newcomer_is_next_when_one_ends():
     assert run(scheduler.schedule()) == [greedy[1], one]
 
 
-# What a step costs.
+# The cost of a step.
 
 
 class Probe:
-    """Waits, and counts how often anything of any probe is looked at."""
+    """A waiting sequence that counts the reads of its tokens, over all probes."""
 
     num_looks: ClassVar[int] = 0
 
@@ -652,7 +660,7 @@ class Probe:
 
 
 @pytest.mark.parametrize("names", ["a", "abc"])
-def test_a_full_batch_looks_at_nobody_who_waits(names: str):
+def test_a_full_batch_searches_no_prefixes(names: str):
     rig = Rig(max_num_seqs=6)
     for n in range(6):
         rig.add(f"{n}", caller=names[n % len(names)])
@@ -660,42 +668,42 @@ def test_a_full_batch_looks_at_nobody_who_waits(names: str):
         rig.scheduler.add(Probe(names[n % len(names)]))  # type: ignore[arg-type]
     scheduler, searches, looks = rig.scheduler, [], []
     for _ in range(20):
-        rig.cache.num_searches = Probe.num_looks = 0
+        rig.block_manager.num_searches = Probe.num_looks = 0
         batch = scheduler.schedule()
         assert batch is not None
         looks.append(Probe.num_looks)
-        searches.append(rig.cache.num_searches)
+        searches.append(rig.block_manager.num_searches)
         scheduler.advance(batch, duration_s=0.0)
         run_again = [chunk.sequence for chunk in batch.chunks]
         for sequence in run_again:
             sequence.append(ord("x"), at=0.0)
     assert searches == [6] + [0] * 19
-    assert max(looks[1:]) <= 8, "at the one that is next, and at what decides that it must wait"
+    assert max(looks[1:]) <= 8, "only the head is read, to see that it must wait"
 
 
-def test_a_step_without_a_budget_searches_for_nothing():
+def test_a_step_without_a_budget_searches_no_prefixes():
     rig = Rig(max_batch_tokens=2)
     rig.add("a"), rig.add("b")
     rig.step()
     for n in range(100):
         rig.add(f"{n}")
-    rig.cache.num_searches = 0
+    rig.block_manager.num_searches = 0
     for _ in range(10):
         assert len(rig.step()) == 2
-    assert rig.cache.num_searches == 0
+    assert rig.block_manager.num_searches == 0
 
 
-def test_a_step_looks_at_few_who_wait_for_what_is_being_computed():
+def test_a_step_skips_few_sequences_that_wait_for_a_prefix():
     rig = Rig(max_batch_tokens=8, max_num_seqs=64, num_blocks=1024)
     for _ in range(200):
         rig.add("the same prompt of all of them")
     rig.step()
-    rig.cache.num_searches = 0
+    rig.block_manager.num_searches = 0
     rig.step()
-    assert rig.cache.num_searches <= 16
+    assert rig.block_manager.num_searches <= 16
 
 
-# Anything, in any order.
+# Random operations.
 
 actions = st.one_of(
     st.tuples(st.just("add"), st.integers(1, 30), st.sampled_from("ABC"), st.integers(0, 1)),
@@ -713,18 +721,18 @@ actions = st.one_of(
     st.integers(1, 4),
     st.sampled_from([1, 5, 64]),
 )
-def test_everybody_is_served_to_the_end_whatever_happens(
+def test_every_sequence_is_served_to_its_end(
     script: list[tuple[str, int, str | None, int | None]],
     num_blocks: int,
     max_num_seqs: int,
     max_batch_tokens: int,
 ):
-    """The accounts are checked after every step, and nothing is left at the end."""
+    """Integrity is checked after every step, and nothing is left at the end."""
     rig = Rig(num_blocks=num_blocks, max_num_seqs=max_num_seqs, max_batch_tokens=max_batch_tokens)
     for action, number, caller, priority in script:
         target = rig.live[number % len(rig.live)] if rig.live else None
         if action == "add" and caller is not None:
-            # Few texts, so that prefixes are shared often.
+            # Few texts, so that prefix hits are frequent.
             prompt = ("abcd" * 8)[:number] if number % 2 else f"{caller}" * number
             max_tokens = min(9, num_blocks * BLOCK_SIZE - number)
             rig.add(prompt, caller=caller, priority=priority or 0, max_tokens=max_tokens)
@@ -737,10 +745,10 @@ def test_everybody_is_served_to_the_end_whatever_happens(
     sequences = tuple(rig.live)
     rig.finish()
     assert all(len(sequence.output_ids) == sequence.max_tokens for sequence in sequences)
-    assert (len(rig.scheduler), rig.cache.num_free_blocks) == (0, num_blocks)
+    assert (len(rig.scheduler), rig.block_manager.num_free_blocks) == (0, num_blocks)
 
 
-def test_a_prompt_to_be_scored_takes_nothing_from_the_cache_and_gives_to_it():
+def test_a_prompt_with_logprobs_ignores_the_prefix_cache_but_fills_it():
     rig = Rig(max_batch_tokens=10)
     a = rig.add("same prompt", prompt_logprobs=0, max_tokens=1)
     assert [rig.step(), rig.step()] == [[(a, 0, 10)], [(a, 10, 11)]]
@@ -750,7 +758,7 @@ def test_a_prompt_to_be_scored_takes_nothing_from_the_cache_and_gives_to_it():
     assert rig.step() == [(b, 10, 11), (c, 8, 11)]
 
 
-def test_a_prompt_that_has_been_scored_may_take_from_the_cache_when_it_comes_back():
+def test_a_preempted_prompt_with_reported_logprobs_uses_the_prefix_cache():
     rig = Rig(num_blocks=6)
     a = rig.add("a" * 8)
     b = rig.add("b" * 8, prompt_logprobs=0)
@@ -781,7 +789,7 @@ def test_a_caller_with_one_request_gets_its_first_token_soon(
     num_blocks: int,
     max_batch_tokens: int,
 ):
-    """However many requests others have, without end, and whatever else runs."""
+    """However many requests the others have, and whatever else runs."""
     turn_tokens = 4
     rig = Rig(
         max_num_seqs=max_num_seqs,
@@ -801,8 +809,8 @@ def test_a_caller_with_one_request_gets_its_first_token_soon(
         refill()
         rig.step()
     one = rig.add("o" * prompt_tokens, caller="one", max_tokens=max_tokens)
-    # Each caller may have a turn before it: it reads a prompt of at most 64 tokens again, beside
-    # others that decode, and says its four.
+    # Each caller may have a turn before it: a prefill of at most 64 recomputed tokens, beside
+    # decodes of others, and then its four tokens.
     turn_steps = 64 // (max_batch_tokens - max_num_seqs) + 1 + turn_tokens
     bound = (num_greedy + 1) * turn_steps + prompt_tokens
     for _ in range(bound):

@@ -1,4 +1,4 @@
-"""How long the queue says that it takes."""
+"""Forecasts from measured steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tests.support import make_sequence
 def waits_s(
     estimator: WaitEstimator, running: list[Sequence], waiting: list[Sequence]
 ) -> list[float | None]:
-    """Return how long each that waits will do so, and last, how long one that came now would."""
+    """Return the expected wait of each waiting sequence, and last that of a new one."""
     newcomer = make_sequence("newcomer")
-    outlook = estimator.outlook(running, [*waiting, newcomer], at=0.0)
-    if outlook is None:
+    forecast = estimator.forecast(running, [*waiting, newcomer], at=0.0)
+    if forecast is None:
         return [None] * (len(waiting) + 1)
-    return [expected.begins_in_s for expected in outlook.expected[len(running) :]]
+    return [expected.starts_in_s for expected in forecast.expected[len(running) :]]
 
 
 class CountedLook:
-    """Stands for a sequence; counts how often its rest is looked at."""
+    """Stands in for a sequence, and counts the reads of `num_tokens_left`."""
 
     output_ids = ()
     generation = None
@@ -35,14 +35,14 @@ class CountedLook:
         return 10
 
 
-def test_before_the_first_measurement_nobody_knows():
+def test_there_is_no_forecast_before_the_first_measurement():
     estimator = WaitEstimator()
     a, b = make_sequence("a"), make_sequence("b")
     assert waits_s(estimator, [], []) == [None]
     assert waits_s(estimator, [a], [b]) == [None, None]
 
 
-def test_everything_ahead_counts_at_the_measured_rate():
+def test_a_wait_includes_all_tokens_ahead_at_the_measured_rate():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=20, duration_s=2.0)
     running, first, second = (make_sequence(max_tokens=num) for num in (50, 30, 20))
@@ -50,7 +50,7 @@ def test_everything_ahead_counts_at_the_measured_rate():
     assert waits_s(estimator, [running], [first, second]) == [5.0, 8.0, 10.0]
 
 
-def test_what_has_been_said_is_no_longer_ahead():
+def test_generated_tokens_are_no_longer_ahead():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=10, duration_s=1.0)
     running = make_sequence(max_tokens=50)
@@ -59,7 +59,7 @@ def test_what_has_been_said_is_no_longer_ahead():
     assert waits_s(estimator, [running], []) == [3.0]
 
 
-def test_answers_that_were_shorter_than_allowed_make_the_wait_shorter():
+def test_short_completions_shorten_the_wait():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=10, duration_s=1.0)
     estimator.observe_end(num_tokens=30)
@@ -68,7 +68,7 @@ def test_answers_that_were_shorter_than_allowed_make_the_wait_shorter():
     assert waits_s(estimator, [short], []) == [2.0]
 
 
-def test_an_answer_longer_than_expected_still_takes_a_token():
+def test_a_completion_longer_than_the_mean_takes_one_more_token():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=10, duration_s=1.0)
     estimator.observe_end(num_tokens=2)
@@ -78,10 +78,10 @@ def test_an_answer_longer_than_expected_still_takes_a_token():
     assert waits_s(estimator, [running], []) == [0.1]
 
 
-def test_the_time_of_steps_that_only_read_a_prompt_counts():
+def test_the_time_of_prefill_only_steps_counts():
     estimator = WaitEstimator()
     running = make_sequence(max_tokens=20)
-    for _ in range(100):  # answers of two tokens, the first one after seven steps without any
+    for _ in range(100):  # two tokens each, the first one after seven steps without any
         for num_tokens in (*[0] * 7, 1, 1):
             estimator.observe_step(num_tokens=num_tokens, duration_s=1.0)
         assert waits_s(estimator, [running], []) == [pytest.approx(90.0, rel=0.05)]
@@ -108,8 +108,8 @@ def test_the_mean_follows_a_change_without_jumping():
     assert waits_s(estimator, [running], []) == [pytest.approx(1.0, rel=0.01)]
 
 
-def test_each_sequence_is_looked_at_once_however_long_the_queue():
-    """With a sum for each place, a queue of 256 cost 11 ms of each step that changed it."""
+def test_the_forecast_is_linear_in_the_queue():
+    """With a sum over the queue per position, a queue of 256 cost 11 ms per change."""
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=10, duration_s=1.0)
     queue = [CountedLook() for _ in range(256)]
@@ -119,24 +119,24 @@ def test_each_sequence_is_looked_at_once_however_long_the_queue():
     assert [look.num_looks for look in queue] == [1] * 256
 
 
-def test_who_waits_begins_when_the_first_of_those_that_run_ends():
+def test_a_waiting_sequence_starts_when_the_first_running_one_ends():
     estimator = WaitEstimator()
     estimator.observe_step(num_tokens=2, duration_s=0.2, num_running=2)
     running = [make_sequence(max_tokens=num) for num in (50, 10)]
     waiting = [make_sequence(max_tokens=num) for num in (15, 30)]
-    outlook = estimator.outlook(running, waiting, at=7.0)
-    assert outlook is not None
-    assert outlook.at == 7.0
-    begins = [expected.begins_in_s for expected in outlook.expected]
-    ends = [expected.ends_in_s for expected in outlook.expected]
+    forecast = estimator.forecast(running, waiting, at=7.0)
+    assert forecast is not None
+    assert forecast.at == 7.0
+    begins = [expected.starts_in_s for expected in forecast.expected]
+    ends = [expected.ends_in_s for expected in forecast.expected]
     assert begins == pytest.approx([0.0, 0.0, 2.0, 5.0])
     assert ends == pytest.approx([10.0, 2.0, 5.0, 11.0])
     logs = [sequence.generation for sequence in (*running, *waiting)]
-    assert [expected.generation for expected in outlook.expected] == logs
+    assert [expected.generation for expected in forecast.expected] == logs
 
 
-def test_a_crowd_that_leaves_takes_its_throughput_along():
-    """One alone is no faster than it was, only because many tokens came in each step before."""
+def test_a_smaller_batch_has_a_lower_throughput():
+    """A single sequence does not get the throughput of the larger batch before it."""
     estimator = WaitEstimator()
     for _ in range(50):
         estimator.observe_step(num_tokens=8, duration_s=0.1, num_running=8)

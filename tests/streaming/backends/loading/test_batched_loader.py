@@ -111,8 +111,8 @@ def test_a_cache_reuses_blocks_when_memory_is_short(llama_folder: Path) -> None:
     params = SamplingParams(max_tokens=2, seed=0)
     for first in range(3, 13):
         rig.run(params, prompt=[first, *range(20, 68)])
-    blocks: Any = rig.engine._scheduler._cache
-    assert blocks.num_used_blocks == 4, "of ten prompts of four blocks each"
+    blocks: Any = rig.engine._scheduler._block_manager
+    assert blocks.num_touched_blocks == 4, "of ten prompts of four blocks each"
     backend.runner.close()
 
 

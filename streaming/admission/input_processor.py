@@ -1,4 +1,7 @@
-"""Turn a request into a sequence for the engine, or refuse it, before it is queued."""
+"""Validates requests against the model and turns them into sequences for the engine.
+
+`AdmissionController` calls it: `check` on the event loop, and the slow methods on worker threads.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,15 @@ from streaming.sequence import Sequence as EngineSequence
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request as the engine needs it.
+    """A request with its prompt tokenized and its grammar compiled.
 
     Attributes:
-        output_format: what an `OutputParser` is to look for in the answer.
-        matcher: holds the answer to the request's grammar, if there is one; its own.
-        prompt_texts: of each token, where the prompt's log probabilities are wanted.
+        request: the original request.
+        prompt_ids: token ids of the prompt.
+        output_format: the markup that the `OutputParser` parses in the answer.
+        matcher: constrains the answer to the request's grammar, if it has one. Not shared.
+        prompt_texts: the text of each prompt token, if the request asks for prompt log
+            probabilities; empty otherwise.
     """
 
     request: GenerationRequest
@@ -39,12 +45,12 @@ class PreparedRequest:
     prompt_texts: tuple[str, ...]
 
 
-class Admission:
-    """Checks requests against the served model; knows nothing of load.
+class InputProcessor:
+    """Validates, tokenizes and converts requests. `Capacity` checks the load.
 
     Args:
-        backend: serves it.
-        max_priority: the highest priority that may be asked for.
+        backend: the served model with its tokenizer and grammar compiler.
+        max_priority: the highest priority that a request may have.
         clock: monotonic seconds.
     """
 
@@ -62,12 +68,12 @@ class Admission:
         self._grammars = backend.grammars
 
     def check(self, request: GenerationRequest) -> None:
-        """Refuse what can be refused without tokenising; cheap enough for the event loop.
+        """Validate all that needs no tokenizing; cheap enough for the event loop.
 
         Raises:
-            ModelNotFound: another model is asked for.
-            PromptTooLong: so many characters, or token ids, cannot fit the context.
-            InvalidRequest: the prompt is empty or no Unicode, or a field does not fit the model.
+            ModelNotFound: the request names another model.
+            PromptTooLong: the characters or token ids cannot fit the context.
+            InvalidRequest: the prompt is empty or not Unicode, or a field does not fit the model.
         """
         info, prompt, params = self._info, request.prompt, request.params
         if request.model is not None and request.model != info.model_id:
@@ -81,7 +87,7 @@ class Admission:
         if isinstance(prompt, ChatPrompt) and not info.has_chat_template:
             raise InvalidRequest(
                 param=prompt.param,
-                reason=f"{info.model_id} has no chat template; send a prompt instead",
+                reason=f"{info.model_id} has no chat template; send a text prompt instead",
             )
         if _is_empty(prompt):
             raise InvalidRequest(param=prompt.param, reason="must not be empty")
@@ -99,12 +105,12 @@ class Admission:
             if self._grammars is None:
                 raise InvalidRequest(
                     param="response_format",
-                    reason=f"{info.model_id} cannot be held to a grammar",
+                    reason=f"{info.model_id} does not support structured output",
                 )
             _check_unicode("response_format", (params.grammar.source,))
         self.check_token_ids("logit_bias", params.logit_bias)
         self.check_token_ids("stop_token_ids", params.stop_token_ids)
-        # A grammar goes before `min_tokens`.
+        # A grammar takes precedence over `min_tokens`.
         if params.min_tokens and params.grammar is None:
             self._check_banned(params.stop_token_ids)
         if isinstance(prompt, TokenPrompt):
@@ -114,16 +120,17 @@ class Admission:
     def prepare(
         self, requests: Sequence[GenerationRequest], *, checkpoint: Callable[[], None]
     ) -> list[PreparedRequest]:
-        """Return checked requests with their prompts as ids; slow, so run it on a worker thread.
+        """Return the requests with prompts tokenized and grammars compiled; run it on a thread.
 
-        Requests that share a prompt have it tokenised once, and a grammar compiled once.
+        A prompt that several requests share is tokenized once, and a shared grammar compiled once.
 
         Args:
-            checkpoint: called before each prompt; what it raises ends the rest.
+            requests: requests that have passed `check`.
+            checkpoint: called before each prompt; an exception that it raises ends the work.
 
         Raises:
-            PromptTooLong: there is no room for one token of an answer.
-            InvalidRequest: a prompt or a grammar cannot be served, and why.
+            PromptTooLong: a prompt leaves no room for one token of an answer.
+            InvalidRequest: a prompt cannot be encoded, or a grammar cannot be compiled.
         """
         encoded: dict[Prompt, EncodedPrompt] = {}
         texts: dict[Prompt, tuple[str, ...]] = {}
@@ -152,23 +159,23 @@ class Admission:
         ]
 
     def encode(self, prompt: Prompt) -> EncodedPrompt:
-        """Return the prompt as ids; slow on long prompts, so run it on a worker thread.
+        """Return the token ids of a prompt; slow for long prompts, so run it on a thread.
 
         Raises:
-            PromptTooLong: there is no room for one token of an answer.
-            InvalidRequest: the chat template refuses the messages, or tools cannot be offered.
+            PromptTooLong: the prompt leaves no room for one token of an answer.
+            InvalidRequest: the chat template rejects the messages, or the tools are invalid.
         """
         encoded = self.encode_unbounded(prompt)
         if not encoded.token_ids:
-            raise InvalidRequest(param=prompt.param, reason="has no tokens")
+            raise InvalidRequest(param=prompt.param, reason="must have at least one token (got 0)")
         self._check_length(prompt, encoded.token_ids)
         return encoded
 
     def encode_unbounded(self, prompt: Prompt) -> EncodedPrompt:
-        """Return the same, whether or not the context has room for it.
+        """Return the same as `encode`, also for a prompt longer than the context.
 
         Raises:
-            InvalidRequest: the chat template refuses the messages, or tools cannot be offered.
+            InvalidRequest: the chat template rejects the messages, or the tools are invalid.
         """
         match prompt:
             case TextPrompt(text):
@@ -184,10 +191,11 @@ class Admission:
     def constraint(
         self, request: GenerationRequest, encoded: EncodedPrompt
     ) -> OutputConstraint | None:
-        """Return what the answer has to belong to; None is any text.
+        """Return the constraint on the answer; None if any text may be generated.
 
         Raises:
-            InvalidRequest: text of the form that is asked for cannot be told from a call.
+            InvalidRequest: the model writes tool calls as JSON, so calls and an answer in the
+                requested format cannot be told apart.
         """
         prompt, output_format = request.prompt, encoded.output_format
         text = request.params.grammar
@@ -196,10 +204,10 @@ class Admission:
                 return text
             return AnswerGrammar(output_format=output_format, text=text)
         choice, syntax = prompt.tool_choice, output_format.tools
-        is_asked_for = prompt.parallel_tool_calls
-        if is_asked_for is None:
-            is_asked_for = not syntax.prefers_single
-        is_single = not (is_asked_for and syntax.allows_several)
+        is_parallel = prompt.parallel_tool_calls
+        if is_parallel is None:
+            is_parallel = not syntax.prefers_single
+        is_single = not (is_parallel and syntax.allows_several)
         must_call = choice.mode is ToolMode.REQUIRED
         if must_call:
             text = None
@@ -207,9 +215,9 @@ class Admission:
             if syntax.trigger.startswith("{"):
                 raise InvalidRequest(
                     param="response_format",
-                    reason="cannot stand beside tools: this model's calls look like JSON answers",
+                    reason="cannot be combined with tools: this model writes tool calls as JSON",
                 )
-            # What a text of that form quotes is no call.
+            # Only a call at the start counts: the formatted text may quote the trigger.
             syntax = replace(syntax, is_only_at_start=True)
             output_format = replace(output_format, tools=syntax)
         return AnswerGrammar(
@@ -223,19 +231,20 @@ class Admission:
         )
 
     def compile(self, constraint: OutputConstraint, *, count: int) -> list[GrammarMatcher]:
-        """Return a matcher for each of `count` texts; may be slow, so run it on a worker thread.
+        """Return `count` matchers for a constraint; may be slow, so run it on a thread.
 
         Raises:
-            InvalidRequest: the grammar cannot be compiled, and why.
+            InvalidRequest: the grammar cannot be compiled.
         """
-        assert self._grammars is not None, "`check` refuses grammars that nobody compiles"
+        assert self._grammars is not None, "`check` rejects grammars without a compiler"
         return self._grammars.compile(constraint, count=count)
 
     def to_sequence(self, prepared: PreparedRequest, *, timeout_s: float) -> EngineSequence:
-        """Return what the engine is to run, with a log of its own, which is submitted now.
+        """Return the sequence for a request, with a new log that counts as submitted now.
 
         Args:
-            timeout_s: it ends then, or earlier where the request says so.
+            prepared: the request, from `prepare`.
+            timeout_s: longest time for the request, in seconds; its own timeout may be shorter.
         """
         request, prompt_ids = prepared.request, prepared.prompt_ids
         now = self._clock()
@@ -254,7 +263,7 @@ class Admission:
         return EngineSequence(
             generation=generation,
             prompt_ids=prompt_ids,
-            params=self.resolve(request.params, num_prompt_tokens=len(prompt_ids)),
+            params=self.resolve_params(request.params, num_prompt_tokens=len(prompt_ids)),
             eos_token_ids=self._info.eos_token_ids,
             decode=self._tokenizer.decode,
             deadline_at=now + timeout_s,
@@ -263,8 +272,8 @@ class Admission:
             prompt_texts=prepared.prompt_texts,
         )
 
-    def resolve(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
-        """Fill in what the request left open: a length that the context allows, and a seed."""
+    def resolve_params(self, params: SamplingParams, *, num_prompt_tokens: int) -> SamplingParams:
+        """Return `params` with `max_tokens` limited to the context and a random seed if unset."""
         room = self._info.max_model_len - num_prompt_tokens
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         return replace(
@@ -275,19 +284,19 @@ class Admission:
         )
 
     def decode(self, param: str, token_ids: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out.
+        """Return the text of tokens, without special tokens.
 
         Raises:
-            InvalidRequest: the model does not have one of them.
+            InvalidRequest: an id is outside the vocabulary.
         """
         self.check_token_ids(param, token_ids)
         return self._tokenizer.decode(token_ids)
 
     def check_token_ids(self, param: str, token_ids: Iterable[int]) -> None:
-        """Refuse ids that the model does not have.
+        """Check that all ids are in the vocabulary.
 
         Raises:
-            InvalidRequest: there is one.
+            InvalidRequest: an id is outside the vocabulary.
         """
         vocab_size = self._info.vocab_size
         for token_id in token_ids:
@@ -299,25 +308,27 @@ class Admission:
     def _check_chat(self, prompt: ChatPrompt) -> None:
         if self._grammars is None and may_call_tools(prompt):
             raise InvalidRequest(
-                param="tools", reason=f"{self._info.model_id} cannot be held to their schemas"
+                param="tools", reason=f"{self._info.model_id} does not support tool schemas"
             )
         if not prompt.continue_final_message:
             return
         if prompt.add_generation_prompt:
             raise InvalidRequest(
-                param="continue_final_message", reason="excludes add_generation_prompt"
+                param="continue_final_message",
+                reason="cannot be combined with add_generation_prompt",
             )
         final = prompt.messages[-1]
         if final.role != "assistant" or final.tool_calls:
             raise InvalidRequest(
                 param="continue_final_message",
-                reason="the final message must be a text of the assistant's",
+                reason="the last message must be from the assistant and have no tool calls",
             )
 
     def _check_banned(self, stop_token_ids: frozenset[int]) -> None:
         if len(stop_token_ids | self._info.eos_token_ids) >= self._info.vocab_size:
             raise InvalidRequest(
-                param="stop_token_ids", reason="together with min_tokens, they leave no token"
+                param="stop_token_ids",
+                reason="with min_tokens, every token of the vocabulary is banned",
             )
 
     def _check_length(self, prompt: Prompt, prompt_ids: Sequence[int]) -> None:
@@ -327,7 +338,7 @@ class Admission:
 
 
 def _output_format(constraint: OutputConstraint | None, encoded: EncodedPrompt) -> OutputFormat:
-    """Return the format that the answer is held to, or else the one that the prompt sets."""
+    """Return the output format of the constraint, or else the one of the prompt."""
     return (
         constraint.output_format if isinstance(constraint, AnswerGrammar) else encoded.output_format
     )
