@@ -1,1 +1,1 @@
-"""Benchmarks: run them as modules, `python -m benchmarks.latency`; one JSON line comes last."""
+"""Benchmarks. Run one as a module, `python -m benchmarks.latency`; its last line is JSON."""

@@ -1,4 +1,4 @@
-"""What batch invariance costs: the same work with it and without, turn about in one run.
+"""Measures the cost of batch invariance: the same work with and without it, alternately in one run.
 
 python -m benchmarks.batch_invariance             # the default model, the machine's best dtype
 python -m benchmarks.batch_invariance --concurrency 1,64 --tokens 64
@@ -21,7 +21,7 @@ from streaming.config import ModelConfig
 def measure_ratio(
     plain: Driver, invariant: Driver, *, concurrency: int, num_tokens: int, num_rounds: int
 ) -> float:
-    """Return the speed with invariance as a share of that without: the median over the rounds."""
+    """Return the throughput with invariance over that without it: the median of the rounds."""
     ratios = []
     for _ in range(num_rounds):
         with_it, without = (
@@ -33,7 +33,8 @@ def measure_ratio(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What batch invariance costs.")
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description="The cost of batch invariance.")
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")

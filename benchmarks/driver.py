@@ -1,4 +1,4 @@
-"""An engine that is driven as the server drives it: loaded and stepped on the engine's thread."""
+"""Drives an engine like the server does: loads and steps it on an engine thread."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _RANDOMNESS = random.Random(0)
 
 
 def random_prompt(vocab_size: int, num_tokens: int) -> list[int]:
+    """Return `num_tokens` random token ids; every process draws the same ones."""
     return [_RANDOMNESS.randrange(5, vocab_size) for _ in range(num_tokens)]
 
 
 class Driver:
-    """A backend on a thread of its own, and a new engine for each measurement.
+    """A backend on its own engine thread, with a new engine for each measurement.
 
     Args:
-        load: returns the backend.
-        beside: another driver, whose thread does the work of both, in turn: two threads that
-            compute slow each other down.
+        load: loads and returns the backend.
+        beside: another driver to share the thread with. Two threads that compute slow each other
+            down.
     """
 
     def __init__(self, load: Callable[[], Backend], *, beside: Driver | None = None) -> None:
@@ -42,8 +43,8 @@ class Driver:
         self.backend = self._thread.call(load)
         self._steps: queue.SimpleQueue[tuple[float, list[Generation]]] = queue.SimpleQueue()
 
-    def begin(self) -> None:
-        """Start anew, with an empty prefix cache."""
+    def start_engine(self) -> None:
+        """Start a new engine, with an empty prefix cache."""
         self.engine = Engine(self.backend.runner)
         self._thread.drive(
             self.engine,
@@ -59,7 +60,7 @@ class Driver:
         temperature: float = 0.0,
         top_p: float = 1.0,
     ) -> list[Sequence]:
-        """Have the engine answer prompts, all from the same step on."""
+        """Add one sequence per prompt, all before the same step, and return them."""
         sequences = [
             self._make_sequence(
                 prompt_ids,
@@ -82,29 +83,29 @@ class Driver:
         return sequences
 
     def next_step(self) -> float:
-        """Wait for the end of a step, and return when it was, by `time.perf_counter`."""
+        """Wait for a step to end, and return its end in seconds of `time.perf_counter`."""
         at, touched = self._steps.get()
         if not touched or any(isinstance(log.outcome, Failed) for log in touched):
-            raise SystemExit("the engine failed; its log says why")
+            raise SystemExit("the engine has failed; see its log")
         return at
 
     def finish(self, sequences: Iterable[Sequence]) -> float:
-        """Wait until all have ended, and return when that was."""
+        """Wait until all sequences have ended, and return the time by `time.perf_counter`."""
         at = time.perf_counter()
         while not all(sequence.is_ended for sequence in sequences):
             at = self.next_step()
         return at
 
     def cancel(self, sequences: Iterable[Sequence]) -> None:
-        """End sequences, and wait until they have ended."""
+        """Cancel sequences, and wait until they have ended."""
         for sequence in sequences:
             self._thread.call(partial(self.engine.cancel, sequence.generation_id))
 
     def measure_throughput(
         self, *, concurrency: int, num_tokens: int, temperature: float = 0.0, top_p: float = 1.0
     ) -> float:
-        """Return tokens per second over the whole batch, prefill included."""
-        self.begin()
+        """Return generated tokens per second over the whole batch, prefill included."""
+        self.start_engine()
         vocab_size = self.backend.info.vocab_size
         prompts = [random_prompt(vocab_size, NUM_PROMPT_TOKENS) for _ in range(concurrency)]
         started_at = time.perf_counter()
@@ -112,7 +113,7 @@ class Driver:
         return concurrency * num_tokens / (self.finish(sequences) - started_at)
 
     def close(self) -> None:
-        """End the thread, and close the backend."""
+        """Stop the thread and close the backend."""
         self._thread.stop(EngineFailure())
         self._thread.join(60.0)
         self.backend.runner.close()

@@ -1,12 +1,13 @@
-"""Continuous batching against one `model.generate()` stream, on the same machine in the same run.
+"""Compares continuous batching with one `model.generate()` stream, in the same run.
 
     python -m benchmarks.engine                       # the default model, the machine's best dtype
     python -m benchmarks.engine --dtype bfloat16 --concurrency 1,8,32,64
 
-The engine is driven as the server drives it, on the thread that has loaded the model. Prompts of
-45 tokens, greedy, end tokens ignored; whole-batch tokens per second, prefill included, after a
-warm-up. With `--temperature` and `--top-p` the batched streams are sampled. Then: what a shared
-prefix saves, and how long running streams wait while a long prompt is read.
+The engine is driven like in the server, on the thread that has loaded the model. Prompts have 45
+tokens; decoding is greedy and ignores end tokens. Reports generated tokens per second of the whole
+batch, prefill included, after a warm-up. `--temperature` and `--top-p` sample the batched streams.
+Then it measures what a shared prefix saves, and how long running streams wait during the prefill of
+a long prompt.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from streaming.config import BackendName, ModelConfig
 
 
 def measure_second_turn(driver: Driver, *, num_shared: int) -> float:
-    """Return the time to first token behind a shared prefix, as a share of the cold one."""
-    driver.begin()
+    """Return the time to first token with a cached prefix over that without it."""
+    driver.start_engine()
     vocab_size = driver.backend.info.vocab_size
     shared = random_prompt(vocab_size, num_shared)
     times = []
@@ -40,8 +41,8 @@ def measure_second_turn(driver: Driver, *, num_shared: int) -> float:
 
 
 def measure_interference(driver: Driver, *, num_streams: int, num_prompt_tokens: int) -> float:
-    """Return the longest wait for a token while a long prompt is read, in ordinary steps."""
-    driver.begin()
+    """Return the longest step during the prefill of a long prompt, over a decode-only step."""
+    driver.start_engine()
     vocab_size = driver.backend.info.vocab_size
     streams = driver.add(
         [random_prompt(vocab_size, 20) for _ in range(num_streams)], num_tokens=10_000
@@ -59,6 +60,7 @@ def measure_interference(driver: Driver, *, num_streams: int, num_prompt_tokens:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Continuous batching against generate().")
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")

@@ -1,13 +1,13 @@
-"""How long the garbage collector holds all threads when many long logs are in memory.
+"""Measures how long the garbage collector stops all threads with many long logs in memory.
 
     python -m benchmarks.gc_pauses                     # 64 logs of 8,000 tokens
     python -m benchmarks.gc_pauses --streams 8
 
-A scripted backend writes the logs as fast as it can, all but the last tokens of each; then it waits
-before each step as long as a model would compute, and for that time the event loop's lag is
-measured. Every log has a reader that makes the frames that a socket would send. It is done without
-log probabilities, and with five alternatives for each token. Collections are timed all the while,
-and a full one is asked for at the end, when all logs have ended and are kept.
+A scripted backend writes most of each log as fast as it can. For the last tokens it pauses before
+each step for the time that a model would compute, and the lag of the event loop is measured.
+Every log has a reader that serializes the frames that a socket would send. There are two runs: one
+without log probabilities, and one with five alternatives per token. All collections are timed, and
+a full one is forced at the end, when all logs have ended and are retained.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _PERIOD_S = 0.002
 
 
 class Pace(Gate):
-    """Lets steps pass at once, then each after a time.
+    """Lets the first steps run at once, and delays each later one.
 
     Args:
-        num_free_steps: steps that pass at once.
-        step_s: how long each other one is held back.
-        on_slow: called on the engine's thread at the first of these.
+        num_free_steps: number of steps that run at once.
+        step_s: delay of each later step, in seconds.
+        on_slow: called on the engine thread at the first delayed step.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Pace(Gate):
         self._on_slow = on_slow
 
     def wait(self) -> None:
+        """Block until the next step may run."""
         self._num_free_steps -= 1
         if self._num_free_steps == -1:
             self._on_slow()
@@ -66,9 +67,9 @@ class Pace(Gate):
 
 @contextmanager
 def timed_collections() -> Iterator[list[list[float]]]:
-    """Give lists that take how long each collection took, in seconds, by its generation.
+    """Yield lists of collection times in seconds, one list per generation, while the block runs.
 
-    It is the CPU's time, so that other processes of a busy machine do not count.
+    Measures CPU time, so that other processes on a busy machine do not count.
     """
     durations_s: list[list[float]] = [[], [], []]
     started_at = 0.0
@@ -88,11 +89,12 @@ def timed_collections() -> Iterator[list[list[float]]]:
 
 
 def script(_: Sequence) -> Iterable[int]:
+    """Return an endless text, as token ids."""
     return itertools.cycle(_TEXT)
 
 
 async def read(engine: AsyncEngine, generation: Generation, *, has_logprobs: bool) -> int:
-    """Make the frames of one stream; return how many characters they have."""
+    """Serialize the frames of one stream, and return their number of characters."""
     num_chars = 0
     with engine.subscribe(generation, include_empty_deltas=has_logprobs) as reader:
         async for event in reader:
@@ -110,20 +112,23 @@ async def read(engine: AsyncEngine, generation: Generation, *, has_logprobs: boo
 
 
 async def measure_lags(lags_s: list[float], own_lags_s: list[float]) -> None:
-    """Add how late each wake-up is, until cancelled.
+    """Append how late each wake-up is, in seconds, until cancelled.
 
-    The second list has what our own process can be the reason for: no more than the CPU time that
-    it took meanwhile. On a machine that others keep busy, that is what says something.
+    Args:
+        lags_s: gets every lag.
+        own_lags_s: gets every lag, limited to the CPU time that this process used meanwhile. On a
+            busy machine, this is the part that the process itself can cause.
     """
     while True:
-        asked_at, cpu_before = time.perf_counter(), time.process_time()
+        slept_at, cpu_before = time.perf_counter(), time.process_time()
         await asyncio.sleep(_PERIOD_S)
-        lag_s = time.perf_counter() - asked_at - _PERIOD_S
+        lag_s = time.perf_counter() - slept_at - _PERIOD_S
         lags_s.append(lag_s)
         own_lags_s.append(min(lag_s, time.process_time() - cpu_before))
 
 
 def percentiles_ms(name: str, values_s: list[float]) -> dict[str, float]:
+    """Return p50, p99 and maximum of `values_s` in milliseconds, with `name` as prefix."""
     hundredths = statistics.quantiles(values_s, n=100)
     return {
         f"{name}_p50_ms": hundredths[49] * 1000,
@@ -133,6 +138,7 @@ def percentiles_ms(name: str, values_s: list[float]) -> dict[str, float]:
 
 
 async def measure(arguments: argparse.Namespace, *, logprobs: int | None) -> dict[str, float]:
+    """Return lags and pauses in ms, and memory in bytes, of one run."""
     params = SamplingParams(
         temperature=0.0, max_tokens=arguments.tokens, ignore_eos=True, logprobs=logprobs
     )
@@ -191,7 +197,7 @@ async def measure(arguments: argparse.Namespace, *, logprobs: int | None) -> dic
 
 
 def resident_bytes() -> int:
-    """Return what the process has in memory now (Linux), or has had at most."""
+    """Return the resident memory of the process now (Linux), or else its peak."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * resource.getpagesize()
@@ -200,15 +206,19 @@ def resident_bytes() -> int:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Pauses of the garbage collector.")
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument(
-        "--window", type=int, default=300, help="the last tokens, at which it looks"
+        "--window",
+        type=int,
+        default=300,
+        help="number of last tokens during which the lag is measured",
     )
     parser.add_argument("--step-ms", type=float, default=10.0)
     arguments = parser.parse_args()
-    freeze_gc()  # as the server does
+    freeze_gc()  # like the server
     results = {}
     for name, logprobs in (("plain", None), ("logprobs", _NUM_ALTERNATIVES)):
         figures = asyncio.run(measure(arguments, logprobs=logprobs))

@@ -1,10 +1,10 @@
-"""Start, first token, and what the socket adds to it, on an idle server with the default model.
+"""Measures start-up, time to first token and socket overhead of an idle server.
 
     python -m benchmarks.latency
 
-Starts a server of its own on loopback, twice: the first fills the caches, the second is timed. The
-engine's own time to first token comes with each `done`; the client's is measured around the
-socket, tokenising included. The difference is what everything outside of the engine costs.
+Starts a server with the default model on loopback, twice: the first start fills the caches, the
+second is timed. Each `done` frame has the engine's time to first token. The client measures its own
+around the socket, tokenizing included. The difference is the cost of everything but the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPT = "The capital of France is"
 
 
 async def first_token(socket: ClientConnection, num_tokens: int) -> tuple[float, float]:
-    """Return the client's and the engine's seconds from the request to the first token."""
+    """Return the time to first token in seconds, as measured by the client and by the engine."""
     request = {"type": "generate", "prompt": PROMPT, "max_tokens": num_tokens, "ignore_eos": True}
     sent_at = time.perf_counter()
     await socket.send(json.dumps(request))
@@ -41,7 +41,7 @@ async def first_token(socket: ClientConnection, num_tokens: int) -> tuple[float,
 
 
 async def measure_health(port: int, socket: ClientConnection, num_requests: int) -> list[float]:
-    """Return the seconds of `/health` while a generation runs."""
+    """Return the response times of `/health` in seconds, while a generation runs."""
     request = {"type": "generate", "id": "busy", "prompt": PROMPT, "max_tokens": 4000}
     await socket.send(json.dumps({**request, "ignore_eos": True}))
     while json.loads(await socket.recv())["type"] != "delta":
@@ -60,6 +60,7 @@ async def measure_health(port: int, socket: ClientConnection, num_requests: int)
 
 
 async def measure(port: int, num_rounds: int) -> dict[str, float]:
+    """Return the latencies of a running server in milliseconds."""
     async with connect(f"ws://127.0.0.1:{port}/v1/stream") as socket:
         await first_token(socket, 2)
         pairs = [await first_token(socket, 2) for _ in range(num_rounds)]
@@ -73,6 +74,7 @@ async def measure(port: int, num_rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()

@@ -1,11 +1,11 @@
-"""How late the event loop is while streams run flat out through the engine.
+"""Measures the lag of the event loop while streams run at full speed.
 
     python -m benchmarks.loop_lag                      # 64 streams, each with a reader
     python -m benchmarks.loop_lag --streams 8
 
-Each stream has a reader that takes every delta. Meanwhile a task on the same loop asks to be woken
-every few milliseconds, and how late it is woken is the lag: what `/health`, a ping or a cancel
-would wait for beside its own work.
+Each stream has a reader that takes every delta. A task on the same loop sleeps for two milliseconds
+at a time; the lag is how late it wakes up. A `/health` request, a ping or a cancel waits that long
+before its own work.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _PROMPT = "word " * NUM_PROMPT_TOKENS
 
 
 async def measure_lag(lags_s: list[float]) -> None:
-    """Add how late each wake-up is, until cancelled."""
+    """Append how late each wake-up is, in seconds, until cancelled."""
     while True:
-        asked_at = time.perf_counter()
+        slept_at = time.perf_counter()
         await asyncio.sleep(_PERIOD_S)
-        lags_s.append(time.perf_counter() - asked_at - _PERIOD_S)
+        lags_s.append(time.perf_counter() - slept_at - _PERIOD_S)
 
 
 async def read(engine: AsyncEngine, generation: Generation) -> int:
-    """Take every delta of one stream; return how many there were."""
+    """Read one stream to its end, and return the number of deltas."""
     num_deltas = 0
     with engine.subscribe(generation, include_empty_deltas=True) as reader:
         async for event in reader:
@@ -47,6 +47,7 @@ async def read(engine: AsyncEngine, generation: Generation) -> int:
 
 
 async def measure(engine: AsyncEngine, *, num_streams: int, num_tokens: int) -> dict[str, float]:
+    """Return the lag in milliseconds and the throughput of `num_streams` streams."""
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
     lags_s: list[float] = []
     started_at = time.perf_counter()
@@ -71,11 +72,12 @@ async def measure(engine: AsyncEngine, *, num_streams: int, num_tokens: int) -> 
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, float]:
+    """Load the engine, warm it up, and return its figures."""
     config = ModelConfig(
         model=arguments.model, dtype=arguments.dtype, num_threads=arguments.num_threads
     )
     engine = AsyncEngine.load(lambda: load_backend(config))
-    freeze_gc()  # as the server does
+    freeze_gc()  # like the server
     await engine.start()
     try:
         await measure(engine, num_streams=2, num_tokens=4)
@@ -85,6 +87,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="The event loop's lag under full load.")
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")

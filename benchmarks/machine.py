@@ -1,4 +1,4 @@
-"""What a number was measured on: without it, it says nothing."""
+"""Describes the machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def describe_machine() -> dict[str, str | int | None]:
-    """Return the processor, the cores that we may use, and Python's version."""
+    """Return the processor, its SIMD extensions, the number of cores, and the Python version."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,8 +1,9 @@
-"""How much memory the process takes at its peak with many long sequences in the batch.
+"""Measures the peak memory of the process with many long sequences in the batch.
 
     python -m benchmarks.memory                  # 64 sequences of 1,024 tokens, prompt and answer
 
-Most of each sequence is prompt, so that it takes a minute and not ten: the cache does not care.
+Most of each sequence is prompt, so that a run takes one minute instead of ten. The KV cache takes
+the same memory for prompt and answer tokens.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ _NUM_ANSWER_TOKENS = 64
 
 
 def peak_bytes() -> int:
-    """Return the most memory that the process has held (`ru_maxrss`, in KiB on Linux)."""
+    """Return the peak resident memory of the process in bytes (Linux: `ru_maxrss` is in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
+    """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description="Peak memory of many long sequences.")
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")
@@ -37,7 +39,7 @@ def main() -> None:
     )
     driver = Driver(lambda: load_backend(config))
     loaded = peak_bytes()
-    driver.begin()
+    driver.start_engine()
     num_prompt_tokens = arguments.length - _NUM_ANSWER_TOKENS
     vocab_size = driver.backend.info.vocab_size
     prompts = [random_prompt(vocab_size, num_prompt_tokens) for _ in range(arguments.sequences)]

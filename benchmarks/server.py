@@ -1,4 +1,4 @@
-"""A server in a process of its own, as `tokenwire serve` runs it."""
+"""Runs `tokenwire serve` in a process of its own."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _START_TIMEOUT_S = 600.0
 
 
 class Server:
-    """Ready when the constructor returns, and ended by `close`.
+    """A server that is ready when the constructor returns. `close` ends it.
 
     Args:
-        flags: of `tokenwire serve`.
+        flags: flags of `tokenwire serve`.
     """
 
     def __init__(self, *flags: str) -> None:
@@ -32,11 +32,14 @@ class Server:
             has_ended = self._process.poll() is not None
             if has_ended or time.perf_counter() - started_at > _START_TIMEOUT_S:
                 self.close()
-                raise SystemExit("the server did not become ready")
+                raise SystemExit(
+                    "the server did not become ready; run `tokenwire serve` to see why"
+                )
             time.sleep(0.02)
         self.start_s = time.perf_counter() - started_at
 
     def close(self) -> None:
+        """Stop the server, and wait for its process to end."""
         self._process.terminate()
         self._process.wait()
 
@@ -57,7 +60,7 @@ class Server:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free TCP port on loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

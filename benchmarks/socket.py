@@ -1,12 +1,12 @@
-"""What the server makes of the engine's speed: the same load through `WS /v1/stream` and without.
+"""Compares the throughput through `WS /v1/stream` with that of the engine alone.
 
     python -m benchmarks.socket                        # the default model, 1, 8, 32 and 64 streams
     python -m benchmarks.socket --concurrency 64 --sockets 64
 
-A server as `tokenwire serve` runs it, in a process of its own, and an engine in this one, driven
-as the server drives it, take turns: prompts of 45 random tokens, greedy, end tokens ignored; tokens
-per second of the whole batch, prefill included. The ratio is the median over the rounds. The client
-is in this process and shares the CPUs with the server.
+Runs the same load alternately on `tokenwire serve` in a process of its own and on an engine in this
+process. Prompts have 45 random tokens; decoding is greedy and ignores end tokens. Reports generated
+tokens per second of the whole batch, prefill included; all figures are medians over the rounds. The
+client runs in this process and shares the CPUs with the server.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from streaming.config import ModelConfig
 _PATH = "/v1/stream"
 
 
-async def take(socket: ClientConnection, prompts: Sequence[Sequence[int]], num_tokens: int) -> None:
-    """Have prompts answered side by side on one socket, and take all frames."""
+async def receive_all(
+    socket: ClientConnection, prompts: Sequence[Sequence[int]], num_tokens: int
+) -> None:
+    """Generate from all prompts at once on one socket, and receive all frames."""
     for number, prompt in enumerate(prompts):
         request = {"id": str(number), "prompt": prompt, "max_tokens": num_tokens}
         await socket.send(
@@ -51,7 +53,7 @@ async def take(socket: ClientConnection, prompts: Sequence[Sequence[int]], num_t
 async def measure_socket(
     port: int, prompts: Sequence[list[int]], *, num_tokens: int, num_sockets: int
 ) -> float:
-    """Return tokens per second of all streams, spread over so many sockets."""
+    """Return tokens per second of all streams together, spread over `num_sockets` sockets."""
     async with AsyncExitStack() as stack:
         sockets = [
             await stack.enter_async_context(
@@ -62,7 +64,7 @@ async def measure_socket(
         started_at = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             for number, socket in enumerate(sockets):
-                tasks.create_task(take(socket, prompts[number::num_sockets], num_tokens))
+                tasks.create_task(receive_all(socket, prompts[number::num_sockets], num_tokens))
         return len(prompts) * num_tokens / (time.perf_counter() - started_at)
 
 
@@ -75,7 +77,7 @@ def measure(
     num_sockets: int,
     num_rounds: int,
 ) -> tuple[float, float, float]:
-    """Return the engine's and the socket's tokens per second, and their ratio: medians."""
+    """Return the medians of the engine's and the socket's tokens per second, and of their ratio."""
     rates = []
     vocab_size = driver.backend.info.vocab_size
     for number in range(num_rounds + 1):
@@ -94,7 +96,8 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The socket's speed against the engine's.")
+    """Run the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description="Throughput of the socket against the engine.")
     parser.add_argument("--model")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--concurrency", default="1,8,32,64")
