@@ -29,10 +29,9 @@ from app.stream.frames import delta_frames
 from app.websocket.protocol.frames import serialize
 from benchmarks.machine import describe_machine
 from streaming import AsyncEngine, Delta, EngineConfig, GenerationRequest, SamplingParams
-from streaming.backends.scripted import Gate, scripted_backend
+from streaming.backends.scripted import Gate, ScriptInput, scripted_backend
 from streaming.log.generation import Generation
 from streaming.request import TextPrompt
-from streaming.sequence import Sequence
 
 _TEXT = b"The quick brown fox jumps over the lazy dog. "
 _NUM_ALTERNATIVES = 5
@@ -88,7 +87,7 @@ def timed_collections() -> Iterator[list[list[float]]]:
         gc.callbacks.remove(on_collection)
 
 
-def script(_: Sequence) -> Iterable[int]:
+def script(_: ScriptInput) -> Iterable[int]:
     """Return an endless text, as token ids."""
     return itertools.cycle(_TEXT)
 

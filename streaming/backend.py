@@ -1,18 +1,23 @@
-"""What a backend is to the engine: a tokenizer, a model runner and a description of the model."""
+"""The interface between the engine and a backend: a tokenizer, a model runner, a model's facts.
+
+A `Batch` is what the engine gives a runner for one step. It is plain data: it holds no live
+`streaming.sequence.Sequence`, does not change when one does, and can be pickled. So a batch can be
+recorded, replayed, and sent to another process.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 from streaming.chat.output_parser import PLAIN, OutputFormat
 from streaming.errors import StreamingError
 from streaming.log.generation import TokenLogprobs
 from streaming.output_constraint import GrammarMatcher, OutputConstraint
 from streaming.request import ChatPrompt
-from streaming.sequence import Sequence
+from streaming.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,42 +107,148 @@ class GrammarCompiler(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens `start` to `start + num_tokens` (half-open) of a sequence, to be run in this step.
+class TokenView(SequenceOf[int]):
+    """The first `length` tokens of a list that only ever grows, without a copy.
 
-    A chunk that reaches the end of what is known of its sequence yields the next token.
+    What the view shows never changes, since tokens are only appended behind it. It pickles as a
+    copy of the tokens that it shows.
+
+    Args:
+        token_ids: tokens are appended to it, and none is changed or removed.
+        length: number of tokens to show.
     """
 
-    sequence: Sequence
+    __slots__ = ("_length", "_token_ids")
+
+    def __init__(self, token_ids: SequenceOf[int], length: int) -> None:
+        self._token_ids = token_ids
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> SequenceOf[int]: ...
+    def __getitem__(self, index: int | slice) -> int | SequenceOf[int]:
+        places = range(self._length)[index]
+        if isinstance(places, int):
+            return self._token_ids[places]
+        if places.step == 1:
+            return self._token_ids[places.start : places.stop]
+        return [self._token_ids[place] for place in places]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenView) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenView, (self._token_ids[: self._length], self._length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceInput:
+    """What a runner knows of a sequence in all its steps.
+
+    All chunks of a sequence share one object. A transport to another process can send it once, with
+    the first chunk, and the generation id from then on.
+
+    Attributes:
+        generation_id: key of whatever a runner keeps between two steps, until `release`.
+        num_prompt_tokens: tokens of the prompt; the others are output.
+        params: `max_tokens` is set.
+        banned_token_ids: tokens that may not be chosen before `params.min_tokens`.
+    """
+
+    generation_id: str
+    num_prompt_tokens: int
+    params: SamplingParams
+    banned_token_ids: frozenset[int] = frozenset()
+
+
+class Chunk(NamedTuple):
+    """Consecutive tokens of one sequence in one step, and how the token behind them is chosen.
+
+    A named tuple, as one is made for each row in each step: a frozen dataclass takes three times as
+    long to make.
+
+    Penalties count all tokens of a text. To copy them in each step would cost more the longer the
+    text is, and state that only the runner has would be lost if a batch were run elsewhere. So
+    chunks with penalties, and only they, carry a view of their text. A runner may keep counts by
+    generation id and read what is new, or count anew at any time.
+
+    Attributes:
+        sequence: whose tokens they are.
+        start: position of the first of them in the text, prompt and output together.
+        token_ids: at least one.
+        block_ids: cache blocks of the sequence, from position 0 on, at least up to `end`. Empty for
+            a runner without a `cache`.
+        yields_token: whether the next token is chosen in this step. It is, unless the chunk is part
+            of a text that is still being read.
+        token_mask: the tokens that the grammar allows next, as `GrammarMatcher.mask` returns them.
+            None without a grammar, and where no token is chosen.
+        text_ids: prompt and output, where penalties count them; None where they do not, and where
+            no token is chosen.
+        scored_ids: where prompt log probabilities are wanted, the prompt's tokens from position
+            `start + 1` on that the chunk's first rows predict.
+    """
+
+    sequence: SequenceInput
     start: int
-    num_tokens: int
+    token_ids: tuple[int, ...]
+    block_ids: tuple[int, ...] = ()
+    yields_token: bool = False
+    token_mask: bytes | None = None
+    text_ids: SequenceOf[int] | None = None
+    scored_ids: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the chunk."""
+        return len(self.token_ids)
 
     @property
     def end(self) -> int:
-        return self.start + self.num_tokens
-
-    @property
-    def yields_token(self) -> bool:
-        return self.end == self.sequence.num_tokens
+        """Position behind the last token."""
+        return self.start + len(self.token_ids)
 
     @property
     def is_decode(self) -> bool:
-        """Whether it is the one newest token."""
-        return self.num_tokens == 1 and self.yields_token
+        """Whether the chunk is the one newest token of its sequence."""
+        return self.yields_token and len(self.token_ids) == 1
 
     @property
-    def token_ids(self) -> list[int]:
-        return self.sequence.token_ids[self.start : self.end].tolist()
+    def params(self) -> SamplingParams:
+        """Sampling parameters of the sequence."""
+        return self.sequence.params
+
+    @property
+    def output_position(self) -> int:
+        """Place in the output of the token behind the chunk, 0 for the first.
+
+        With the seed, it fixes the random number that the token is drawn by.
+        """
+        return self.start + len(self.token_ids) - self.sequence.num_prompt_tokens
+
+    @property
+    def must_not_end(self) -> bool:
+        """Whether the token behind the chunk may not be one of `sequence.banned_token_ids`."""
+        min_tokens = self.sequence.params.min_tokens
+        return min_tokens > 0 and self.output_position < min_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    """One step: at most one chunk of each sequence."""
+
     chunks: tuple[Chunk, ...]
 
     @property
     def num_tokens(self) -> int:
-        return sum(chunk.num_tokens for chunk in self.chunks)
+        """Tokens of all chunks together."""
+        return sum(len(chunk.token_ids) for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +312,7 @@ class ModelRunner(Protocol):
         Any exception fails the sequences of the batch, and only them.
         """
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, generation_id: str) -> None:
         """Forget a sequence that ended, however it ended; called once for each that ever ran."""
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Self
 
 from streaming.errors import InvalidRequest
@@ -66,7 +65,7 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
@@ -119,6 +118,13 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the most likely token is always chosen."""
         return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether any penalty is on, so that the tokens of the text have to be counted."""
+        return bool(
+            self.repetition_penalty != 1.0 or self.presence_penalty or self.frequency_penalty
+        )
 
     def with_seed_offset(self, offset: int) -> Self:
         """Return a copy with `offset` added to the seed, if any; 64-bit sums wrap around."""

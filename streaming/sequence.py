@@ -11,6 +11,7 @@ from collections.abc import Callable, MutableSequence
 from collections.abc import Sequence as SequenceOf
 from enum import StrEnum
 
+from streaming.backend import SequenceInput
 from streaming.chat.output_parser import OutputParser
 from streaming.detokenizer import Detokenizer
 from streaming.errors import DeadlineExceeded, StreamingError
@@ -98,8 +99,14 @@ class Sequence:
         self.is_detached = False
         """The log has no subscriber and is in its grace period."""
         self.state = SequenceState.WAITING
-        self.banned_token_ids = params.stop_token_ids | eos_token_ids
-        """Tokens that are not sampled before `min_tokens`."""
+        self.input = SequenceInput(
+            generation_id=generation.generation_id,
+            num_prompt_tokens=len(self.prompt_ids),
+            params=params,
+            banned_token_ids=params.stop_token_ids | eos_token_ids,
+        )
+        """What a model runner knows of it."""
+        self.has_penalties = params.has_penalties
         self._end_token_ids = params.stop_token_ids | (
             # A grammar allows end tokens only where the text is complete, so they always end it.
             frozenset() if params.ignore_eos and matcher is None else eos_token_ids
@@ -148,11 +155,6 @@ class Sequence:
     def is_ended(self) -> bool:
         """Whether it has ended."""
         return self.state is SequenceState.ENDED
-
-    @property
-    def must_not_end(self) -> bool:
-        """Whether `banned_token_ids` are banned for the next token."""
-        return len(self.output_ids) < self.params.min_tokens
 
     def move_to(self, state: SequenceState) -> None:
         """Change the state.

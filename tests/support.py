@@ -25,12 +25,14 @@ from streaming import (
     Started,
     TextPrompt,
 )
+from streaming.backend import Chunk
 from streaming.backends.scripted import EOS, ByteTokenizer
 from streaming.detokenizer import texts_of
 from streaming.errors import InvalidRequest
 from streaming.host import OPERATING_SYSTEM, Host
 from streaming.log.generation import Token
 from streaming.output_constraint import Grammar, GrammarMatcher, OutputConstraint
+from streaming.scheduling.schedule import ScheduledChunk
 from streaming.sequence import Sequence as EngineSequence
 
 TIMEOUT_S = 45.0
@@ -144,6 +146,12 @@ def make_sequence(
         matcher=matcher,
         prompt_texts=prompt_texts_of(prompt_ids, params=params, decode=ByteTokenizer().decode),
     )
+
+
+def chunk_of(sequence: EngineSequence, start: int = 0, num_tokens: int | None = None) -> Chunk:
+    """Return tokens of a sequence as a runner gets them, by default all from `start` on."""
+    num_tokens = sequence.num_tokens - start if num_tokens is None else num_tokens
+    return ScheduledChunk(sequence, start, num_tokens).to_chunk()
 
 
 def prompt_texts_of(

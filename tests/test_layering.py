@@ -31,9 +31,10 @@ STREAMING_RANKS = (
     {"output_constraint"},
     {"log.generation", "sampling_params"},
     {"request", "log.reader"},
-    {"sequence", "chat.format"},
-    {"backend", "scheduling.fair_queue"},
-    {"scheduling.scheduler", "scheduling.wait_estimator", "backends"},
+    {"backend", "chat.format"},
+    {"sequence", "backends"},
+    {"scheduling.fair_queue", "scheduling.schedule"},
+    {"scheduling.scheduler", "scheduling.wait_estimator"},
     {
         *("engine.engine", "engine.watchdog", "log.subscribers"),
         *("admission.input_processor", "admission.capacity"),

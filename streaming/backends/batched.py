@@ -19,7 +19,6 @@ from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.sampler import Sampler
 from streaming.backends.sampling.sampling import Draw, sample_tokens
-from streaming.sequence import Sequence
 
 
 class BatchedRunner:
@@ -68,24 +67,25 @@ class BatchedRunner:
         step = prepare_inputs(batch, cache=self._cache, device=self._device)
         # A padded head has rows for ids that the model cannot read; they must not be chosen.
         logits = forward(self._model, step, self._cache)[:, : self._num_readable_ids]
-        start = len(step.sequences)
-        for chunk, num_wanted in step.scored:
-            self._prompts.take(chunk, logits[start : start + num_wanted])
-            start += num_wanted
+        start = len(step.yielding)
+        for chunk in step.scored:
+            end = start + len(chunk.scored_ids)
+            self._prompts.take(chunk, logits[start:end])
+            start = end
         sampled: list[SampledToken | FailedRow] = []
-        if step.sequences:
-            sampled = self._sampler.sample(logits[: len(step.sequences)], step.sequences)
-        by_sequence = dict(zip(step.sequences, sampled, strict=True))
-        return [
-            self._prompts.add_to(chunk, by_sequence[chunk.sequence])
-            for chunk in batch.chunks
-            if chunk.yields_token
-        ]
+        if step.yielding:
+            sampled = self._sampler.sample(logits[: len(step.yielding)], step.yielding)
+        by_id = {
+            chunk.sequence.generation_id: self._prompts.add_to(chunk, token)
+            for chunk, token in zip(step.yielding, sampled, strict=True)
+        }
+        # The cache may have put the rows in another order than the batch's.
+        return [by_id[chunk.sequence.generation_id] for chunk in batch.chunks if chunk.yields_token]
 
-    def release(self, sequence: Sequence) -> None:
-        """Forget what was kept for it: its blocks are the engine's to give back."""
-        self._prompts.forget(sequence.generation_id)
-        self._sampler.forget(sequence)
+    def release(self, generation_id: str) -> None:
+        """Forget what is kept of a sequence; the engine gives its cache blocks back."""
+        self._prompts.forget(generation_id)
+        self._sampler.forget(generation_id)
 
     def close(self) -> None:
         self._model = None

@@ -30,12 +30,10 @@ from streaming.backends.sampling.logits_processors import (
     RawDistribution,
     SomeTokenLeft,
 )
-from streaming.backends.sampling.penalties import Penalties
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.row_failure import RowFailed
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
-from streaming.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -83,23 +81,37 @@ class _Job:
     engine's thread. See `streaming.engine.engine_thread` on why that matters.
 
     Args:
-        prompt: of the sequence.
+        prompt: the first chunk of the sequence, with all tokens that are known.
         generate: makes the call.
+        vocab_size: ids that the model can read are below it.
     """
 
     def __init__(self, prompt: Chunk, generate: Callable[[_Job], None], *, vocab_size: int) -> None:
         self.prompt = prompt
-        self.sequence = prompt.sequence
-        self.raw = RawDistribution(self.sequence.params.logprobs, vocab_size=vocab_size)
+        self._chunk = prompt
+        self.raw = RawDistribution(prompt.sequence.params.logprobs, vocab_size=vocab_size)
         self.streamer = TokenStreamer(self.raw, getcurrent())
         self._greenlet = greenlet(partial(generate, self))
 
-    def next_token(self) -> SampledToken | FailedRow:
+    @property
+    def generation_id(self) -> str:
+        """Whose call it is."""
+        return self.prompt.sequence.generation_id
+
+    def current_chunk(self) -> Chunk:
+        """Return the chunk of the step that runs."""
+        return self._chunk
+
+    def next_token(self, chunk: Chunk) -> SampledToken | FailedRow:
         """Let `generate` make a token, or return the reason why the sequence gets none.
+
+        Args:
+            chunk: of this step; `generate` has its tokens already.
 
         Raises:
             GenerateFailed: `generate` failed.
         """
+        self._chunk = chunk
         try:
             outcome = self._greenlet.switch()
         except RowFailed as failed:
@@ -142,14 +154,15 @@ class GenerateRunner:
         (chunk,) = batch.chunks
         if self._job is None:
             self._job = _Job(chunk, self._generate, vocab_size=self._num_readable_ids)
-        assert self._job.sequence is chunk.sequence, "one sequence runs until it is released"
-        return [self._prompts.add_to(chunk, self._job.next_token())]
+        generation_id = chunk.sequence.generation_id
+        assert self._job.generation_id == generation_id, "one sequence runs until it is released"
+        return [self._prompts.add_to(chunk, self._job.next_token(chunk))]
 
-    def release(self, sequence: Sequence) -> None:
-        """Stop computing for the sequence."""
-        if self._job is not None and self._job.sequence is sequence:
+    def release(self, generation_id: str) -> None:
+        """Stop computing for a sequence."""
+        if self._job is not None and self._job.generation_id == generation_id:
             self._end_job(self._job)
-        self._prompts.forget(sequence.generation_id)
+        self._prompts.forget(generation_id)
 
     def close(self) -> None:
         if self._job is not None:
@@ -162,41 +175,45 @@ class GenerateRunner:
 
     @torch.inference_mode()
     def _generate(self, job: _Job) -> None:
-        sequence = job.sequence
-        if sequence.params.seed is not None:
+        prompt, sequence, params = job.prompt, job.prompt.sequence, job.prompt.sequence.params
+        if params.seed is not None:
             # The process-wide generator: nothing else draws from it while this sequence runs.
-            torch.manual_seed(sequence.params.seed)
-        token_ids = [*sequence.prompt_ids, *sequence.output_ids]
-        if num_wanted := self._prompts.num_wanted(job.prompt):
+            torch.manual_seed(params.seed)
+        if prompt.scored_ids:
             # `generate` keeps the logits of the last token only, so the prompt is read twice.
-            prompt = torch.tensor([sequence.prompt_ids], device=self._device)
-            logits = self._model(input_ids=prompt, use_cache=False).logits[0]
-            self._prompts.take(job.prompt, logits[:num_wanted, : self._num_readable_ids])
+            prompt_ids = [prompt.token_ids[: sequence.num_prompt_tokens]]
+            ids = torch.tensor(prompt_ids, device=self._device)
+            logits = self._model(input_ids=ids, use_cache=False).logits[0]
+            num_scored = len(prompt.scored_ids)
+            self._prompts.take(prompt, logits[:num_scored, : self._num_readable_ids])
         processors = [job.raw]
-        if Penalties.are_wanted(sequence.params):
-            processors.append(Penalized(sequence, self._device))
-        if sequence.params.logit_bias:
+        if params.has_penalties:
+            processors.append(Penalized(job.current_chunk, self._device))
+        if params.logit_bias:
             processors.append(LogitBias(sequence, self._device))
-        if sequence.matcher is not None:
-            processors.append(GrammarMask(sequence))
-        elif sequence.params.min_tokens and sequence.banned_token_ids:
-            processors.append(MinTokens(sequence, self._device))
+        if prompt.token_mask is not None:
+            processors.append(GrammarMask(job.current_chunk))
+        elif params.min_tokens and sequence.banned_token_ids:
+            processors.append(MinTokens(job.current_chunk, self._device))
         if len(processors) > 1:
-            processors.append(SomeTokenLeft(sequence))
+            processors.append(SomeTokenLeft(job.current_chunk))
         self._model.generate(
-            torch.tensor([token_ids], device=self._device),
-            generation_config=_generation_config(sequence),
+            torch.tensor([prompt.token_ids], device=self._device),
+            generation_config=_generation_config(prompt),
             logits_processor=LogitsProcessorList(processors),
             streamer=job.streamer,
         )
 
 
-def _generation_config(sequence: Sequence) -> GenerationConfig:
-    params = sequence.params
+def _generation_config(prompt: Chunk) -> GenerationConfig:
+    """Return the generation config of a sequence, from its first chunk."""
+    params = prompt.params
+    assert params.max_tokens is not None
+    num_tokens_left = params.max_tokens - prompt.output_position
     if params.is_greedy:
-        return GenerationConfig(max_new_tokens=sequence.num_tokens_left, do_sample=False)
+        return GenerationConfig(max_new_tokens=num_tokens_left, do_sample=False)
     return GenerationConfig(
-        max_new_tokens=sequence.num_tokens_left,
+        max_new_tokens=num_tokens_left,
         do_sample=True,
         temperature=max(params.temperature, _MIN_TEMPERATURE),
         top_k=params.top_k,

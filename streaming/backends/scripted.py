@@ -9,11 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 from streaming.backend import (
     Backend,
     Batch,
     CacheGeometry,
+    Chunk,
     EncodedPrompt,
     FailedRow,
     ModelInfo,
@@ -25,12 +27,22 @@ from streaming.errors import InvalidRequest, RequestError
 from streaming.log.generation import Logprob, TokenLogprobs
 from streaming.output_constraint import Grammar, GrammarMatcher, OutputConstraint
 from streaming.request import ChatPrompt
-from streaming.sequence import Sequence
+from streaming.sampling_params import SamplingParams
 
 EOS = 256
 _VOCAB_SIZE = 257
 
-Script = Callable[[Sequence], Iterable[int | BaseException]]
+
+@dataclass(frozen=True, slots=True)
+class ScriptInput:
+    """What a script knows of its sequence."""
+
+    generation_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+Script = Callable[[ScriptInput], Iterable[int | BaseException]]
 """The tokens of one sequence; an exception among them fails the step that would yield it, but for a
 `RequestError`, which fails this sequence alone."""
 
@@ -147,7 +159,8 @@ class ScriptedRunner:
     Args:
         script: what each sequence says.
         max_num_seqs: most sequences in one step.
-        cache: a cache for the engine to hand out; nothing is ever written to it.
+        cache: a cache for the engine to hand out. Tokens are written to it in place of their keys
+            and values, so a script learns a prompt that was found in the cache.
         gate: waited for before each step.
     """
 
@@ -162,6 +175,7 @@ class ScriptedRunner:
         self._script = script
         self._gate = gate
         self._lines: dict[str, Iterator[int | BaseException]] = {}
+        self._cached_ids: dict[int, int] = {}  # by slot: block * block_size + offset
         self.max_num_seqs = max_num_seqs
         self.cache = cache
         self.released: list[str] = []
@@ -170,33 +184,54 @@ class ScriptedRunner:
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         if self._gate is not None:
             self._gate.wait()
-        return [self._next(chunk.sequence) for chunk in batch.chunks if chunk.yields_token]
+        if self.cache is not None:
+            for chunk in batch.chunks:
+                slots = _slots(chunk, chunk.start, chunk.end, self.cache.block_size)
+                self._cached_ids.update(zip(slots, chunk.token_ids, strict=True))
+        return [self._next(chunk) for chunk in batch.chunks if chunk.yields_token]
 
-    def release(self, sequence: Sequence) -> None:
-        self._lines.pop(sequence.generation_id, None)
-        self.released.append(sequence.generation_id)
+    def release(self, generation_id: str) -> None:
+        self._lines.pop(generation_id, None)
+        self.released.append(generation_id)
 
     def close(self) -> None:
         self.is_closed = True
 
-    def _next(self, sequence: Sequence) -> SampledToken | FailedRow:
+    def _next(self, chunk: Chunk) -> SampledToken | FailedRow:
+        sequence, params = chunk.sequence, chunk.sequence.params
         line = self._lines.get(sequence.generation_id)
         if line is None:
-            line = self._lines[sequence.generation_id] = iter(self._script(sequence))
+            asked = ScriptInput(sequence.generation_id, self._prompt_ids(chunk), params)
+            line = self._lines[sequence.generation_id] = iter(self._script(asked))
         token_id = next(line, EOS)
         if isinstance(token_id, RequestError):
             return FailedRow(str(token_id), token_id)
         if isinstance(token_id, BaseException):
             raise token_id
         prompt_logprobs = None
-        if sequence.wants_prompt_logprobs:
+        if params.prompt_logprobs is not None and not chunk.output_position:
             prompt_logprobs = tuple(
-                _logprobs(prompt_id, sequence.params.prompt_logprobs or 0)
-                for prompt_id in sequence.prompt_ids[1:]
+                _logprobs(prompt_id, params.prompt_logprobs)
+                for prompt_id in self._prompt_ids(chunk)[1:]
             )
-        num_top = sequence.params.logprobs
+        num_top = params.logprobs
         logprobs = None if num_top is None else _logprobs(token_id, num_top)
         return SampledToken(token_id, logprobs, prompt_logprobs)
+
+    def _prompt_ids(self, chunk: Chunk) -> tuple[int, ...]:
+        """Return the prompt of a sequence whose first token is due."""
+        num_tokens = chunk.sequence.num_prompt_tokens
+        if self.cache is None:
+            assert chunk.start == 0, "a runner without a cache gets prompts whole"
+            return chunk.token_ids[:num_tokens]
+        slots = _slots(chunk, 0, num_tokens, self.cache.block_size)
+        return tuple(self._cached_ids[slot] for slot in slots)
+
+
+def _slots(chunk: Chunk, start: int, end: int, block_size: int) -> Iterator[int]:
+    """Yield the places in the cache of a sequence's tokens `start` to `end` (half-open)."""
+    for position in range(start, end):
+        yield chunk.block_ids[position // block_size] * block_size + position % block_size
 
 
 def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:
@@ -208,14 +243,14 @@ def say(*texts: str) -> Script:
     """Return a script that answers with one of `texts` after the other, the last one for ever."""
     remaining = list(texts)
 
-    def script(_: Sequence) -> Iterable[int]:
+    def script(_: ScriptInput) -> Iterable[int]:
         text = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         return list(text.encode())
 
     return script
 
 
-def repeat_prompt(sequence: Sequence) -> Iterable[int]:
+def repeat_prompt(sequence: ScriptInput) -> Iterable[int]:
     """Say what was asked, as a parrot does."""
     return sequence.prompt_ids
 

@@ -17,6 +17,7 @@ from streaming.errors import EngineFailure, RequestError, StreamingError
 from streaming.log.generation import Generation, Queued
 from streaming.scheduling.block_manager import BlockManager
 from streaming.scheduling.prefill_budget import PrefillBudget
+from streaming.scheduling.schedule import Schedule
 from streaming.scheduling.scheduler import Scheduler
 from streaming.scheduling.wait_estimator import Forecast, WaitEstimator
 from streaming.sequence import Sequence
@@ -141,8 +142,8 @@ class Engine:
             ModelBroken: the last `MAX_FAILED_STEPS` steps have failed.
         """
         self._end_overdue()
-        if (batch := self._scheduler.schedule()) is not None:
-            self._run(batch)
+        if (schedule := self._scheduler.schedule()) is not None:
+            self._run(schedule)
         self._update_queue()
         return self.take_touched()
 
@@ -151,20 +152,27 @@ class Engine:
         touched, self._touched = self._touched, {}
         return list(touched.values())
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, schedule: Schedule) -> None:
         started_at = self._clock()
-        for chunk in batch.chunks:
+        schedule, batch = self._make_batch(schedule)
+        if not batch.chunks:
+            return
+        for chunk in schedule.chunks:
             generation = chunk.sequence.generation
             if generation.started is None:
                 generation.start(cached_tokens=chunk.start, at=started_at)
                 self._touched[generation.generation_id] = generation
                 self._queue_changed = True
-        yielding = [chunk.sequence for chunk in batch.chunks if chunk.yields_token]
+        yielding = [
+            scheduled.sequence
+            for scheduled, chunk in zip(schedule.chunks, batch.chunks, strict=True)
+            if chunk.yields_token
+        ]
         try:
             tokens = list(zip(yielding, self._runner.run(batch), strict=True))
         except BaseException as error:
             logger.exception("a step of %d sequences failed", len(batch.chunks))
-            for chunk in batch.chunks:
+            for chunk in schedule.chunks:
                 self.fail(chunk.sequence.generation_id, EngineFailure())
             self._num_failed_steps += 1
             if self._num_failed_steps == MAX_FAILED_STEPS:
@@ -173,7 +181,7 @@ class Engine:
         self._num_failed_steps = 0
         now = self._clock()
         duration_s = now - started_at
-        self._scheduler.advance(batch, duration_s=duration_s)
+        self._scheduler.advance(schedule, duration_s=duration_s)
         for sequence, token in tokens:
             if isinstance(token, FailedRow):
                 self._fail_row(sequence, token)
@@ -191,6 +199,23 @@ class Engine:
         self._estimator.observe_step(
             num_tokens=len(tokens), duration_s=duration_s, num_running=len(batch.chunks)
         )
+
+    def _make_batch(self, schedule: Schedule) -> tuple[Schedule, Batch]:
+        """Return the chunks of a step, and the same chunks as plain data for the runner.
+
+        Fails and leaves out a sequence whose grammar matcher raises.
+        """
+        scheduled, chunks = [], []
+        for chunk in schedule.chunks:
+            try:
+                chunks.append(chunk.to_chunk())
+            except BaseException:  # of its matcher, panics included
+                generation_id = chunk.sequence.generation_id
+                logger.exception("%s: the grammar's matcher failed", generation_id)
+                self.fail(generation_id, EngineFailure())
+            else:
+                scheduled.append(chunk)
+        return Schedule(tuple(scheduled)), Batch(tuple(chunks))
 
     def _append(self, sequence: Sequence, token: SampledToken, *, at: float) -> None:
         if token.prompt_logprobs is not None:
@@ -230,7 +255,7 @@ class Engine:
         self._touched[sequence.generation_id] = sequence.generation
         self._queue_changed = True
         if sequence.generation.started is not None:
-            self._runner.release(sequence)
+            self._runner.release(sequence.generation_id)
             self._estimator.observe_end(num_tokens=len(sequence.output_ids))
         logger.info("%s", _Summary(sequence.generation))
 

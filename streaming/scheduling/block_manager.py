@@ -61,7 +61,8 @@ class BlockTable:
     __slots__ = ("block_ids", "node", "num_cached_blocks", "num_verified_blocks")
 
     def __init__(self) -> None:
-        self.block_ids: list[int] = []
+        # A tuple, so that a batch can hold it without a copy.
+        self.block_ids: tuple[int, ...] = ()
         self.num_cached_blocks = 0
         self.num_verified_blocks = 0
         self.node = _ROOT
@@ -146,7 +147,7 @@ class BlockManager:
         for block_id in prefix.block_ids:
             self._ref_counts[block_id] += 1
             self._free_cached.pop(block_id, None)
-        table.block_ids = list(prefix.block_ids)
+        table.block_ids = prefix.block_ids
         table.num_cached_blocks = len(prefix.block_ids)
         table.node = prefix.node
 
@@ -164,12 +165,14 @@ class BlockManager:
 
     def allocate(self, table: BlockTable, num_tokens: int) -> None:
         """Extend `table` to hold `num_tokens` tokens; there must be enough free blocks."""
+        block_ids: list[int] = []
         for _ in range(self.num_missing_blocks(table, num_tokens)):
             block_id = self._pop_free_block()
             # The block is about to be overwritten, so its old tokens must not be found any more.
             self._uncache(block_id)
             self._ref_counts[block_id] = 1
-            table.block_ids.append(block_id)
+            block_ids.append(block_id)
+        table.block_ids += tuple(block_ids)
 
     def cache_full_blocks(
         self, table: BlockTable, token_ids: Sequence[int], num_computed: int
@@ -198,7 +201,7 @@ class BlockManager:
                     self._free_cached[block_id] = None
                 else:
                     self._free_uncached.append(block_id)
-        table.block_ids = []
+        table.block_ids = ()
         table.num_cached_blocks = 0
         table.num_verified_blocks = 0
         table.node = _ROOT

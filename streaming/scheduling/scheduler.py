@@ -29,10 +29,10 @@ from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from itertools import islice
 
-from streaming.backend import Batch, Chunk
 from streaming.scheduling.block_manager import EMPTY_PREFIX, BlockManager, Prefix
 from streaming.scheduling.fair_queue import FairQueue
 from streaming.scheduling.prefill_budget import PrefillBudget
+from streaming.scheduling.schedule import Schedule, ScheduledChunk
 from streaming.sequence import Sequence, SequenceState
 
 _TURN_TOKENS = 256
@@ -42,7 +42,7 @@ _MAX_SKIPPED = 16
 
 
 class Scheduler:
-    """Holds every live sequence, and builds the batch of each step.
+    """Holds every live sequence, and chooses what runs in each step.
 
     Args:
         max_num_seqs: most sequences in one batch.
@@ -112,8 +112,8 @@ class Scheduler:
         """Mark a sequence as detached: its log has no subscriber; or as attached again."""
         self._queue.set_detached(sequence, is_detached=is_detached)
 
-    def schedule(self) -> Batch | None:
-        """Return the batch of the next step; None if there is nothing to run."""
+    def schedule(self) -> Schedule | None:
+        """Return the work of the next step; None if there is nothing to run."""
         if self._block_manager is None or self._prefill_budget is None:
             # The runner has its own cache: each prompt is one chunk, and nothing is preempted.
             self._start_waiting()
@@ -125,27 +125,28 @@ class Scheduler:
             chunks = self._decode(self._block_manager)
             budget = self._prefill_budget.num_tokens(num_decodes=len(chunks))
             chunks += self._prefill(self._block_manager, budget)
-        return Batch(tuple(chunks)) if chunks else None
+        return Schedule(tuple(chunks)) if chunks else None
 
-    def advance(self, batch: Batch, *, duration_s: float) -> None:
-        """Record that the batch has run in `duration_s` seconds, and its tokens are in the cache.
+    def advance(self, schedule: Schedule, *, duration_s: float) -> None:
+        """Record that the step has run in `duration_s` seconds, and its tokens are in the cache.
 
         Call it before the new tokens of the step are appended: whether a chunk is a decode or
         yields a token depends on the length of its sequence when it ran.
         """
-        for chunk in batch.chunks:
-            sequence = chunk.sequence
-            sequence.num_computed_tokens = chunk.start + chunk.num_tokens
-            self._queue.charge(sequence, num_tokens=chunk.num_tokens)
+        num_decodes = 0
+        for chunk in schedule.chunks:
+            sequence, num_tokens = chunk.sequence, chunk.num_tokens
+            sequence.num_computed_tokens = chunk.start + num_tokens
+            num_decodes += num_tokens == 1 and chunk.yields_token
+            self._queue.charge(sequence, num_tokens=num_tokens)
             if self._block_manager is not None:
                 self._block_manager.cache_full_blocks(
                     sequence.block_table, sequence.token_ids, sequence.num_computed_tokens
                 )
         if self._prefill_budget is not None:
-            num_decodes = sum(chunk.is_decode for chunk in batch.chunks)
             self._prefill_budget.observe_step(
                 num_decodes=num_decodes,
-                num_prefill_tokens=batch.num_tokens - num_decodes,
+                num_prefill_tokens=schedule.num_tokens - num_decodes,
                 duration_s=duration_s,
             )
 
@@ -228,20 +229,21 @@ class Scheduler:
     def _has_had_turn(self, sequence: Sequence) -> bool:
         return self._num_turn_tokens(sequence) >= self._turn_tokens
 
-    def _decode(self, block_manager: BlockManager) -> list[Chunk]:
+    def _decode(self, block_manager: BlockManager) -> list[ScheduledChunk]:
         """Return a decode for each prefilled sequence; preempt some if blocks run out."""
         chunks = []
         for sequence in tuple(self._running):
             if sequence.num_uncomputed_tokens > 1 or sequence.state is not SequenceState.RUNNING:
                 continue
-            while block_manager.num_missing_blocks(sequence.block_table, sequence.num_tokens) > (
-                block_manager.num_free_blocks
-            ):
+            table = sequence.block_table
+            num_missing = block_manager.num_missing_blocks(table, sequence.num_tokens)
+            while num_missing and num_missing > block_manager.num_free_blocks:
                 self._preempt(block_manager, self._youngest_of_most())
                 if sequence.state is not SequenceState.RUNNING:
                     break
             else:
-                block_manager.allocate(sequence.block_table, sequence.num_tokens)
+                if num_missing:
+                    block_manager.allocate(table, sequence.num_tokens)
                 chunks.append(_chunk(sequence, 1))
         # A later sequence of the loop may have preempted an earlier one.
         return [chunk for chunk in chunks if chunk.sequence.state is SequenceState.RUNNING]
@@ -252,14 +254,14 @@ class Scheduler:
         most = max(num_running.values())
         return next(each for each in reversed(self._running) if num_running[each.caller] == most)
 
-    def _prefill(self, block_manager: BlockManager, budget: int) -> list[Chunk]:
+    def _prefill(self, block_manager: BlockManager, budget: int) -> list[ScheduledChunk]:
         """Return chunks of prompts within the budget, callers that were served least first.
 
         With equal sort keys, prompts in progress go before new ones.
         """
         if not budget:
             return []
-        chunks: list[Chunk] = []
+        chunks: list[ScheduledChunk] = []
         started: list[Sequence] = []
         reading = [each for each in self._running if each.num_uncomputed_tokens > 1]
         reading.sort(key=self._queue.sort_key, reverse=True)  # the next one is last: pop()
@@ -348,8 +350,8 @@ class Scheduler:
         self._queue.requeue(sequence, behind=behind)
 
 
-def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
-    return Chunk(sequence, start=sequence.num_computed_tokens, num_tokens=num_tokens)
+def _chunk(sequence: Sequence, num_tokens: int) -> ScheduledChunk:
+    return ScheduledChunk(sequence, sequence.num_computed_tokens, num_tokens)
 
 
 def _find_prefix(block_manager: BlockManager, sequence: Sequence) -> Prefix:

@@ -18,8 +18,7 @@ from websockets.exceptions import InvalidStatus
 
 from streaming import Backend
 from streaming.backend import CacheGeometry
-from streaming.backends.scripted import Gate, ScriptedRunner, say, scripted_backend
-from streaming.sequence import Sequence
+from streaming.backends.scripted import Gate, ScriptedRunner, ScriptInput, say, scripted_backend
 from tests.app.serving import client_of, serving, until
 from tests.app.sockets import (
     StreamServer,
@@ -40,7 +39,7 @@ MAX_STEPS = 6
 some to spare."""
 
 
-def repeat_for_ever(_: Sequence) -> Iterable[int]:
+def repeat_for_ever(_: ScriptInput) -> Iterable[int]:
     return itertools.repeat(ord("a"))
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from streaming.backends.scripted import Gate, Script, scripted_backend
-from streaming.sequence import Sequence
+from streaming.backends.scripted import Gate, Script, ScriptInput, scripted_backend
 from tests.app import transports
 from tests.app.conversation import text_of
 from tests.app.response_events import check_events
@@ -60,7 +59,7 @@ def usage(prompt: str, answer: str, *, has_end: bool = True) -> tuple[int, int, 
 
 
 def script_of(*parts: str | Exception) -> Script:
-    def script(_: Sequence) -> Iterable[int | Exception]:
+    def script(_: ScriptInput) -> Iterable[int | Exception]:
         for part in parts:
             yield from part.encode() if isinstance(part, str) else [part]
 
@@ -156,7 +155,7 @@ async def test_the_outcome_is_the_same_on_every_transport(scenario: str) -> None
 # Cancel.
 
 
-def endless(_: Sequence) -> Iterable[int]:
+def endless(_: ScriptInput) -> Iterable[int]:
     return itertools.cycle(b"abc")
 
 

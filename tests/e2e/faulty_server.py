@@ -21,9 +21,8 @@ from app.cli.settings import load_settings
 from app.server import bind
 from app.settings import Settings
 from streaming import AsyncEngine
-from streaming.backend import Backend, Batch, FailedRow, SampledToken
+from streaming.backend import Backend, Batch, Chunk, FailedRow, SampledToken
 from streaming.backends.scripted import ByteTokenizer, ScriptedRunner, scripted_backend
-from streaming.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class FaultyRunner(ScriptedRunner):
         self._is_broken = False
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
-        if self._is_broken or any(map(_has_fault, (chunk.sequence for chunk in batch.chunks))):
+        if self._is_broken or any(map(_has_fault, batch.chunks)):
             match self._fault:
                 case "hanging-step":
                     hang()
@@ -74,8 +73,8 @@ class FaultyTokenizer(ByteTokenizer):
         return super().encode(text)
 
 
-def _has_fault(sequence: Sequence) -> bool:
-    return FAULT in bytes(sequence.prompt_ids)
+def _has_fault(chunk: Chunk) -> bool:
+    return FAULT in bytes(chunk.token_ids)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from streaming.sampling_params import SamplingParams
 from streaming.sequence import _NEXT_STATES, InvalidTransition, Sequence, SequenceState
 from tests.support import (
     WordMatcher,
+    chunk_of,
     finish_reason,
     make_generation,
     make_sequence,
@@ -97,7 +98,7 @@ def test_a_new_sequence_waits_and_nothing_is_computed():
 def test_a_new_sequence_is_attached_and_has_priority_0():
     sequence = make_sequence(caller="alice")
     assert (sequence.caller, sequence.priority, sequence.is_detached) == ("alice", 0, False)
-    assert sequence.block_table.block_ids == []
+    assert sequence.block_table.block_ids == ()
     assert make_sequence(priority=3).priority == 3
 
 
@@ -163,7 +164,7 @@ def test_ignore_eos_ignores_end_tokens_but_not_stop_tokens():
     sequence = make_running(params)
     feed(sequence, [*b"a", EOS, EOS, *b"bc"])
     assert outcome(sequence) == ("ab", "stop", 5)
-    assert sequence.banned_token_ids == {EOS, ord("c")}
+    assert sequence.input.banned_token_ids == {EOS, ord("c")}
 
 
 @pytest.mark.pain(5)
@@ -240,7 +241,7 @@ def test_end_tokens_are_banned_before_min_tokens():
     sequence = make_running(SamplingParams(max_tokens=9, min_tokens=2))
     banned = []
     for token_id in b"abc":
-        banned.append(sequence.must_not_end)
+        banned.append(chunk_of(sequence).must_not_end)
         sequence.append(token_id, at=1.0)
     assert banned == [True, True, False]
 

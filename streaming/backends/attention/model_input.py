@@ -9,9 +9,7 @@ import torch
 
 from streaming.backend import Batch, Chunk
 from streaming.backends.attention.kv_cache import PagedKVCache
-from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.scheduling.padding import ceil_to_bucket
-from streaming.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +21,20 @@ class Step:
 
     Attributes:
         token_ids, positions: (1, T).
-        logits_rows: rows whose logits are wanted: one for each of `sequences`, then those of
-            `scored`; then any, and at least one row, as some models take none for all.
+        logits_rows: rows whose logits are wanted: one for each of `yielding`, then the first
+            `len(chunk.scored_ids)` of each of `scored`; then any, and at least one row, as some
+            models take none for all.
         layout: for the cache.
-        sequences: those that get a token, in the order of their rows.
-        scored: chunks of prompts that are scored, and how many rows of each are wanted.
+        yielding: chunks that yield a token, in the order of their rows.
+        scored: chunks of prompts whose log probabilities are wanted.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     logits_rows: torch.Tensor
     layout: Any
-    sequences: tuple[Sequence, ...]
-    scored: tuple[tuple[Chunk, int], ...]
+    yielding: tuple[Chunk, ...]
+    scored: tuple[Chunk, ...]
 
 
 def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -> Step:
@@ -43,12 +42,9 @@ def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -
     chunks = cache.arrange(batch.chunks)
     yielding_rows: list[int] = []
     scored_rows: list[int] = []
-    scored: list[tuple[Chunk, int]] = []
     end = 0
     for chunk in chunks:
-        if num_wanted := PromptScorer.num_wanted(chunk):
-            scored.append((chunk, num_wanted))
-            scored_rows += range(end, end + num_wanted)
+        scored_rows += range(end, end + len(chunk.scored_ids))
         end += chunk.num_tokens
         if chunk.yields_token:
             yielding_rows.append(end - 1)
@@ -68,8 +64,8 @@ def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -
         positions=positions[None],
         logits_rows=rows,
         layout=cache.make_layout(chunks, slots, numbers),
-        sequences=tuple(chunk.sequence for chunk in chunks if chunk.yields_token),
-        scored=tuple(scored),
+        yielding=tuple(chunk for chunk in chunks if chunk.yields_token),
+        scored=tuple(chunk for chunk in chunks if chunk.scored_ids),
     )
 
 
@@ -79,7 +75,7 @@ def _padded(numbers: list[int]) -> list[int]:
 
 def _slots(chunk: Chunk, block_size: int) -> list[int]:
     """Return the places of the chunk's tokens in the cache."""
-    blocks = chunk.sequence.block_table.block_ids
+    blocks = chunk.block_ids
     return [
         blocks[position // block_size] * block_size + position % block_size
         for position in range(chunk.start, chunk.end)

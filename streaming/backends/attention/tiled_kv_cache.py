@@ -115,7 +115,7 @@ def _groups(chunks: SequenceOf[Chunk]) -> list[list[Chunk]]:
 def _fresh_blocks(chunks: Iterable[Chunk], block_size: int) -> list[int]:
     """Return the last block of each chunk, where the chunk begins it and does not fill it."""
     return [
-        chunk.sequence.block_table.block_ids[chunk.end // block_size]
+        chunk.block_ids[chunk.end // block_size]
         for chunk in chunks
         if chunk.end % block_size and chunk.end // block_size * block_size >= chunk.start
     ]
@@ -128,7 +128,7 @@ def _tables(group: list[Chunk], block_size: int) -> list[int]:
     padded: list[int] = []
     for chunk in group:
         # Only blocks that have been begun: what lies in others may be anything.
-        begun = chunk.sequence.block_table.block_ids[: -(-chunk.end // block_size)]
+        begun = chunk.block_ids[: -(-chunk.end // block_size)]
         padded += begun
         padded += begun[:1] * (num_blocks - len(begun))
     return padded

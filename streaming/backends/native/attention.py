@@ -112,7 +112,7 @@ class NativeKVCache(LayerTensors):
         start = 0
         for chunk in chunks:
             described += (start, chunk.num_tokens, chunk.end, len(tables))
-            tables += chunk.sequence.block_table.block_ids[: -(-chunk.end // self.block_size)]
+            tables += chunk.block_ids[: -(-chunk.end // self.block_size)]
             start += chunk.num_tokens
         return [described, tables]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from streaming.backend import Batch, Chunk
+from streaming.backend import Batch
 from streaming.backends.attention.forward import forward
 from streaming.backends.attention.kv_cache import (
     BLOCK_SIZE,
@@ -23,8 +23,7 @@ from streaming.backends.native.attention import SPLIT_TOKENS
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.optimization.module_replacement import restore_layers
 from streaming.backends.optimization.packed_linear import RowsNotAlike, pack_linears
-from streaming.backends.optimization.warm_up import dry_sequence
-from streaming.sequence import Sequence
+from streaming.backends.optimization.warm_up import dry_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -176,19 +175,18 @@ class DryRun:
 
     def __init__(self, model: Any, attention: Attention, lengths: list[int]) -> None:
         self._model = model
-        self._sequences: list[Sequence] = []
+        self._token_ids = [_token_ids(model, length) for length in lengths]
+        self._block_ids: list[range] = []
         num_blocks = 0
         for length in lengths:
-            sequence = dry_sequence(_token_ids(model, length))
             end = num_blocks - (-length // BLOCK_SIZE)
-            sequence.block_table.block_ids = list(range(num_blocks, end))
-            self._sequences.append(sequence)
+            self._block_ids.append(range(num_blocks, end))
             num_blocks = end
         self.cache = attention.make_cache(num_blocks, BLOCK_SIZE)
 
     def read(self, number: int, *, cut: int = 0) -> torch.Tensor:
         """Read a whole sequence, in two parts if `cut` says where; return the last logits."""
-        length = self._sequences[number].num_tokens
+        length = len(self._token_ids[number])
         if 0 < cut < length:
             self.step([(number, 0, cut)])
         else:
@@ -205,7 +203,7 @@ class DryRun:
         Raises:
             NotBatchInvariant: they are others.
         """
-        lengths = [sequence.num_tokens for sequence in self._sequences]
+        lengths = list(map(len, self._token_ids))
         decodes = [(number, length - 1, length) for number, length in enumerate(lengths)]
         for crowd in (*([decode] for decode in decodes), decodes * _NUM_NEIGHBOURS):
             for number, logits in self.step(crowd):
@@ -219,12 +217,19 @@ class DryRun:
         """Run chunks of (number, start, end); return number and logits of what has been read."""
         batch = Batch(
             tuple(
-                Chunk(self._sequences[number], start, end - start) for number, start, end in chunks
+                dry_chunk(
+                    self._token_ids[number],
+                    start=start,
+                    end=end,
+                    block_ids=self._block_ids[number],
+                    generation_id=str(number),
+                )
+                for number, start, end in chunks
             )
         )
         step = prepare_inputs(batch, cache=self.cache, device=self._model.device)
         logits = forward(self._model, step, self.cache)
-        numbers = map(self._sequences.index, step.sequences)
+        numbers = [int(chunk.sequence.generation_id) for chunk in step.yielding]
         return list(zip(numbers, logits, strict=False))
 
 

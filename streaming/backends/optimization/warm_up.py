@@ -1,58 +1,78 @@
-"""The first steps of a runner, before anybody waits for them."""
+"""The first steps of a runner, which run while it is loaded."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as SequenceOf
 
-from streaming.backend import Batch, Chunk, FailedRow, ModelInfo, ModelRunner
-from streaming.log.generation import Generation
+from streaming.backend import (
+    Batch,
+    Chunk,
+    FailedRow,
+    ModelInfo,
+    ModelRunner,
+    SequenceInput,
+)
 from streaming.sampling_params import SamplingParams
-from streaming.sequence import Sequence
 
 _NUM_PROMPT_TOKENS = 32
+_GENERATION_ID = "warm-up"
+_PARAMS = SamplingParams(max_tokens=3, seed=0, top_p=0.9, logprobs=1)
 
 
 class WarmUpFailed(RuntimeError):
-    """The model does not work; the text says why."""
+    """The model gives no token; the text says why."""
 
 
 def warm_up(runner: ModelRunner, info: ModelInfo) -> None:
     """Run a prompt and one more step, so that the first request does not pay for what is lazy.
 
     Raises:
-        WarmUpFailed: the model's first tokens are none.
-        Exception: whatever else the model fails with; it does not work then.
+        WarmUpFailed: the runner returns a failed row.
+        Exception: whatever else the model raises.
     """
     room = max(1, info.max_model_len - 2)
-    sequence = dry_sequence(range(min(_NUM_PROMPT_TOKENS, room, info.vocab_size)))
-    if runner.cache is not None:
-        sequence.block_table.block_ids = list(range(runner.cache.num_blocks))
+    num_prompt_tokens = min(_NUM_PROMPT_TOKENS, room, info.vocab_size)
+    block_ids = () if runner.cache is None else tuple(range(runner.cache.num_blocks))
+    token_ids = list(range(num_prompt_tokens))
     try:
-        for start, num_tokens in ((0, sequence.num_tokens), (sequence.num_tokens, 1)):
-            (token,) = runner.run(Batch((Chunk(sequence, start, num_tokens),)))
+        for start in (0, num_prompt_tokens):
+            chunk = dry_chunk(
+                token_ids, start=start, block_ids=block_ids, num_prompt_tokens=num_prompt_tokens
+            )
+            (token,) = runner.run(Batch((chunk,)))
             if isinstance(token, FailedRow):
                 raise WarmUpFailed(token.reason)
-            sequence.append(token.token_id, at=0.0)
+            token_ids.append(token.token_id)
     finally:
-        runner.release(sequence)
+        runner.release(_GENERATION_ID)
 
 
-def dry_sequence(prompt_ids: SequenceOf[int]) -> Sequence:
-    """Return a sequence that no client asked for."""
-    generation = Generation(
-        generation_id="warm-up",
-        caller="",
-        model="",
-        created_at=0.0,
-        submitted_at=0.0,
-        prompt_tokens=len(prompt_ids),
+def dry_chunk(
+    token_ids: SequenceOf[int],
+    *,
+    start: int,
+    end: int | None = None,
+    block_ids: SequenceOf[int] = (),
+    num_prompt_tokens: int | None = None,
+    generation_id: str = _GENERATION_ID,
+) -> Chunk:
+    """Return a chunk of a sequence that no client asked for.
+
+    Args:
+        token_ids: prompt and output.
+        start: position of the chunk's first token.
+        end: position behind its last one; None runs to the end of `token_ids`. A chunk that ends
+            there yields a token.
+        block_ids: cache blocks of the sequence.
+        num_prompt_tokens: tokens of the prompt; None means all.
+        generation_id: tells apart the sequences of one batch.
+    """
+    num_tokens = len(token_ids)
+    end = num_tokens if end is None else end
+    sequence = SequenceInput(
+        generation_id=generation_id,
+        num_prompt_tokens=num_tokens if num_prompt_tokens is None else num_prompt_tokens,
+        params=_PARAMS,
     )
-    return Sequence(
-        generation=generation,
-        prompt_ids=prompt_ids,
-        params=SamplingParams(max_tokens=3, seed=0, top_p=0.9, logprobs=1),
-        eos_token_ids=frozenset(),
-        decode=lambda _: "",
-        deadline_at=math.inf,
-    )
+    is_last = end == num_tokens
+    return Chunk(sequence, start, tuple(token_ids[start:end]), tuple(block_ids), is_last)

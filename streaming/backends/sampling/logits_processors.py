@@ -6,14 +6,19 @@ Shapes: input_ids (1, num_tokens) int64, scores (1, vocab_size) float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from transformers import LogitsProcessor
 
-from streaming.backends.grammar.token_bitmask import token_mask
+from streaming.backend import Chunk, SequenceInput
 from streaming.backends.sampling.penalties import Penalties
 from streaming.backends.sampling.row_failure import NOT_FINITE, RowFailed, no_token_allowed
+from streaming.backends.sampling.sampling import allowed_tokens
 from streaming.log.generation import Logprob, TokenLogprobs
-from streaming.sequence import Sequence
+
+CurrentChunk = Callable[[], Chunk]
+"""Returns the chunk of the step that runs."""
 
 
 class RawDistribution(LogitsProcessor):  # type: ignore[misc]
@@ -53,19 +58,22 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
 class Penalized(LogitsProcessor):  # type: ignore[misc]
     """Applies the penalties of one sequence."""
 
-    def __init__(self, sequence: Sequence, device: torch.device) -> None:
-        self._penalties = Penalties(sequence, device=device)
+    def __init__(self, current_chunk: CurrentChunk, device: torch.device) -> None:
+        self._current_chunk = current_chunk
+        self._penalties = Penalties(current_chunk().sequence, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        text_ids = self._current_chunk().text_ids
+        assert text_ids is not None
         scores = scores.clone()
-        self._penalties.apply(scores[0])
+        self._penalties.apply(scores[0], text_ids)
         return scores
 
 
 class LogitBias(LogitsProcessor):  # type: ignore[misc]
     """Adds the request's own preferences."""
 
-    def __init__(self, sequence: Sequence, device: torch.device) -> None:
+    def __init__(self, sequence: SequenceInput, device: torch.device) -> None:
         bias = sequence.params.logit_bias
         self._token_ids = torch.tensor(list(bias), dtype=torch.long, device=device)
         self._values = torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
@@ -75,40 +83,39 @@ class LogitBias(LogitsProcessor):  # type: ignore[misc]
 
 
 class MinTokens(LogitsProcessor):  # type: ignore[misc]
-    """Bars the tokens that would end the text before `min_tokens`."""
+    """Bans the tokens that would end the text before `min_tokens`."""
 
-    def __init__(self, sequence: Sequence, device: torch.device) -> None:
-        self._sequence = sequence
-        self._token_ids = torch.tensor(
-            sorted(sequence.banned_token_ids), dtype=torch.long, device=device
-        )
+    def __init__(self, current_chunk: CurrentChunk, device: torch.device) -> None:
+        self._current_chunk = current_chunk
+        banned = sorted(current_chunk().sequence.banned_token_ids)
+        self._token_ids = torch.tensor(banned, dtype=torch.long, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self._sequence.must_not_end:
+        if not self._current_chunk().must_not_end:
             return scores
         return scores.index_fill(1, self._token_ids, float("-inf"))
 
 
 class GrammarMask(LogitsProcessor):  # type: ignore[misc]
-    """Leaves the tokens that the grammar allows, by `min_tokens` where it can."""
+    """Leaves the tokens that `allowed_tokens` returns."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        self._sequence = sequence
+    def __init__(self, current_chunk: CurrentChunk) -> None:
+        self._current_chunk = current_chunk
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        allowed = token_mask(self._sequence, scores.shape[1])
+        allowed = allowed_tokens(self._current_chunk(), scores.shape[1])
         assert allowed is not None
         return scores.masked_fill(~allowed.to(scores.device), float("-inf"))
 
 
 class SomeTokenLeft(LogitsProcessor):  # type: ignore[misc]
-    """Last in line: refuses to choose where the others leave nothing to choose from."""
+    """Last in line: raises `RowFailed` where the others leave nothing to choose from."""
 
-    def __init__(self, sequence: Sequence) -> None:
-        self._sequence = sequence
+    def __init__(self, current_chunk: CurrentChunk) -> None:
+        self._current_chunk = current_chunk
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         best = scores.max()
         if not bool(torch.isfinite(best)):
-            raise RowFailed(no_token_allowed(self._sequence, float(best)))
+            raise RowFailed(no_token_allowed(self._current_chunk(), float(best)))
         return scores

@@ -7,8 +7,7 @@ from collections.abc import Sequence as SequenceOf
 import torch
 from torch.nn.functional import pad
 
-from streaming.sampling_params import SamplingParams
-from streaming.sequence import Sequence
+from streaming.backend import SequenceInput
 
 _MIN_CAPACITY = 64
 
@@ -16,36 +15,37 @@ _MIN_CAPACITY = 64
 class Penalties:
     """The penalties of one sequence: repetition over prompt and output, the others over the output.
 
-    Each different token has a slot with its id and with what its count costs. A step updates the
-    slots of the tokens that are new to it and does not walk through the text. Memory is bounded by
-    the number of different tokens: 12 bytes of tensors and an entry in a dict and in a list for
-    each. A sequence that is preempted keeps its tokens, and its penalties stay right.
+    Each different token has a slot with its id and the cost of its count. A step updates the slots
+    of the tokens that are new to it and does not read the whole text. Memory is bounded by the
+    number of different tokens: 12 bytes of tensors and an entry in a dict and in a list for each.
+    A sequence that is preempted keeps its tokens, so its counts stay right.
 
     Args:
+        sequence: whose penalties they are.
         device: where the logits are.
     """
 
-    def __init__(self, sequence: Sequence, *, device: torch.device) -> None:
+    def __init__(self, sequence: SequenceInput, *, device: torch.device) -> None:
         params = sequence.params
         self._sequence = sequence
         self._device = device
         # Without a repetition penalty, the prompt does not count.
-        self._num_taken = sequence.num_prompt_tokens if params.repetition_penalty == 1.0 else 0
+        self.num_taken = sequence.num_prompt_tokens if params.repetition_penalty == 1.0 else 0
+        """Tokens of the text that are counted, or that need no counting."""
         self._slots: dict[int, int] = {}  # of each different token
         self._counts: list[int] = []  # of each slot: how often its token is in the output
         # Both with room to spare, so that they seldom grow.
         self._ids = torch.zeros(_MIN_CAPACITY, dtype=torch.long, device=device)
         self._costs = torch.zeros(_MIN_CAPACITY, dtype=torch.float32, device=device)
 
-    @staticmethod
-    def are_wanted(params: SamplingParams) -> bool:
-        return bool(
-            params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-        )
+    def apply(self, logits: torch.Tensor, text_ids: SequenceOf[int]) -> None:
+        """Change the logits of the sequence's next token in place.
 
-    def apply(self, logits: torch.Tensor) -> None:
-        """Change the logits of the sequence's next token, (vocab_size,) float32, in place."""
-        self._take(self._sequence.token_ids[self._num_taken :])
+        Args:
+            logits: (vocab_size,) float32.
+            text_ids: prompt and output, at least the first `num_taken` as in the calls before.
+        """
+        self._take(text_ids[self.num_taken :])
         num_slots, penalty = len(self._slots), self._sequence.params.repetition_penalty
         ids = self._ids[:num_slots]
         values = logits[ids]
@@ -58,7 +58,7 @@ class Penalties:
         params, num_slots = self._sequence.params, len(self._slots)
         new_ids: list[int] = []
         counted: set[int] = set()
-        for position, token_id in enumerate(token_ids, start=self._num_taken):
+        for position, token_id in enumerate(token_ids, start=self.num_taken):
             if (slot := self._slots.get(token_id)) is None:
                 slot = self._slots[token_id] = len(self._slots)
                 self._counts.append(0)
@@ -66,7 +66,7 @@ class Penalties:
             if position >= self._sequence.num_prompt_tokens:
                 self._counts[slot] += 1
                 counted.add(slot)
-        self._num_taken += len(token_ids)
+        self.num_taken += len(token_ids)
         if new_ids:
             self._grow()
             self._ids[num_slots : len(self._slots)] = self._tensor(new_ids, torch.long)
@@ -77,7 +77,7 @@ class Penalties:
             self._costs[self._tensor(slots, torch.long)] = costs
 
     def _grow(self) -> None:
-        """Make room for all slots; doubling it, so that a token costs the same on the average."""
+        """Make room for all slots; doubling keeps the average cost of a token constant."""
         num_missing = len(self._slots) - len(self._ids)
         if num_missing > 0:
             room = (0, max(num_missing, len(self._ids)))

@@ -17,47 +17,40 @@ _NUM_SCORED_ROWS = 64
 
 
 class PromptScorer:
-    """Keeps what is known of the prompts that are being read, until their first token goes out."""
+    """Collects the log probabilities of prompts, chunk by chunk, until the first token."""
 
     def __init__(self) -> None:
         self._scored: dict[str, list[TokenLogprobs]] = {}
 
-    @staticmethod
-    def num_wanted(chunk: Chunk) -> int:
-        """Return how many rows of the chunk, from its first on, come before a token of the prompt.
-
-        The row of the prompt's last token does not: it comes before the answer.
-        """
-        sequence = chunk.sequence
-        if not sequence.wants_prompt_logprobs:
-            return 0
-        return min(chunk.end, sequence.num_prompt_tokens - 1) - chunk.start
-
     def take(self, chunk: Chunk, logits: torch.Tensor) -> None:
-        """Take the wanted rows of a chunk, (num_wanted, vocab_size).
+        """Score the tokens that a chunk's first rows predict.
 
-        A sequence that is computed again, because it had lost its place, begins anew.
+        A sequence that is computed again after a preemption starts over.
+
+        Args:
+            chunk: `scored_ids` is not empty.
+            logits: (len(chunk.scored_ids), vocab_size), of any float dtype.
         """
         sequence = chunk.sequence
         assert sequence.params.prompt_logprobs is not None
         if chunk.start == 0:
             self._scored[sequence.generation_id] = []
-        token_ids = sequence.prompt_ids[chunk.start + 1 : chunk.start + 1 + logits.shape[0]]
-        scored = _score(logits, token_ids, sequence.params.prompt_logprobs)
+        scored = _score(logits, chunk.scored_ids, sequence.params.prompt_logprobs)
         self._scored[sequence.generation_id] += scored
 
     def add_to(self, chunk: Chunk, sampled: SampledToken | FailedRow) -> SampledToken | FailedRow:
-        """Return a sequence's token, with its prompt if it is the first."""
-        sequence = chunk.sequence
-        if not sequence.wants_prompt_logprobs or isinstance(sampled, FailedRow):
+        """Return the token behind a chunk, with the prompt's scores if it is the output's first."""
+        wants_scores = chunk.params.prompt_logprobs is not None and not chunk.output_position
+        if not wants_scores or isinstance(sampled, FailedRow):
             return sampled
-        scored = self._scored.pop(sequence.generation_id, [])  # none of a prompt of one token
+        # A prompt of one token has no scores.
+        scored = self._scored.pop(chunk.sequence.generation_id, [])
         if any(math.isnan(logprobs.chosen.logprob) for logprobs in scored):
             return NOT_FINITE
         return replace(sampled, prompt_logprobs=tuple(scored))
 
     def forget(self, generation_id: str) -> None:
-        """Forget a sequence that ended, however far it was read."""
+        """Forget a sequence that ended, whether or not its prompt was read to the end."""
         self._scored.pop(generation_id, None)
 
 

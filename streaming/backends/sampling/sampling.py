@@ -13,9 +13,11 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.random import Generator, Philox
 
+from streaming.backend import Chunk
 from streaming.sampling_params import SamplingParams
 
 _MIN_TEMPERATURE = 1e-4
@@ -46,6 +48,30 @@ class SamplingMetadata:
 Draw = Callable[[torch.Tensor, SequenceOf[int], SequenceOf[SamplingMetadata]], list[int]]
 """Takes logits, (num_rows, vocab_size) float32, without NaN, some of the rows, each with a finite
 logit, and the rules of each of these. Returns their tokens."""
+
+
+def allowed_tokens(chunk: Chunk, vocab_size: int) -> torch.Tensor | None:
+    """Return the tokens that a grammar allows, (vocab_size,) bool on the CPU; None without one.
+
+    Tokens that `min_tokens` bans are left out too, unless nothing else would be left: a text that
+    is complete has to end.
+
+    Args:
+        chunk: of the sequence that has the grammar.
+        vocab_size: width of the model's logits; ids that the tokenizer lacks are not allowed.
+    """
+    if chunk.token_mask is None:
+        return None
+    packed = np.frombuffer(chunk.token_mask, dtype=np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")[:vocab_size]
+    allowed = np.zeros(vocab_size, dtype=bool)
+    allowed[: len(bits)] = bits
+    if chunk.must_not_end:
+        longer = allowed.copy()
+        longer[list(chunk.sequence.banned_token_ids)] = False
+        if longer.any():
+            allowed = longer
+    return torch.from_numpy(allowed)
 
 
 def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata:

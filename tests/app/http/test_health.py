@@ -83,7 +83,7 @@ class BrokenRunner:
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         return [SampledToken(EOS) for _ in batch.chunks]
 
-    def release(self, sequence: object) -> None:
+    def release(self, generation_id: str) -> None:
         raise RuntimeError("stuck")
 
     def close(self) -> None:

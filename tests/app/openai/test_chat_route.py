@@ -15,8 +15,7 @@ import pytest
 from app.openai.chat_route import EXAMPLES
 from app.openai.schemas.chat import ChatRequest
 from app.schemas.unsupported import HINTS
-from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
-from streaming.sequence import Sequence
+from streaming.backends.scripted import Gate, ScriptInput, repeat_prompt, say, scripted_backend
 from tests.app.chat_answers import (
     PATH,
     ask,
@@ -462,9 +461,9 @@ FIELDS: list[tuple[str, Any, str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value", "param", "expected"), FIELDS)
 async def test_a_field_reaches_the_engine(name: str, value: Any, param: str, expected: Any):
-    seen: list[Sequence] = []
+    seen: list[ScriptInput] = []
 
-    def script(sequence: Sequence) -> bytes:
+    def script(sequence: ScriptInput) -> bytes:
         seen.append(sequence)
         return b"x" * 20
 
@@ -475,15 +474,14 @@ async def test_a_field_reaches_the_engine(name: str, value: Any, param: str, exp
 
 
 async def test_priority_and_labels_reach_the_engine():
-    seen: list[Sequence] = []
-
-    def script(sequence: Sequence) -> bytes:
-        seen.append(sequence)
-        return b"x"
-
-    async with client_of(scripted_backend(script)) as calling:
-        await chat(calling, priority=-7, user="me", metadata={"page": "1"})
-    [sequence] = seen
+    gate = Gate()
+    async with serving(scripted_backend(gate=gate), gate=gate) as (app, engine):
+        fields = {"priority": -7, "user": "me", "metadata": {"page": "1"}}
+        answer = asyncio.create_task(chat(client(app), **fields))
+        await entered(gate)
+        [sequence] = engine._engine._scheduler.running
+        gate.open()
+        await answer
     assert sequence.priority == -7
     assert sequence.generation.metadata == {"user": "me", "page": "1"}
 
@@ -491,7 +489,7 @@ async def test_priority_and_labels_reach_the_engine():
 async def test_choices_of_a_seeded_request_have_seeds_of_their_own():
     seeds: list[int | None] = []
 
-    def script(sequence: Sequence) -> bytes:
+    def script(sequence: ScriptInput) -> bytes:
         seeds.append(sequence.params.seed)
         return b"x"
 
@@ -764,9 +762,9 @@ async def test_a_response_format_constrains_the_answer():
 @pytest.mark.pain(14)
 async def test_requests_of_one_batch_keep_their_own_parameters():
     gate = Gate()
-    seen: dict[bytes, Sequence] = {}
+    seen: dict[bytes, ScriptInput] = {}
 
-    def script(sequence: Sequence) -> bytes:
+    def script(sequence: ScriptInput) -> bytes:
         seen[bytes(sequence.prompt_ids)] = sequence
         return b"one STOP two"
 

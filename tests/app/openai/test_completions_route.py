@@ -13,7 +13,6 @@ import pytest
 from app.openai.completions_route import EXAMPLES
 from streaming.backends.scripted import Gate, repeat_prompt, say, scripted_backend
 from streaming.errors import NoTokenAllowed
-from streaming.sequence import Sequence
 from tests.app.serving import Call, chunks, client, client_of, serving, sse, until
 from tests.support import WordCompiler, ended_logs, entered
 
@@ -242,15 +241,15 @@ async def test_a_stop_string_is_included_on_request():
 
 
 async def test_priority_and_label_reach_the_engine():
-    seen: list[Sequence] = []
-
-    def script(sequence: Sequence) -> bytes:
-        seen.append(sequence)
-        return b"x"
-
-    async with client_of(scripted_backend(script), max_priority=100) as calling:
-        await complete(calling, prompt="a", priority=100, timeout_s=5, user="me")
-    [sequence] = seen
+    gate = Gate()
+    backend = scripted_backend(gate=gate)
+    async with serving(backend, gate=gate, max_priority=100) as (app, engine):
+        fields = {"prompt": "a", "priority": 100, "timeout_s": 5, "user": "me"}
+        answer = asyncio.create_task(complete(client(app), **fields))
+        await entered(gate)
+        [sequence] = engine._engine._scheduler.running
+        gate.open()
+        await answer
     assert (sequence.priority, dict(sequence.generation.metadata)) == (100, {"user": "me"})
     assert sequence.deadline_at - sequence.generation.submitted_at == 5
 

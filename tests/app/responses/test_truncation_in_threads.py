@@ -16,10 +16,9 @@ from app.responses.schemas.request import ResponseRequest
 from app.responses.service import ResponseService
 from streaming import EngineConfig
 from streaming.backend import EncodedPrompt, Tokenizer
-from streaming.backends.scripted import scripted_backend
+from streaming.backends.scripted import ScriptInput, scripted_backend
 from streaming.backends.tokenization.tokenizer import FastTokenizer
 from streaming.request import ChatPrompt
-from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
 from tests.support import TIMEOUT_S, running_engine
 
@@ -59,7 +58,7 @@ async def prompts_of(
     """Return the prompt tokens of each request; all are submitted concurrently."""
     seen: dict[str, tuple[int, ...]] = {}
 
-    def script(sequence: Sequence) -> Iterable[int]:
+    def script(sequence: ScriptInput) -> Iterable[int]:
         seen[sequence.generation_id] = tuple(sequence.prompt_ids)
         return []
 

@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from streaming.admission.capacity import Capacity, Evictable
 from streaming.backend import Batch, FailedRow, SampledToken
-from streaming.backends.scripted import ScriptedRunner
+from streaming.backends.scripted import ScriptedRunner, ScriptInput
 from streaming.config import EngineConfig
 from streaming.engine.engine import Engine
 from streaming.errors import CallerLimitReached, CapacityError, InvalidRequest, Overloaded
 from streaming.log.generation import Failed, Finished, FinishReason, Generation
 from streaming.scheduling.wait_estimator import Forecast
-from streaming.sequence import Sequence
 from tests.support import ManualClock, make_generation, make_sequence, property_test
 
 
@@ -279,7 +278,7 @@ class TimedRunner(ScriptedRunner):
         super().__init__(self._say, max_num_seqs=max_num_seqs)
         self._clock = clock
 
-    def _say(self, _: Sequence) -> Iterable[int]:
+    def _say(self, _: ScriptInput) -> Iterable[int]:
         return itertools.repeat(ord("a"))
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:

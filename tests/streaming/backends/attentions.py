@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from streaming.backend import Chunk
 from streaming.backends.attention.kv_cache import Attention
 from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.library import load_kernels
-from streaming.backends.optimization.warm_up import dry_sequence
-from streaming.sequence import Sequence
+from streaming.backends.optimization.warm_up import dry_chunk
 
 BLOCK_SIZES = {"torch": 4, "native": 16}
 """Small ones where they can be: more borders to cross."""
@@ -95,16 +93,12 @@ def plain_attention(
 
 @dataclass
 class Row:
-    """One sequence and its tokens' queries, keys and values, each (L, heads, D)."""
+    """One sequence's blocks and its tokens' queries, keys and values, each (L, heads, D)."""
 
-    sequence: Sequence
+    block_ids: list[int]
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-
-    @property
-    def block_ids(self) -> list[int]:
-        return self.sequence.block_table.block_ids
 
 
 class AttentionRig:
@@ -131,11 +125,10 @@ class AttentionRig:
         self.cache: Any = attention.make_cache(num_blocks, block_size)
         self.rows: list[Row] = []
         for length in lengths:
-            sequence = dry_sequence([0] * length)
-            sequence.block_table.block_ids = [order.pop() for _ in range(-(-length // block_size))]
+            block_ids = [order.pop() for _ in range(-(-length // block_size))]
             sizes = [(length, heads, head_dim) for heads in (num_heads, num_kv_heads, num_kv_heads)]
             tensors = [torch.randn(*size, generator=generator).to(dtype) for size in sizes]
-            self.rows.append(Row(sequence, *tensors))
+            self.rows.append(Row(block_ids, *tensors))
         self.done = [0] * len(lengths)
         self.outputs: list[list[torch.Tensor]] = [[] for _ in lengths]
 
@@ -149,11 +142,17 @@ class AttentionRig:
         num_more: int = 0,
     ) -> None:
         """Run chunks of (sequence, number of tokens), and some more rows, which are nobody's."""
-        numbers = {id(row.sequence): number for number, row in enumerate(self.rows)}
         arranged = self.cache.arrange(
-            [Chunk(self.rows[number].sequence, self.done[number], n) for number, n in chunks]
+            dry_chunk(
+                [0] * len(self.rows[number].query),
+                start=self.done[number],
+                end=self.done[number] + num_tokens,
+                block_ids=self.rows[number].block_ids,
+                generation_id=str(number),
+            )
+            for number, num_tokens in chunks
         )
-        spans = [(numbers[id(chunk.sequence)], chunk.start, chunk.end) for chunk in arranged]
+        spans = [(int(chunk.sequence.generation_id), chunk.start, chunk.end) for chunk in arranged]
         size = self.cache.block_size
         slots = [
             self.rows[number].block_ids[position // size] * size + position % size

@@ -484,7 +484,7 @@ def test_a_broken_request_hurts_nobody_that_runs_beside_it() -> None:
     for sequence in (bad, *others):
         engine.add(sequence)
     engine.step()
-    assert bad.block_table.block_ids == [0]
+    assert bad.block_table.block_ids == (0,)
     step_with_broken_rows(engine, models("llama")[1], 1)
     assert ending(bad.generation) == "engine_error"
     run_to_end(engine)

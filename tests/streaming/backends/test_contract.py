@@ -15,7 +15,6 @@ from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.scripted import scripted_backend
 from streaming.backends.tokenization.tokenizer import wrap_tokenizer
-from streaming.sequence import Sequence
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending, token_ids
 from tests.support import collect, finish_reason, running_engine, tokenwire_threads
@@ -307,8 +306,7 @@ def test_release_of_a_sequence_that_is_not_running_is_harmless(case: Case) -> No
     rig = EngineRig(backend)
     running = rig.add(GREEDY, prompt=PROMPT)
     rig.engine.step()
-    stranger: Sequence = EngineRig(backend).add(GREEDY)
-    backend.runner.release(stranger)
+    backend.runner.release("stranger")
     rig.engine.step()
     assert len(running.generation.tokens) == 2
     backend.runner.close()

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig
 
 from streaming import BackendName, Failed, ModelConfig, SamplingParams, load_backend
-from streaming.backend import Backend, Batch, Chunk
+from streaming.backend import Backend, Batch
 from streaming.backends.generate import GenerateFailed, GenerateRunner
 from streaming.backends.loading.model_loader import LoadedModel
 from streaming.backends.sampling.row_failure import NOT_FINITE
@@ -21,7 +21,7 @@ from streaming.chat.messages import ChatMessage
 from streaming.request import ChatPrompt
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending, token_ids
-from tests.support import make_sequence
+from tests.support import chunk_of, make_sequence
 
 GREEDY = SamplingParams(temperature=0.0)
 CONFIGS = {
@@ -173,9 +173,8 @@ def test_logits_that_are_no_numbers_fail_the_row(model: Any) -> None:
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     runner = GenerateRunner(model)
-    sequence = make_sequence()
-    assert runner.run(Batch((Chunk(sequence, 0, 3),))) == [NOT_FINITE]
-    runner.release(sequence)
+    assert runner.run(Batch((chunk_of(make_sequence()),))) == [NOT_FINITE]
+    runner.release("gen_1")
     runner.close()
 
 
@@ -185,10 +184,9 @@ def test_a_model_that_raises_fails_the_step(model: Any) -> None:
 
     model.register_forward_pre_hook(fail)
     runner = GenerateRunner(model)
-    sequence = make_sequence()
     with pytest.raises(GenerateFailed, match="MemoryError: too large") as caught:
-        runner.run(Batch((Chunk(sequence, 0, 3),)))
-    runner.release(sequence)
+        runner.run(Batch((chunk_of(make_sequence()),)))
+    runner.release("gen_1")
     runner.close()
     assert isinstance(caught.value.__cause__, MemoryError)
 

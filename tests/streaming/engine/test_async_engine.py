@@ -29,6 +29,7 @@ from streaming.backends.scripted import (
     ByteTokenizer,
     Gate,
     ScriptedRunner,
+    ScriptInput,
     repeat_prompt,
     say,
     scripted_backend,
@@ -63,7 +64,7 @@ from tests.support import (
 from tests.watching_loop import until
 
 
-def say_for_ever(_: Sequence) -> Iterable[int]:
+def say_for_ever(_: ScriptInput) -> Iterable[int]:
     return itertools.repeat(ord("a"))
 
 
@@ -764,7 +765,7 @@ def test_an_engine_outlives_the_event_loop_that_started_it():
 class StickyRunner(ScriptedRunner):
     """Fails to release a sequence, which no engine survives."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, generation_id: str) -> None:
         raise RuntimeError("stuck")
 
 
@@ -813,7 +814,7 @@ async def test_a_dead_engine_accepts_no_requests(caplog: pytest.LogCaptureFixtur
 
 
 async def test_a_failing_step_is_not_the_death_of_the_engine(caplog: pytest.LogCaptureFixture):
-    def script(sequence: Sequence) -> Iterable[int | Exception]:
+    def script(sequence: ScriptInput) -> Iterable[int | Exception]:
         return [*b"ab", RuntimeError("broken kernel")] if len(sequence.prompt_ids) == 1 else b"fine"
 
     async with running_engine(scripted_backend(script)) as engine:

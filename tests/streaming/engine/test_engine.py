@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
-from streaming.backends.scripted import ScriptedRunner
+from streaming.backends.scripted import ScriptedRunner, ScriptInput
 from streaming.detokenizer import REPLACEMENT
 from streaming.engine.engine import MAX_FAILED_STEPS, Engine, ModelBroken
 from streaming.errors import DeadlineExceeded, EngineFailure, NoTokenAllowed, ShuttingDown
@@ -27,7 +27,6 @@ from streaming.log.generation import (
 from streaming.log.reader import Event, Reader
 from streaming.output_constraint import GrammarMatcher
 from streaming.sampling_params import SamplingParams
-from streaming.sequence import Sequence
 from tests.support import (
     ManualClock,
     Panic,
@@ -52,7 +51,7 @@ class TimedRunner(ScriptedRunner):
         self._step_s = step_s
         super().__init__(self._read_script, max_num_seqs=max_num_seqs)
 
-    def _read_script(self, sequence: Sequence) -> Iterable[int | BaseException]:
+    def _read_script(self, sequence: ScriptInput) -> Iterable[int | BaseException]:
         return self.scripts[sequence.generation_id]
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
@@ -350,6 +349,41 @@ def test_a_grammar_that_raises_ends_its_sequence_only(error: BaseException):
     rig.assert_nothing_left()
 
 
+class RaisingMask(WordMatcher):
+    """A grammar that raises where it is asked what may come after `num_fine` tokens."""
+
+    def __init__(self, error: BaseException, *, num_fine: int) -> None:
+        super().__init__("bad")
+        self._error = error
+        self._num_fine = num_fine
+
+    def mask(self) -> bytes:
+        if self._num_fine == 0:
+            raise self._error
+        self._num_fine -= 1
+        return super().mask()
+
+
+@pytest.mark.pain(23)
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("num_fine", range(3))
+@pytest.mark.parametrize("has_neighbour", [True, False])
+def test_a_grammar_without_a_mask_ends_its_sequence_only(
+    error: BaseException, num_fine: int, has_neighbour: bool, caplog: pytest.LogCaptureFixture
+):
+    rig = Rig(max_num_seqs=2)
+    bad = rig.add("bad", matcher=RaisingMask(error, num_fine=num_fine))
+    if has_neighbour:
+        rig.add("neighbour")
+    rig.finish()
+    assert rig.endings == ["engine_error", *["stop"] * has_neighbour]
+    assert bad.text == "bad"[:num_fine]
+    assert all(log.text == "neighbour" for log in rig.generations[1:])
+    assert str(error) in caplog.text
+    assert str(error) not in str(bad.outcome)
+    rig.assert_nothing_left()
+
+
 @pytest.mark.pain(23)
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("ends_by", ["cancel", "deadline", "fail_all"])
@@ -458,7 +492,7 @@ def test_fail_all_logs_ends_all_logs_without_calling_the_runner():
 class StickyRunner(TimedRunner):
     """Fails to release any sequence."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, generation_id: str) -> None:
         raise RuntimeError("stuck")
 
 

@@ -16,7 +16,6 @@ from streaming.engine.engine_thread import EngineThread
 from streaming.errors import ShuttingDown
 from streaming.host import OPERATING_SYSTEM, Host
 from streaming.log.generation import Failed, Generation
-from streaming.sequence import Sequence
 from tests.support import (
     TIMEOUT_S,
     ManualClock,
@@ -186,7 +185,7 @@ def test_a_panic_in_the_engine_is_reported(caplog: pytest.LogCaptureFixture):
 class StickyRunner(ScriptedRunner):
     """Fails to release a sequence, which no engine survives."""
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, generation_id: str) -> None:
         raise RuntimeError("stuck")
 
 

@@ -54,7 +54,7 @@ def test_allocate_adds_only_the_missing_blocks():
     assert (manager.num_free_blocks, manager.max_tokens) == (0, 8)
     manager.check_integrity([table])
     manager.free(table)
-    assert (table.block_ids, manager.num_free_blocks) == ([], 4)
+    assert (table.block_ids, manager.num_free_blocks) == ((), 4)
     manager.check_integrity([])
 
 
@@ -226,7 +226,7 @@ def test_a_reallocated_block_that_was_never_cached_is_not_verified():
         manager.mark_verified(table)
     manager.free(twins[1])
     broken = computed_table(manager, [5, 6])
-    assert broken.block_ids == [1]
+    assert broken.block_ids == (1,)
     manager.uncache_unverified(broken)
     assert num_cached(manager, [5, 6]) == 0
 
@@ -297,7 +297,7 @@ def test_check_integrity_fails_on_wrong_ref_counts():
     with pytest.raises(AssertionError):
         manager.check_integrity([])
     manager.free(table)
-    table.block_ids = [0]
+    table.block_ids = (0,)
     with pytest.raises(AssertionError):
         manager.check_integrity([table])
 
@@ -308,12 +308,12 @@ def test_check_integrity_fails_on_wrong_ref_counts():
 def test_uncached_blocks_are_reused_first_the_latest_in_front():
     manager = BlockManager(num_blocks=9, block_size=SIZE)
     tables = [computed_table(manager, [token]) for token in range(3)]
-    assert [table.block_ids for table in tables] == [[0], [1], [2]]
+    assert [table.block_ids for table in tables] == [(0,), (1,), (2,)]
     for number in (1, 0, 2):
         manager.free(tables[number])
     taken = BlockTable()
     manager.allocate(taken, 5 * SIZE)
-    assert taken.block_ids == [2, 0, 1, 3, 4]
+    assert taken.block_ids == (2, 0, 1, 3, 4)
     assert (manager.num_touched_blocks, manager.num_free_blocks) == (5, 4)
 
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.backend import Batch, Chunk
 from streaming.sampling_params import SamplingParams
 from streaming.scheduling.block_manager import BlockManager, Prefix
 from streaming.scheduling.prefill_budget import PrefillBudget
+from streaming.scheduling.schedule import Schedule, ScheduledChunk
 from streaming.scheduling.scheduler import Scheduler
 from streaming.sequence import Sequence, SequenceState
 from tests.support import make_sequence, property_test
@@ -27,7 +27,7 @@ def make_scheduler(num_sequences: int, *, max_num_seqs: int) -> tuple[Scheduler,
     return scheduler, sequences
 
 
-def run(batch: Batch | None) -> list[Sequence]:
+def run(batch: Schedule | None) -> list[Sequence]:
     """Do what the engine does after a step, and return its sequences."""
     assert batch is not None
     for chunk in batch.chunks:
@@ -82,15 +82,10 @@ def test_remove_works_in_the_queue_and_in_the_batch():
 def test_a_chunk_is_the_prompt_at_first_then_the_newest_token():
     scheduler, (a,) = make_scheduler(1, max_num_seqs=1)
     batch = scheduler.schedule()
-    assert batch == Batch((Chunk(a, start=0, num_tokens=3),))
+    assert batch == Schedule((ScheduledChunk(a, start=0, num_tokens=3),))
     assert batch.chunks[0].yields_token
     run(batch)
-    assert scheduler.schedule() == Batch((Chunk(a, start=3, num_tokens=1),))
-
-
-def test_a_chunk_short_of_the_end_yields_nothing():
-    sequence = make_sequence(prompt="ask")
-    assert [Chunk(sequence, 0, size).yields_token for size in (1, 2, 3)] == [False, False, True]
+    assert scheduler.schedule() == Schedule((ScheduledChunk(a, start=3, num_tokens=1),))
 
 
 @property_test
@@ -356,7 +351,7 @@ def test_the_youngest_sequence_is_preempted_and_recomputed():
     assert steps[0] == [(old, 0, 4), (young, 0, 4)]
     assert steps[5] == [(old, 8, 9)]
     assert (young.state, young.num_computed_tokens) == (SequenceState.WAITING, 0)
-    assert (young.block_table.block_ids, len(young.output_ids)) == ([], 5)
+    assert (young.block_table.block_ids, len(young.output_ids)) == ((), 5)
     assert (rig.scheduler.num_preemptions, rig.scheduler.waiting) == (1, (young,))
     rig.end(old)
     assert rig.step() == [(young, 4, 9)], (

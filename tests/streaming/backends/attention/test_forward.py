@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from streaming.backend import Batch, Chunk
+from streaming.backend import Batch
 from streaming.backends.attention.forward import forward
 from streaming.backends.attention.kv_cache import LAYOUT_ARGUMENT, UnsupportedModel
 from streaming.backends.attention.model_input import prepare_inputs
 from streaming.backends.attention.tiled_kv_cache import TiledKVCache
-from streaming.backends.optimization.warm_up import dry_sequence
+from streaming.backends.optimization.warm_up import dry_chunk
 
 
 class Model(torch.nn.Module):
@@ -43,11 +43,8 @@ class ModelOfShape(torch.nn.Module):
 
 
 def one_prompt(paged_cache):
-    sequence = dry_sequence([5, 6, 7])
-    sequence.block_table.block_ids = [0]
-    return prepare_inputs(
-        Batch((Chunk(sequence, 0, 3),)), cache=paged_cache, device=torch.device("cpu")
-    )
+    chunk = dry_chunk([5, 6, 7], start=0, block_ids=[0])
+    return prepare_inputs(Batch((chunk,)), cache=paged_cache, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,14 @@ import torch
 
 from streaming.backend import Batch, Chunk
 from streaming.backends.attention.model_input import prepare_inputs
-from streaming.backends.optimization.warm_up import dry_sequence
-from streaming.sequence import Sequence
+from streaming.backends.optimization.warm_up import dry_chunk
 from tests.streaming.backends.attentions import BLOCK_SIZES, attention_named
 
 CPU = torch.device("cpu")
 
 
-def sequence_over(token_ids: list[int], block_ids: list[int]) -> Sequence:
-    sequence = dry_sequence(token_ids)
-    sequence.block_table.block_ids = block_ids
-    return sequence
+def chunk_over(token_ids: list[int], block_ids: list[int], start: int, num_tokens: int) -> Chunk:
+    return dry_chunk(token_ids, start=start, end=start + num_tokens, block_ids=block_ids)
 
 
 def make_cache(name: str) -> Any:
@@ -29,9 +26,9 @@ def make_cache(name: str) -> Any:
 @pytest.mark.parametrize("name", BLOCK_SIZES)
 def test_rows_lie_one_behind_the_other(name: str) -> None:
     size = BLOCK_SIZES[name]
-    decode = Chunk(sequence_over([7, 8, 9], [5]), 2, 1)
-    prefill = Chunk(sequence_over(list(range(20, 20 + size + 2)), [1, 3]), size - 1, 3)
-    unfinished = Chunk(sequence_over([40, 41, 42], [0]), 0, 2)
+    decode = chunk_over([7, 8, 9], [5], 2, 1)
+    prefill = chunk_over(list(range(20, 20 + size + 2)), [1, 3], size - 1, 3)
+    unfinished = chunk_over([40, 41, 42], [0], 0, 2)
     step = prepare_inputs(Batch((decode, prefill, unfinished)), cache=make_cache(name), device=CPU)
     assert step.token_ids.tolist() == [[9, 19 + size, 20 + size, 21 + size, 40, 41]]
     assert step.positions.tolist() == [[2, size - 1, size, size + 1, 0, 1]]
@@ -44,26 +41,24 @@ def test_rows_lie_one_behind_the_other(name: str) -> None:
         1,
     ]
     assert step.logits_rows.tolist() == [0, 3]
-    assert step.sequences == (decode.sequence, prefill.sequence)
+    assert step.yielding == (decode, prefill)
     assert step.scored == ()
 
 
 def test_a_step_that_yields_nothing_asks_for_one_row_all_the_same() -> None:
-    chunk = Chunk(sequence_over([1, 2, 3], [0]), 0, 2)
+    chunk = chunk_over([1, 2, 3], [0], 0, 2)
     step = prepare_inputs(Batch((chunk,)), cache=make_cache("torch"), device=CPU)
     assert step.logits_rows.tolist() == [0]
-    assert step.sequences == ()
+    assert step.yielding == ()
 
 
 @pytest.mark.parametrize("name", BLOCK_SIZES)
 @pytest.mark.parametrize(("num_tokens", "num_rows"), [(16, 16), (17, 18), (33, 36), (45, 48)])
 def test_rows_are_filled_up_with_nobodys_tokens(name: str, num_tokens: int, num_rows: int) -> None:
     size = BLOCK_SIZES[name]
-    sequence = sequence_over(
-        list(range(100, 100 + num_tokens)), list(range(-(-num_tokens // size)))
-    )
+    token_ids, block_ids = list(range(100, 100 + num_tokens)), list(range(-(-num_tokens // size)))
     step = prepare_inputs(
-        Batch((Chunk(sequence, 0, num_tokens),)),
+        Batch((chunk_over(token_ids, block_ids, 0, num_tokens),)),
         cache=attention_named(name).make_cache(-(-num_tokens // size), size),
         device=CPU,
     )
@@ -75,22 +70,22 @@ def test_rows_are_filled_up_with_nobodys_tokens(name: str, num_tokens: int, num_
 
 
 def test_wanted_logits_are_filled_up_too() -> None:
-    decodes = tuple(Chunk(sequence_over([7, 8], [block]), 1, 1) for block in range(18))
+    decodes = tuple(chunk_over([7, 8], [block], 1, 1) for block in range(18))
     step = prepare_inputs(
-        Batch((*decodes, Chunk(sequence_over([1], [18]), 0, 1))),
+        Batch((*decodes, chunk_over([1], [18], 0, 1))),
         cache=attention_named("torch").make_cache(19, 4),
         device=CPU,
     )
-    assert len(step.sequences) == 19
+    assert len(step.yielding) == 19
     assert step.logits_rows.tolist() == [*range(19), 0]
 
 
 def test_spans_want_decodes_in_front_and_short_ones_first() -> None:
-    long = Chunk(sequence_over(list(range(70)), list(range(18))), 69, 1)
-    prefill = Chunk(sequence_over([1, 2, 3], [20]), 0, 3)
-    short = Chunk(sequence_over([1, 2], [21]), 1, 1)
+    long = chunk_over(list(range(70)), list(range(18)), 69, 1)
+    prefill = chunk_over([1, 2, 3], [20], 0, 3)
+    short = chunk_over([1, 2], [21], 1, 1)
     step = prepare_inputs(Batch((long, prefill, short)), cache=make_cache("torch"), device=CPU)
-    assert step.sequences == (short.sequence, long.sequence, prefill.sequence)
+    assert step.yielding == (short, long, prefill)
     assert [(g.start, g.num_seqs, g.num_new) for g in step.layout.groups] == [
         (0, 1, 1),
         (1, 1, 1),
@@ -99,16 +94,16 @@ def test_spans_want_decodes_in_front_and_short_ones_first() -> None:
 
 
 def test_only_blocks_that_are_begun_and_not_filled_are_fresh() -> None:
-    fills = Chunk(sequence_over([1, 2, 3, 4], [3]), 0, 4)
-    begins = Chunk(sequence_over([1, 2, 3, 4, 5], [4, 6]), 4, 1)
-    goes_on = Chunk(sequence_over([1, 2, 3], [5]), 2, 1)
+    fills = chunk_over([1, 2, 3, 4], [3], 0, 4)
+    begins = chunk_over([1, 2, 3, 4, 5], [4, 6], 4, 1)
+    goes_on = chunk_over([1, 2, 3], [5], 2, 1)
     step = prepare_inputs(Batch((fills, begins, goes_on)), cache=make_cache("torch"), device=CPU)
     assert step.layout.fresh_blocks.tolist() == [6]
 
 
 def test_the_kernel_is_told_of_each_chunk_and_of_begun_blocks_only() -> None:
-    first = Chunk(sequence_over(list(range(18)), [7, 2, 4]), 16, 2)
-    second = Chunk(sequence_over([1, 2, 3], [6]), 2, 1)
+    first = chunk_over(list(range(18)), [7, 2, 4], 16, 2)
+    second = chunk_over([1, 2, 3], [6], 2, 1)
     step = prepare_inputs(Batch((first, second)), cache=make_cache("native"), device=CPU)
     assert step.layout.chunks.view(-1, 4).tolist() == [[0, 2, 18, 0], [2, 1, 3, 2]]
     assert step.layout.tables.tolist() == [7, 2, 6]

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
+from streaming.backend import Batch, CacheGeometry, Chunk, FailedRow, SampledToken
 from streaming.backends.optimization.warm_up import WarmUpFailed, warm_up
 from streaming.backends.scripted import ScriptedRunner, scripted_backend
-from streaming.sequence import Sequence
 
 INFO = scripted_backend().info
 
@@ -20,16 +19,15 @@ class RecordingRunner(ScriptedRunner):
     def __init__(self, *, cache: CacheGeometry | None = None) -> None:
         super().__init__(lambda _: b"abc", cache=cache)
         self.seen: list[tuple[int, int]] = []
-        self.sequences: list[Sequence] = []
+        self.chunks: list[Chunk] = []
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         (chunk,) = batch.chunks
         self.seen.append((chunk.start, chunk.end))
-        self.sequences.append(chunk.sequence)
+        self.chunks.append(chunk)
         if self.cache is not None:
-            blocks = chunk.sequence.block_table.block_ids
-            assert chunk.end <= len(blocks) * self.cache.block_size
-            assert max(blocks) < self.cache.num_blocks
+            assert chunk.end <= len(chunk.block_ids) * self.cache.block_size
+            assert max(chunk.block_ids) < self.cache.num_blocks
         return super().run(batch)
 
 
@@ -46,7 +44,7 @@ def test_it_stays_within_a_small_context_vocabulary_and_cache(max_model_len: int
     runner = RecordingRunner(cache=cache if max_model_len > 1 else None)
     warm_up(runner, replace(INFO, max_model_len=max_model_len, vocab_size=20))
     assert runner.seen[-1][1] <= max(2, max_model_len - 1)
-    assert max(runner.sequences[0].prompt_ids) < 20
+    assert max(runner.chunks[0].token_ids) < 20
 
 
 class BrokenRunner(ScriptedRunner):

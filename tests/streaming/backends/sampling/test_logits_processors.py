@@ -7,6 +7,7 @@ import torch
 
 from streaming import SamplingParams
 from streaming.backends.sampling.logits_processors import (
+    CurrentChunk,
     LogitBias,
     MinTokens,
     Penalized,
@@ -14,9 +15,14 @@ from streaming.backends.sampling.logits_processors import (
 )
 from streaming.backends.sampling.row_failure import RowFailed
 from streaming.sequence import Sequence
-from tests.support import make_sequence
+from tests.support import chunk_of, make_sequence
 
 CPU = torch.device("cpu")
+
+
+def current(sequence: Sequence) -> CurrentChunk:
+    """Return what returns a chunk of the whole sequence, as it is at the time of the call."""
+    return lambda: chunk_of(sequence)
 
 
 def sequence_with(**params: object) -> Sequence:
@@ -67,22 +73,22 @@ def test_rows_that_pad_the_head_are_cut_off() -> None:
 
 
 def test_penalties_leave_the_models_own_scores_alone() -> None:
-    penalized = Penalized(sequence_with(repetition_penalty=2.0), CPU)
+    penalized = Penalized(current(sequence_with(repetition_penalty=2.0)), CPU)
     scores = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
     assert penalized(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
     assert scores.tolist() == [[4, -4, 4, -4]]
 
 
 def test_logit_bias_is_added() -> None:
-    bias = LogitBias(sequence_with(logit_bias={1: 2.5, 2: -1.0}), CPU)
+    bias = LogitBias(sequence_with(logit_bias={1: 2.5, 2: -1.0}).input, CPU)
     assert bias(torch.tensor([[0]]), torch.ones(1, 3)).tolist() == [[1.0, 3.5, 0.0]]
 
 
 def test_min_tokens_bars_all_end_tokens_until_then() -> None:
     sequence = sequence_with(min_tokens=1, stop_token_ids=frozenset({2}))
-    processor = MinTokens(sequence, CPU)
+    processor = MinTokens(current(sequence), CPU)
     scores = torch.zeros(1, 257)
     banned = processor(torch.tensor([[0]]), scores)[0]
     assert (banned == -inf).nonzero().flatten().tolist() == [2, 256]
-    sequence.output_ids.append(5)
+    sequence.append(5, at=0.0)
     assert processor(torch.tensor([[0, 5]]), scores) is scores

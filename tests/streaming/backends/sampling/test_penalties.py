@@ -12,17 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming import SamplingParams
+from streaming.backend import TokenView
 from streaming.backends.sampling.penalties import Penalties
 from streaming.backends.sampling.sampler import Sampler
 from streaming.sequence import Sequence
-from tests.support import make_sequence, property_test
+from tests.support import chunk_of, make_sequence, property_test
 
 VOCAB_SIZE = 300
 CPU = torch.device("cpu")
 
 
-def sequence_with(prompt: str = "\x00\x01", **params: Any) -> Sequence:
-    return make_sequence(prompt=prompt, params=SamplingParams(max_tokens=999, seed=0, **params))
+def sequence_with(
+    prompt: str = "\x00\x01", *, generation_id: str = "gen_1", **params: Any
+) -> Sequence:
+    params = {"max_tokens": 999, "seed": 0} | params
+    return make_sequence(generation_id, prompt=prompt, params=SamplingParams(**params))
 
 
 def take(sequence: Sequence, *token_ids: int) -> None:
@@ -32,12 +36,12 @@ def take(sequence: Sequence, *token_ids: int) -> None:
 
 
 def penalties_of(sequence: Sequence) -> Penalties:
-    return Penalties(sequence, device=CPU)
+    return Penalties(sequence.input, device=CPU)
 
 
-def penalized(penalties: Penalties, logits: list[float]) -> list[float]:
+def penalized(penalties: Penalties, sequence: Sequence, logits: list[float]) -> list[float]:
     row = torch.tensor(logits, dtype=torch.float32)
-    penalties.apply(row)
+    penalties.apply(row, sequence.token_ids)
     values: list[float] = row.tolist()
     return values
 
@@ -57,35 +61,22 @@ def by_the_formulas(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize(
-    ("params", "are_wanted"),
-    [
-        ({}, False),
-        ({"repetition_penalty": 1.1}, True),
-        ({"presence_penalty": -0.1}, True),
-        ({"frequency_penalty": 0.1}, True),
-    ],
-)
-def test_penalties_are_left_out_unless_wanted(params: dict[str, Any], are_wanted: bool) -> None:
-    assert Penalties.are_wanted(SamplingParams(**params)) is are_wanted
-
-
 def test_presence_and_frequency_count_the_output_only() -> None:
     sequence = sequence_with(presence_penalty=1.0, frequency_penalty=0.25)
     penalties = penalties_of(sequence)
-    assert penalized(penalties, [0, 0, 0, 0]) == [0, 0, 0, 0]
+    assert penalized(penalties, sequence, [0, 0, 0, 0]) == [0, 0, 0, 0]
     take(sequence, 3)
-    assert penalized(penalties, [0, 0, 0, 0]) == [0, 0, 0, -1.25]
+    assert penalized(penalties, sequence, [0, 0, 0, 0]) == [0, 0, 0, -1.25]
     take(sequence, 3, 0)
-    assert penalized(penalties, [0, 0, 0, 0]) == [-1.25, 0, 0, -1.5]
+    assert penalized(penalties, sequence, [0, 0, 0, 0]) == [-1.25, 0, 0, -1.5]
 
 
 def test_repetition_penalty_covers_prompt_and_output() -> None:
     sequence = sequence_with(repetition_penalty=2.0)
     penalties = penalties_of(sequence)
-    assert penalized(penalties, [4, -4, 4, -4]) == [2, -8, 4, -4]
+    assert penalized(penalties, sequence, [4, -4, 4, -4]) == [2, -8, 4, -4]
     take(sequence, 3)
-    assert penalized(penalties, [4, -4, 4, -4]) == [2, -8, 4, -8]
+    assert penalized(penalties, sequence, [4, -4, 4, -4]) == [2, -8, 4, -8]
 
 
 params = st.fixed_dictionaries(
@@ -105,7 +96,7 @@ params = st.fixed_dictionaries(
     st.integers(0, 99),
 )
 def test_penalties_kept_up_are_bit_for_bit_those_of_a_walk_through_the_text(
-    given_params: dict[str, float], prompt: str, steps: list[list[int]], seed: int
+    given_params: dict[str, Any], prompt: str, steps: list[list[int]], seed: int
 ) -> None:
     """Also where several tokens come between two looks, as behind a preemption."""
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +106,7 @@ def test_penalties_kept_up_are_bit_for_bit_those_of_a_walk_through_the_text(
         take(sequence, *new_ids)
         logits = 5.0 * torch.randn(VOCAB_SIZE, generator=generator)
         expected = by_the_formulas(logits, sequence)
-        penalties.apply(logits)
+        penalties.apply(logits, sequence.token_ids)
         assert torch.equal(logits, expected)
 
 
@@ -126,12 +117,13 @@ def test_sequences_that_share_a_prompt_and_lose_their_places_share_no_counts(
 ) -> None:
     """A sampler that keeps two of five drops the others' again and again."""
     sampler = Sampler(max_penalized_seqs=2)
-    sequences = [sequence_with("ab", temperature=0.0, logprobs=0, **given_params) for _ in range(5)]
+    rules = {"temperature": 0.0, "logprobs": 0, **given_params}
+    sequences = [sequence_with("ab", generation_id=f"gen_{n}", **rules) for n in range(5)]
     for which, token_id in steps:
         batch = [sequence for index, sequence in enumerate(sequences) if index != which]
         logits = torch.randn(4, VOCAB_SIZE, generator=torch.Generator().manual_seed(token_id))
         expected = [by_the_formulas(row, each) for row, each in zip(logits, batch, strict=True)]
-        sampler.sample(logits, batch)
+        sampler.sample(logits, list(map(chunk_of, batch)))
         assert torch.equal(logits, torch.stack(expected))
         assert len(sampler._penalties) <= 2
         for offset, sequence in enumerate(batch):
@@ -163,27 +155,41 @@ class CountingList(list[int]):
     "rules", [{"repetition_penalty": 1.2}, {"presence_penalty": 1.0}, {"frequency_penalty": 0.1}]
 )
 def test_a_step_reads_its_new_token_however_long_the_text_is(
-    rules: dict[str, float], num_prompt_tokens: int
+    rules: dict[str, Any], num_prompt_tokens: int
 ) -> None:
     sequence = sequence_with("x" * num_prompt_tokens, **rules)
-    lists = CountingList(sequence.token_ids), CountingList(sequence.prompt_ids), CountingList()
-    sequence.token_ids, sequence.prompt_ids, sequence.output_ids = lists  # type: ignore[assignment]
+    text_ids = CountingList(sequence.token_ids)
     sampler = Sampler()
     num_read = []
     for token_id in range(20):
-        before = sum(each.num_read for each in lists)
-        sampler.sample(torch.zeros(1, VOCAB_SIZE), [sequence])
-        num_read.append(sum(each.num_read for each in lists) - before)
+        chunk = chunk_of(sequence)._replace(text_ids=TokenView(text_ids, len(text_ids)))
+        text_ids.num_read = 0
+        sampler.sample(torch.zeros(1, VOCAB_SIZE), [chunk])
+        num_read.append(text_ids.num_read)
         take(sequence, token_id)
+        text_ids.append(token_id)
     assert num_read[0] <= num_prompt_tokens
     assert num_read[1:] == [1] * 19
 
 
+def test_an_earlier_step_that_runs_again_counts_anew() -> None:
+    sequence, sampler = sequence_with(frequency_penalty=1.0, temperature=0.0), Sampler()
+    take(sequence, 5)
+    earlier = chunk_of(sequence)
+    take(sequence, 5, 6)
+    rows = []
+    for chunk in (earlier, chunk_of(sequence), earlier):
+        logits = torch.zeros(1, VOCAB_SIZE)
+        sampler.sample(logits, [chunk])
+        rows.append(logits[0, 5:7].tolist())
+    assert rows == [[-1, 0], [-2, -1], [-1, 0]]
+
+
 def test_what_ended_is_forgotten() -> None:
     sampler = Sampler()
-    sequence = sequence_with(repetition_penalty=1.2)
-    sampler.sample(torch.zeros(1, VOCAB_SIZE), [sequence])
-    assert list(sampler._penalties) == [sequence]
-    sampler.forget(sequence)
-    sampler.forget(sequence)
+    chunk = chunk_of(sequence_with(repetition_penalty=1.2))
+    sampler.sample(torch.zeros(1, VOCAB_SIZE), [chunk])
+    assert list(sampler._penalties) == ["gen_1"]
+    sampler.forget("gen_1")
+    sampler.forget("gen_1")
     assert not sampler._penalties

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from streaming.backend import Backend, Chunk, FailedRow, ModelInfo, ModelRunner, SampledToken
+from streaming.backend import Backend, FailedRow, ModelInfo, ModelRunner, SampledToken
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.sampling.prompt_scorer import PromptScorer
@@ -18,7 +18,7 @@ from streaming.log.generation import Generation
 from streaming.sampling_params import SamplingParams
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.rig import EngineRig, ending, token_ids
-from tests.support import make_sequence
+from tests.support import chunk_of, make_sequence
 
 VOCAB_SIZE = 257
 CONFIGS = {"llama": tiny_models.llama_config, "gpt2": tiny_models.gpt2_config}
@@ -137,8 +137,8 @@ def test_a_prompt_that_is_read_again_before_its_first_token_begins_anew():
     scorer = PromptScorer()
     sequence = make_sequence(prompt="abcd", params=SCORED)
     logits = torch.randn(3, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
-    first, last = Chunk(sequence, 0, 2), Chunk(sequence, 2, 2)
-    assert [scorer.num_wanted(chunk) for chunk in (first, last)] == [2, 1]
+    first, last = chunk_of(sequence, 0, 2), chunk_of(sequence, 2, 2)
+    assert [chunk.scored_ids for chunk in (first, last)] == [tuple(b"bc"), tuple(b"d")]
     scorer.take(first, logits[:2])
     scorer.take(first, logits[:2])
     scorer.take(last, logits[2:])
@@ -174,4 +174,4 @@ def test_a_row_that_failed_stays_failed():
     scorer = PromptScorer()
     sequence = make_sequence(prompt="ab", params=SCORED)
     failed = FailedRow("broken")
-    assert scorer.add_to(Chunk(sequence, 0, 2), failed) is failed
+    assert scorer.add_to(chunk_of(sequence), failed) is failed

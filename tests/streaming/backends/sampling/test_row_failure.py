@@ -8,7 +8,7 @@ import pytest
 from streaming import Grammar, GrammarKind, SamplingParams
 from streaming.backends.sampling.row_failure import NOT_FINITE, RowFailed, no_token_allowed
 from streaming.errors import NoTokenAllowed
-from tests.support import WordMatcher, make_sequence
+from tests.support import WordMatcher, chunk_of, make_sequence
 
 ANY_TEXT = Grammar(GrammarKind.REGEX, ".*")
 
@@ -38,7 +38,7 @@ def test_the_rule_that_leaves_no_token_is_named(
 ) -> None:
     matcher = WordMatcher("a") if has_matcher else None
     sequence = make_sequence(params=SamplingParams(max_tokens=9, **params), matcher=matcher)
-    row = no_token_allowed(sequence, best)
+    row = no_token_allowed(chunk_of(sequence), best)
     assert isinstance(row.error, NoTokenAllowed)
     assert (row.reason, str(row.error)) == (told, told)
 

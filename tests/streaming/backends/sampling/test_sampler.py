@@ -17,7 +17,7 @@ from streaming.backend import FailedRow, SampledToken
 from streaming.backends.sampling.sampler import Sampler
 from streaming.errors import NoTokenAllowed
 from streaming.sequence import Sequence
-from tests.support import make_sequence, property_test
+from tests.support import chunk_of, make_sequence, property_test
 
 VOCAB_SIZE = 300
 
@@ -40,7 +40,7 @@ def take(sequence: Sequence, token_id: int) -> None:
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[SampledToken | FailedRow]:
     """Sample by a sampler that has seen nothing before."""
-    return Sampler().sample(logits, sequences)
+    return Sampler().sample(logits, list(map(chunk_of, sequences)))
 
 
 def random_logits(

@@ -1,19 +1,21 @@
+"""Which tokens a grammar leaves: in batches, and for `model.generate()`."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 from streaming.backend import FailedRow, SampledToken
-from streaming.backends.grammar.token_bitmask import token_mask
 from streaming.backends.sampling.logits_processors import GrammarMask, SomeTokenLeft
 from streaming.backends.sampling.row_failure import NOT_FINITE, RowFailed
 from streaming.backends.sampling.sampler import Sampler
+from streaming.backends.sampling.sampling import allowed_tokens
 from streaming.backends.scripted import EOS
-from streaming.errors import EngineFailure, NoTokenAllowed
+from streaming.errors import NoTokenAllowed
 from streaming.output_constraint import Grammar, GrammarKind
 from streaming.sampling_params import SamplingParams
 from streaming.sequence import Sequence
-from tests.support import Panic, WordMatcher, make_sequence
+from tests.support import WordMatcher, chunk_of, make_sequence
 
 A, B, X = b"abx"
 VOCAB_SIZE = 257
@@ -37,11 +39,6 @@ class AnyOf:
         """Nothing changes."""
 
 
-class Panicking(AnyOf):
-    def mask(self) -> bytes:
-        raise Panic("index out of range")
-
-
 def error_of(row: SampledToken | FailedRow) -> str:
     """Return what the client of a row is told, which is that its rules allow no token."""
     assert isinstance(row, FailedRow)
@@ -63,20 +60,25 @@ def free(**params: object) -> Sequence:
 
 
 def allowed(sequence: Sequence, vocab_size: int = VOCAB_SIZE) -> list[int]:
-    mask = token_mask(sequence, vocab_size)
+    mask = allowed_tokens(chunk_of(sequence), vocab_size)
     assert mask is not None
     assert mask.shape == (vocab_size,)
     ids: list[int] = mask.nonzero().flatten().tolist()
     return ids
 
 
+def sample(logits: torch.Tensor, *sequences: Sequence) -> list[SampledToken | FailedRow]:
+    """Sample by a sampler that has seen nothing before."""
+    return Sampler().sample(logits, list(map(chunk_of, sequences)))
+
+
 def sampled_ids(logits: torch.Tensor, *sequences: Sequence) -> list[int | None]:
-    tokens = Sampler().sample(logits, sequences)
+    tokens = sample(logits, *sequences)
     return [token.token_id if isinstance(token, SampledToken) else None for token in tokens]
 
 
 def test_without_a_grammar_there_is_no_mask():
-    assert token_mask(free(), VOCAB_SIZE) is None
+    assert allowed_tokens(chunk_of(free()), VOCAB_SIZE) is None
 
 
 @pytest.mark.parametrize("vocab_size", [B, B + 1, VOCAB_SIZE, 300])
@@ -119,15 +121,15 @@ def test_only_allowed_tokens_are_drawn(params: dict[str, float]):
 
 def test_a_free_row_is_as_it_is_alone():
     logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
-    alone = Sampler().sample(logits[1:].clone(), [free(temperature=1.5, logprobs=3)])
-    together = Sampler().sample(logits, [constrained(A), free(temperature=1.5, logprobs=3)])
+    alone = sample(logits[1:].clone(), free(temperature=1.5, logprobs=3))
+    together = sample(logits, constrained(A), free(temperature=1.5, logprobs=3))
     assert together[1:] == alone
 
 
 def test_logprobs_are_the_models_own():
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, X] = 9.0
-    (token,) = Sampler().sample(logits, [constrained(A, logprobs=1)])
+    (token,) = sample(logits, constrained(A, logprobs=1))
     assert isinstance(token, SampledToken)
     assert token.logprobs is not None
     assert token.logprobs.top[0].token_id == X
@@ -137,7 +139,7 @@ def test_logprobs_are_the_models_own():
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
 def test_a_row_without_an_allowed_token_fails_alone(params: dict[str, float]):
     sequences = [constrained(**params), constrained(A, **params)]
-    failed, fine = Sampler().sample(torch.zeros(2, VOCAB_SIZE), sequences)
+    failed, fine = sample(torch.zeros(2, VOCAB_SIZE), *sequences)
     assert error_of(failed) == "response_format: the grammar allows no token here"
     assert fine == SampledToken(A)
 
@@ -145,32 +147,19 @@ def test_a_row_without_an_allowed_token_fails_alone(params: dict[str, float]):
 def test_a_token_that_the_model_itself_forbids_is_no_choice():
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, A] = -torch.inf
-    (failed,) = Sampler().sample(logits, [constrained(A)])
+    (failed,) = sample(logits, constrained(A))
     assert error_of(failed) == "response_format: the grammar allows no token here"
 
 
 def test_the_grammar_of_calls_is_blamed_on_the_tools():
     sequence = make_sequence(params=SamplingParams(max_tokens=9, seed=0), matcher=AnyOf())
-    (failed,) = Sampler().sample(torch.zeros(1, VOCAB_SIZE), [sequence])
+    (failed,) = sample(torch.zeros(1, VOCAB_SIZE), sequence)
     assert error_of(failed) == "tools: the grammar allows no token here"
-
-
-@pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 1.0}])
-def test_a_matcher_that_breaks_down_fails_its_row_only(
-    params: dict[str, float], caplog: pytest.LogCaptureFixture
-):
-    stuck = constrained(A, **params)
-    stuck.matcher = Panicking()
-    failed, fine = Sampler().sample(torch.zeros(2, VOCAB_SIZE), [stuck, constrained(A, **params)])
-    assert isinstance(failed, FailedRow)
-    assert isinstance(failed.error, EngineFailure), "not a fault of the request that can be named"
-    assert fine == SampledToken(A)
-    assert "index out of range" in caplog.text
 
 
 def test_broken_logits_are_said_to_be_broken():
     logits = torch.full((1, VOCAB_SIZE), torch.nan)
-    (row,) = Sampler().sample(logits, [constrained(A)])
+    (row,) = sample(logits, constrained(A))
     assert row == NOT_FINITE
 
 
@@ -178,20 +167,20 @@ def test_broken_logits_are_said_to_be_broken():
 
 
 def test_the_processor_leaves_what_is_allowed():
-    sequence = make_sequence(matcher=WordMatcher("ab"))
-    scores = GrammarMask(sequence)(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
+    chunk = chunk_of(make_sequence(matcher=WordMatcher("ab")))
+    scores = GrammarMask(lambda: chunk)(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
     assert (scores[0] == 0).nonzero().flatten().tolist() == [A]
     assert bool((scores[0, [B, EOS]] == -torch.inf).all())
 
 
 def test_the_processors_refuse_to_choose_from_nothing():
-    sequence, input_ids = constrained(), torch.tensor([[0]])
-    scores = GrammarMask(sequence)(input_ids, torch.zeros(1, VOCAB_SIZE))
+    chunk, input_ids = chunk_of(constrained()), torch.tensor([[0]])
+    scores = GrammarMask(lambda: chunk)(input_ids, torch.zeros(1, VOCAB_SIZE))
     with pytest.raises(RowFailed) as caught:
-        SomeTokenLeft(sequence)(input_ids, scores)
+        SomeTokenLeft(lambda: chunk)(input_ids, scores)
     assert error_of(caught.value.row) == "response_format: the grammar allows no token here"
 
 
 def test_the_last_processor_passes_on_what_has_a_token_left():
-    scores = torch.tensor([[-torch.inf, 1.0]])
-    assert SomeTokenLeft(constrained())(torch.tensor([[0]]), scores) is scores
+    chunk, scores = chunk_of(constrained()), torch.tensor([[-torch.inf, 1.0]])
+    assert SomeTokenLeft(lambda: chunk)(torch.tensor([[0]]), scores) is scores
