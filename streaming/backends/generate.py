@@ -22,14 +22,7 @@ from streaming.backends import OnProgress
 from streaming.backends.loading.load_failure import as_load_error
 from streaming.backends.loading.model_loader import load_model
 from streaming.backends.optimization.warm_up import warm_up
-from streaming.backends.sampling.logits_processors import (
-    GrammarMask,
-    LogitBias,
-    MinTokens,
-    Penalized,
-    RawDistribution,
-    SomeTokenLeft,
-)
+from streaming.backends.sampling.logits_processors import RawDistribution, RequestRules
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.row_failure import RowFailed
 from streaming.config import ModelConfig
@@ -187,16 +180,8 @@ class GenerateRunner:
             num_scored = len(prompt.scored_ids)
             self._prompts.take(prompt, logits[:num_scored, : self._num_readable_ids])
         processors = [job.raw]
-        if params.has_penalties:
-            processors.append(Penalized(job.current_chunk, self._device))
-        if params.logit_bias:
-            processors.append(LogitBias(sequence, self._device))
-        if prompt.token_mask is not None:
-            processors.append(GrammarMask(job.current_chunk))
-        elif params.min_tokens and sequence.banned_token_ids:
-            processors.append(MinTokens(job.current_chunk, self._device))
-        if len(processors) > 1:
-            processors.append(SomeTokenLeft(job.current_chunk))
+        if RequestRules.are_wanted(prompt):
+            processors.append(RequestRules(job.current_chunk, self._device))
         self._model.generate(
             torch.tensor([prompt.token_ids], device=self._device),
             generation_config=_generation_config(prompt),

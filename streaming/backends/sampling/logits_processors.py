@@ -1,28 +1,27 @@
-"""What stands between the model's logits and the choice of a token, for `model.generate()`.
+"""The logits processors of `model.generate()`: they run before transformers chooses a token.
 
-Temperature, top-k, top-p and min-p are transformers' own and follow these.
+The rules are those of `sampling`. Temperature, top-k, top-p, min-p and the draw that follow are
+transformers' own: this backend is the reference for the batched one.
 Shapes: input_ids (1, num_tokens) int64, scores (1, vocab_size) float32.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from transformers import LogitsProcessor
 
-from streaming.backend import Chunk, SequenceInput
+from streaming.backend import Chunk
 from streaming.backends.sampling.penalties import Penalties
 from streaming.backends.sampling.row_failure import NOT_FINITE, RowFailed, no_token_allowed
-from streaming.backends.sampling.sampling import allowed_tokens
+from streaming.backends.sampling.sampling import allowed_tokens, apply_rules
 from streaming.log.generation import Logprob, TokenLogprobs
-
-CurrentChunk = Callable[[], Chunk]
-"""Returns the chunk of the step that runs."""
 
 
 class RawDistribution(LogitsProcessor):  # type: ignore[misc]
-    """First in line: keeps the model's own distribution, and refuses one that is broken.
+    """First in line: keeps the model's own distribution, and raises `RowFailed` if it is broken.
 
     Args:
         num_top: how many of the likeliest tokens are reported; None reports nothing.
@@ -55,67 +54,37 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
         )
 
 
-class Penalized(LogitsProcessor):  # type: ignore[misc]
-    """Applies the penalties of one sequence."""
+class RequestRules(LogitsProcessor):  # type: ignore[misc]
+    """Last in line: applies the rules of a request as batches do, by `apply_rules`.
 
-    def __init__(self, current_chunk: CurrentChunk, device: torch.device) -> None:
+    Args:
+        current_chunk: returns the chunk of the step that runs.
+        device: where the scores are.
+
+    Raises:
+        RowFailed: the rules leave no token; raised by the call.
+    """
+
+    def __init__(self, current_chunk: Callable[[], Chunk], device: torch.device) -> None:
         self._current_chunk = current_chunk
         self._penalties = Penalties(current_chunk().sequence, device=device)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        text_ids = self._current_chunk().text_ids
-        assert text_ids is not None
-        scores = scores.clone()
-        self._penalties.apply(scores[0], text_ids)
-        return scores
-
-
-class LogitBias(LogitsProcessor):  # type: ignore[misc]
-    """Adds the request's own preferences."""
-
-    def __init__(self, sequence: SequenceInput, device: torch.device) -> None:
-        bias = sequence.params.logit_bias
-        self._token_ids = torch.tensor(list(bias), dtype=torch.long, device=device)
-        self._values = torch.tensor(list(bias.values()), dtype=torch.float32, device=device)
+    @staticmethod
+    def are_wanted(chunk: Chunk) -> bool:
+        """Whether a request has any rules for `apply_rules`."""
+        params = chunk.params
+        return bool(
+            params.has_penalties
+            or params.logit_bias
+            or chunk.token_mask is not None
+            or (params.min_tokens and chunk.sequence.banned_token_ids)
+        )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores.index_add(1, self._token_ids, self._values[None])
-
-
-class MinTokens(LogitsProcessor):  # type: ignore[misc]
-    """Bans the tokens that would end the text before `min_tokens`."""
-
-    def __init__(self, current_chunk: CurrentChunk, device: torch.device) -> None:
-        self._current_chunk = current_chunk
-        banned = sorted(current_chunk().sequence.banned_token_ids)
-        self._token_ids = torch.tensor(banned, dtype=torch.long, device=device)
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self._current_chunk().must_not_end:
-            return scores
-        return scores.index_fill(1, self._token_ids, float("-inf"))
-
-
-class GrammarMask(LogitsProcessor):  # type: ignore[misc]
-    """Leaves the tokens that `allowed_tokens` returns."""
-
-    def __init__(self, current_chunk: CurrentChunk) -> None:
-        self._current_chunk = current_chunk
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        allowed = allowed_tokens(self._current_chunk(), scores.shape[1])
-        assert allowed is not None
-        return scores.masked_fill(~allowed.to(scores.device), float("-inf"))
-
-
-class SomeTokenLeft(LogitsProcessor):  # type: ignore[misc]
-    """Last in line: raises `RowFailed` where the others leave nothing to choose from."""
-
-    def __init__(self, current_chunk: CurrentChunk) -> None:
-        self._current_chunk = current_chunk
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        best = scores.max()
-        if not bool(torch.isfinite(best)):
-            raise RowFailed(no_token_allowed(self._current_chunk(), float(best)))
+        chunk, scores = self._current_chunk(), scores.clone()
+        allowed = allowed_tokens(chunk, scores.shape[1])
+        apply_rules(scores[0], chunk, penalties=self._penalties, allowed=allowed)
+        best = float(scores.max())
+        if not math.isfinite(best):
+            raise RowFailed(no_token_allowed(chunk, best))
         return scores

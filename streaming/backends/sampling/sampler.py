@@ -18,6 +18,7 @@ from streaming.backends.sampling.row_failure import NOT_FINITE, no_token_allowed
 from streaming.backends.sampling.sampling import (
     Draw,
     allowed_tokens,
+    apply_rules,
     sample_tokens,
     sampling_metadata,
 )
@@ -80,10 +81,8 @@ class Sampler:
             if chunk.params.logprobs is not None
         }
         for row, chunk in enumerate(chunks):
-            self._penalize(logits[row], chunk)
-            _bias_and_ban(logits[row], chunk)
-        for row, mask in masks.items():
-            logits[row].masked_fill_(~mask.to(logits.device), -torch.inf)
+            penalties = self._penalties_of(chunk, logits.device)
+            apply_rules(logits[row], chunk, penalties=penalties, allowed=masks.get(row))
         best, best_ids = logits.max(dim=-1)
         # A bad row must not be drawn from: it would yield an id that fails the next step.
         failed: dict[int, FailedRow] = {}
@@ -109,20 +108,18 @@ class Sampler:
             for row, (token_id, chunk) in enumerate(zip(token_ids, chunks, strict=True))
         ]
 
-    def _penalize(self, logits: torch.Tensor, chunk: Chunk) -> None:
-        """Apply the penalties of one row, (vocab_size,), in place."""
+    def _penalties_of(self, chunk: Chunk, device: torch.device) -> Penalties | None:
         if chunk.text_ids is None:
-            return
+            return None
         generation_id = chunk.sequence.generation_id
         penalties = self._penalties.get(generation_id)
         # A text that has become shorter is that of an earlier step, which is run again.
         if penalties is None or penalties.num_taken > len(chunk.text_ids):
-            penalties = Penalties(chunk.sequence, device=logits.device)
-            self._penalties[generation_id] = penalties
+            penalties = self._penalties[generation_id] = Penalties(chunk.sequence, device=device)
         self._penalties.move_to_end(generation_id)
         if len(self._penalties) > self._max_penalized_seqs:
             self._penalties.popitem(last=False)
-        penalties.apply(logits, chunk.text_ids)
+        return penalties
 
 
 def _takes_likeliest(chunk: Chunk) -> bool:
@@ -145,17 +142,6 @@ def _sample_likeliest(logits: torch.Tensor) -> list[SampledToken | FailedRow]:
         SampledToken(token_id) if is_finite else NOT_FINITE
         for token_id, is_finite in zip(best_ids.tolist(), best.isfinite().tolist(), strict=True)
     ]
-
-
-def _bias_and_ban(logits: torch.Tensor, chunk: Chunk) -> None:
-    """Add the bias of one row, (vocab_size,), and ban its banned tokens, in place."""
-    params, banned = chunk.params, chunk.sequence.banned_token_ids
-    if params.logit_bias:
-        ids = logits.new_tensor(list(params.logit_bias), dtype=torch.long)
-        logits[ids] += logits.new_tensor(list(params.logit_bias.values()))
-    # With a grammar, its mask bans them where it can.
-    if chunk.token_mask is None and chunk.must_not_end and banned:
-        logits[logits.new_tensor(list(banned), dtype=torch.long)] = -torch.inf
 
 
 def _report(

@@ -18,6 +18,7 @@ import torch
 from numpy.random import Generator, Philox
 
 from streaming.backend import Chunk
+from streaming.backends.sampling.penalties import Penalties
 from streaming.sampling_params import SamplingParams
 
 _MIN_TEMPERATURE = 1e-4
@@ -72,6 +73,32 @@ def allowed_tokens(chunk: Chunk, vocab_size: int) -> torch.Tensor | None:
         if longer.any():
             allowed = longer
     return torch.from_numpy(allowed)
+
+
+def apply_rules(
+    logits: torch.Tensor, chunk: Chunk, *, penalties: Penalties | None, allowed: torch.Tensor | None
+) -> None:
+    """Apply all rules of a request that come before the temperature, in place.
+
+    Penalties, then `logit_bias`, then the bans of `min_tokens`, then the grammar.
+
+    Args:
+        logits: (vocab_size,) float32, of the token behind the chunk.
+        chunk: whose rules they are.
+        penalties: of the sequence; None without `text_ids`.
+        allowed: what `allowed_tokens` returned.
+    """
+    params, banned = chunk.params, chunk.sequence.banned_token_ids
+    if penalties is not None and chunk.text_ids is not None:
+        penalties.apply(logits, chunk.text_ids)
+    if params.logit_bias:
+        ids = logits.new_tensor(list(params.logit_bias), dtype=torch.long)
+        logits[ids] += logits.new_tensor(list(params.logit_bias.values()))
+    if allowed is not None:
+        # It leaves out what `min_tokens` bans where it can.
+        logits.masked_fill_(~allowed.to(logits.device), -torch.inf)
+    elif chunk.must_not_end and banned:
+        logits[logits.new_tensor(list(banned), dtype=torch.long)] = -torch.inf
 
 
 def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from streaming.backend import FailedRow, SampledToken
-from streaming.backends.sampling.logits_processors import GrammarMask, SomeTokenLeft
+from streaming.backends.sampling.logits_processors import RequestRules
 from streaming.backends.sampling.row_failure import NOT_FINITE, RowFailed
 from streaming.backends.sampling.sampler import Sampler
 from streaming.backends.sampling.sampling import allowed_tokens
@@ -168,19 +168,15 @@ def test_broken_logits_are_said_to_be_broken():
 
 def test_the_processor_leaves_what_is_allowed():
     chunk = chunk_of(make_sequence(matcher=WordMatcher("ab")))
-    scores = GrammarMask(lambda: chunk)(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
+    rules = RequestRules(lambda: chunk, torch.device("cpu"))
+    scores = rules(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
     assert (scores[0] == 0).nonzero().flatten().tolist() == [A]
     assert bool((scores[0, [B, EOS]] == -torch.inf).all())
 
 
 def test_the_processors_refuse_to_choose_from_nothing():
-    chunk, input_ids = chunk_of(constrained()), torch.tensor([[0]])
-    scores = GrammarMask(lambda: chunk)(input_ids, torch.zeros(1, VOCAB_SIZE))
+    chunk = chunk_of(constrained())
+    rules = RequestRules(lambda: chunk, torch.device("cpu"))
     with pytest.raises(RowFailed) as caught:
-        SomeTokenLeft(lambda: chunk)(input_ids, scores)
+        rules(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
     assert error_of(caught.value.row) == "response_format: the grammar allows no token here"
-
-
-def test_the_last_processor_passes_on_what_has_a_token_left():
-    chunk, scores = chunk_of(constrained()), torch.tensor([[-torch.inf, 1.0]])
-    assert SomeTokenLeft(lambda: chunk)(torch.tensor([[0]]), scores) is scores

@@ -1,33 +1,29 @@
 from __future__ import annotations
 
 from math import inf, log, nan
+from typing import Any
 
 import pytest
 import torch
 
 from streaming import SamplingParams
-from streaming.backends.sampling.logits_processors import (
-    CurrentChunk,
-    LogitBias,
-    MinTokens,
-    Penalized,
-    RawDistribution,
-)
+from streaming.backends.sampling.logits_processors import RawDistribution, RequestRules
 from streaming.backends.sampling.row_failure import RowFailed
+from streaming.backends.sampling.sampler import Sampler
 from streaming.sequence import Sequence
 from tests.support import chunk_of, make_sequence
 
 CPU = torch.device("cpu")
 
 
-def current(sequence: Sequence) -> CurrentChunk:
-    """Return what returns a chunk of the whole sequence, as it is at the time of the call."""
-    return lambda: chunk_of(sequence)
+def rules_of(sequence: Sequence) -> RequestRules:
+    """Return the rules of a sequence, as they are whenever they are applied."""
+    return RequestRules(lambda: chunk_of(sequence), CPU)
 
 
 def sequence_with(**params: object) -> Sequence:
     """Return a sequence whose prompt is tokens 0 and 1."""
-    return make_sequence(prompt="\x00\x01", params=SamplingParams(max_tokens=9, **params))  # type: ignore[arg-type]
+    return make_sequence(prompt="\x00\x01", params=SamplingParams(max_tokens=9, seed=0, **params))  # type: ignore[arg-type]
 
 
 def test_raw_distribution_is_in_natural_logarithms() -> None:
@@ -73,22 +69,48 @@ def test_rows_that_pad_the_head_are_cut_off() -> None:
 
 
 def test_penalties_leave_the_models_own_scores_alone() -> None:
-    penalized = Penalized(current(sequence_with(repetition_penalty=2.0)), CPU)
+    rules = rules_of(sequence_with(repetition_penalty=2.0))
     scores = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
-    assert penalized(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
+    assert rules(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
     assert scores.tolist() == [[4, -4, 4, -4]]
 
 
 def test_logit_bias_is_added() -> None:
-    bias = LogitBias(sequence_with(logit_bias={1: 2.5, 2: -1.0}).input, CPU)
-    assert bias(torch.tensor([[0]]), torch.ones(1, 3)).tolist() == [[1.0, 3.5, 0.0]]
+    rules = rules_of(sequence_with(logit_bias={1: 2.5, 2: -1.0}))
+    assert rules(torch.tensor([[0]]), torch.ones(1, 3)).tolist() == [[1.0, 3.5, 0.0]]
 
 
-def test_min_tokens_bars_all_end_tokens_until_then() -> None:
+def test_min_tokens_bans_all_end_tokens_until_then() -> None:
     sequence = sequence_with(min_tokens=1, stop_token_ids=frozenset({2}))
-    processor = MinTokens(current(sequence), CPU)
+    rules = rules_of(sequence)
     scores = torch.zeros(1, 257)
-    banned = processor(torch.tensor([[0]]), scores)[0]
+    banned = rules(torch.tensor([[0]]), scores)[0]
     assert (banned == -inf).nonzero().flatten().tolist() == [2, 256]
     sequence.append(5, at=0.0)
-    assert processor(torch.tensor([[0, 5]]), scores) is scores
+    assert torch.equal(rules(torch.tensor([[0, 5]]), scores), scores)
+
+
+@pytest.mark.parametrize(
+    ("params", "are_wanted"),
+    [
+        ({"temperature": 0.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "logprobs": 2}, False),
+        ({"frequency_penalty": 0.1}, True),
+        ({"logit_bias": {1: 1.0}}, True),
+        ({"min_tokens": 1}, True),
+    ],
+)
+def test_a_request_without_rules_needs_no_processor(params: dict[str, Any], are_wanted: bool):
+    assert RequestRules.are_wanted(chunk_of(sequence_with(**params))) is are_wanted
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rules_are_those_of_batches_to_the_bit(seed: int) -> None:
+    params = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": -0.2}
+    sequence = sequence_with(**params, logit_bias={7: 1.5}, min_tokens=5, logprobs=0)
+    rules = rules_of(sequence)
+    for token_id in (9, 7, 9):
+        logits = 5 * torch.randn(1, 257, generator=torch.Generator().manual_seed(seed))
+        scores = rules(torch.tensor([[0]]), logits)
+        Sampler().sample(logits, [chunk_of(sequence)])  # overwrites them
+        assert torch.equal(scores, logits)
+        sequence.append(token_id, at=0.0)
