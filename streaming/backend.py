@@ -22,17 +22,20 @@ from streaming.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """The served model, for people and for limits.
+    """Facts about the served model: reported to clients, and limits of requests.
 
     Attributes:
         model_id: the name that clients use.
-        max_model_len: prompt and answer together, in tokens.
+        backend: name of the backend that runs the model.
+        dtype: of the weights.
+        device: where the model runs.
+        max_model_len: most tokens of prompt and output together.
         vocab_size: token ids are below it.
         eos_token_ids: tokens that end a text.
         has_chat_template: whether `messages` can be served.
-        batch_invariant: whether a request's answer is the same, to the bit, whatever else runs.
-        attention: what attends in batches: "native", our own kernel, or "torch"; None for a
-            backend that leaves it to the model.
+        batch_invariant: whether a request's output is the same, to the bit, in any batch.
+        attention: attention of the batched backend: "native" for the project's own kernel, or
+            "torch"; None for a backend that leaves it to the model.
     """
 
     model_id: str
@@ -49,10 +52,11 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A prompt as the model reads it.
+    """A tokenized prompt.
 
     Attributes:
-        output_format: what to look for in the answer.
+        token_ids: the prompt.
+        output_format: how tool calls and reasoning are written in the answer.
     """
 
     token_ids: list[int]
@@ -60,62 +64,61 @@ class EncodedPrompt:
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back. All methods may be called from several threads at once."""
+    """Converts text to token ids and back. Thread-safe."""
 
     @property
     def max_chars_per_token(self) -> int:
-        """Most characters that one token can stand for: bounds a prompt before it is tokenised."""
+        """Most characters of one token: bounds a prompt's length before it is tokenized."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a raw prompt, with the model's start token where it has one."""
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
-        """Return the ids of a conversation, up to where the assistant's answer begins.
+        """Return the ids of a conversation, up to the beginning of the assistant's answer.
 
         Raises:
-            InvalidRequest: the model has no chat template, or the template refuses the messages.
+            InvalidRequest: the model has no chat template, or the template rejects the messages.
         """
 
     def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
-        """Return the same ids, and how the answer to them is written.
+        """Return the same ids, and the format of the answer.
 
         Raises:
             InvalidRequest: as `encode_chat` does.
         """
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
-        """Return the text, special tokens left out but for marks of calls and of reasoning."""
+        """Return the text, without special tokens except delimiters of calls and reasoning."""
 
     def token_text(self, token_id: int) -> str:
-        """Return how one token is written when it is listed by itself, special ones included."""
+        """Return the text of one token by itself, also of a special one."""
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """Return the UTF-8 that a token stands for, also where it is a part of a character.
+        """Return the UTF-8 bytes of a token, which may be part of a character.
 
-        None where the tokenizer does not tell.
+        None if the tokenizer has no bytes for it.
         """
 
 
 class GrammarCompiler(Protocol):
-    """Makes grammars ready for one tokenizer. May be called from several threads at once."""
+    """Compiles grammars for one tokenizer. Thread-safe."""
 
     def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
-        """Return `count` matchers, each at the beginning of a text; may take a second.
+        """Return `count` matchers, each at the beginning of a text. It may take a second.
 
         Raises:
-            InvalidRequest: the grammar cannot be compiled, and why.
+            InvalidRequest: the grammar cannot be compiled; the text says why.
         """
 
 
 class TokenView(SequenceOf[int]):
-    """The first `length` tokens of a list that only ever grows, without a copy.
+    """An immutable view of the first `length` tokens of an append-only list, without a copy.
 
-    What the view shows never changes, since tokens are only appended behind it. It pickles as a
-    copy of the tokens that it shows.
+    Pickling it copies the tokens of the view.
 
     Args:
-        token_ids: tokens are appended to it, and none is changed or removed.
-        length: number of tokens to show.
+        token_ids: may grow, but its tokens are never changed or removed.
+        length: number of tokens of the view.
     """
 
     __slots__ = ("_length", "_token_ids")
@@ -150,13 +153,13 @@ class TokenView(SequenceOf[int]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceInput:
-    """What a runner knows of a sequence in all its steps.
+    """The part of a runner's input that is the same in all steps of a sequence.
 
     All chunks of a sequence share one object. A transport to another process can send it once, with
-    the first chunk, and the generation id from then on.
+    the first chunk, and only the generation id from then on.
 
     Attributes:
-        generation_id: key of whatever a runner keeps between two steps, until `release`.
+        generation_id: key of the state that a runner keeps between steps, until `release`.
         num_prompt_tokens: tokens of the prompt; the others are output.
         params: `max_tokens` is set.
         banned_token_ids: tokens that may not be chosen before `params.min_tokens`.
@@ -169,30 +172,29 @@ class SequenceInput:
 
 
 class Chunk(NamedTuple):
-    """Consecutive tokens of one sequence in one step, and how the token behind them is chosen.
+    """Consecutive tokens of one sequence in one step, and how to choose the next token.
 
-    A named tuple, as one is made for each row in each step: a frozen dataclass takes three times as
-    long to make.
+    It is a named tuple because one is made for each row in each step, and a frozen dataclass takes
+    three times as long to make.
 
-    Penalties count all tokens of a text. To copy them in each step would cost more the longer the
-    text is, and state that only the runner has would be lost if a batch were run elsewhere. So
-    chunks with penalties, and only they, carry a view of their text. A runner may keep counts by
-    generation id and read what is new, or count anew at any time.
+    Penalties need all tokens of prompt and output. Copying them in each step would cost more the
+    longer the text is, and a batch could not be run elsewhere if only the runner had them. So a
+    chunk with penalties carries a view of them, and other chunks carry none. A runner may keep
+    counts by generation id and add the new tokens, or count anew at any time.
 
     Attributes:
-        sequence: whose tokens they are.
-        start: position of the first of them in the text, prompt and output together.
-        token_ids: at least one.
+        sequence: the sequence's constant input.
+        start: position of the first token in prompt and output.
+        token_ids: the tokens to run, at least one.
         block_ids: cache blocks of the sequence, from position 0 on, at least up to `end`. Empty for
             a runner without a `cache`.
-        yields_token: whether the next token is chosen in this step. It is, unless the chunk is part
-            of a text that is still being read.
-        token_mask: the tokens that the grammar allows next, as `GrammarMatcher.mask` returns them.
-            None without a grammar, and where no token is chosen.
-        text_ids: prompt and output, where penalties count them; None where they do not, and where
-            no token is chosen.
-        scored_ids: where prompt log probabilities are wanted, the prompt's tokens from position
-            `start + 1` on that the chunk's first rows predict.
+        yields_token: whether the next token is chosen in this step. False for a chunk of a prompt
+            that is not its last.
+        token_mask: tokens that the grammar allows next, as `GrammarMatcher.mask` returns them. None
+            without a grammar, or if no token is chosen.
+        text_ids: prompt and output. None without penalties, or if no token is chosen.
+        scored_ids: tokens of the prompt from position `start + 1` on, which the chunk's first rows
+            predict. Empty unless prompt log probabilities are wanted.
     """
 
     sequence: SequenceInput
@@ -211,12 +213,12 @@ class Chunk(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Position behind the last token."""
+        """Position after the last token."""
         return self.start + len(self.token_ids)
 
     @property
     def is_decode(self) -> bool:
-        """Whether the chunk is the one newest token of its sequence."""
+        """Whether the chunk is only the newest token of its sequence."""
         return self.yields_token and len(self.token_ids) == 1
 
     @property
@@ -226,22 +228,22 @@ class Chunk(NamedTuple):
 
     @property
     def output_position(self) -> int:
-        """Place in the output of the token behind the chunk, 0 for the first.
+        """Position of the next token in the output, 0 for the first.
 
-        With the seed, it fixes the random number that the token is drawn by.
+        The seed and this position determine the random number of the draw.
         """
         return self.start + len(self.token_ids) - self.sequence.num_prompt_tokens
 
     @property
     def must_not_end(self) -> bool:
-        """Whether the token behind the chunk may not be one of `sequence.banned_token_ids`."""
+        """Whether `sequence.banned_token_ids` are banned from the next token."""
         min_tokens = self.sequence.params.min_tokens
         return min_tokens > 0 and self.output_position < min_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: at most one chunk of each sequence."""
+    """The input of one step: at most one chunk of each sequence."""
 
     chunks: tuple[Chunk, ...]
 
@@ -256,7 +258,9 @@ class SampledToken:
     """The next token of a sequence.
 
     Attributes:
-        prompt_logprobs: of all tokens of the prompt but the first, with the first token of a
+        token_id: the token.
+        logprobs: of the token and of the likeliest ones, if they are wanted.
+        prompt_logprobs: of all tokens of the prompt but the first, with the first output token of a
             sequence that wants them.
     """
 
@@ -267,12 +271,12 @@ class SampledToken:
 
 @dataclass(frozen=True, slots=True)
 class FailedRow:
-    """One sequence of the batch gets no token; the others are fine.
+    """The result of one sequence that gets no token; the others of the batch are unaffected.
 
     Attributes:
         reason: for the server's log.
-        error: what its client is told, where the model's logits are finite. None where they are
-            not: the model failed, and what it computed for this sequence is suspect.
+        error: for the client, if the model's logits are finite. None if they are not: the model
+            failed, and the keys and values that it computed for this sequence are suspect.
     """
 
     reason: str
@@ -281,12 +285,14 @@ class FailedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheGeometry:
-    """A runner's cache: `num_blocks` blocks of `block_size` tokens, filled step by step.
+    """The size of a runner's KV cache.
 
     Attributes:
+        num_blocks: blocks in the pool.
+        block_size: tokens in a block.
         max_batch_tokens: most tokens in one step.
-        has_free_memory: whether there is memory to spare for a block that has never been used. All
-            may be used at any time, but prefixes are kept only while there is.
+        has_free_memory: whether there is memory for a block that has never been used. All blocks
+            may be used at any time; without free memory, cached prefixes are evicted first.
     """
 
     num_blocks: int
@@ -304,27 +310,30 @@ class ModelRunner(Protocol):
 
     @property
     def cache(self) -> CacheGeometry | None:
-        """The cache whose blocks the engine hands out; None for a runner that has its own way."""
+        """The KV cache whose blocks the engine manages; None if the runner manages its own."""
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
-        """Run one step; return one token for each chunk that yields one, in the batch's order.
+        """Run one step; return one result for each chunk that yields a token, in their order.
 
-        Any exception fails the sequences of the batch, and only them.
+        An exception fails the sequences of the batch, and only these.
         """
 
     def release(self, generation_id: str) -> None:
-        """Forget a sequence that ended, however it ended; called once for each that ever ran."""
+        """Forget a sequence that ended; called once for each sequence that was in a batch."""
 
     def close(self) -> None:
-        """Give back threads and memory."""
+        """Release threads and memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """What an engine is built on.
+    """A loaded model with its tokenizer and runner: all that an engine needs.
 
     Attributes:
-        grammars: None where texts cannot be held to a grammar.
+        info: facts about the model.
+        tokenizer: converts text to tokens and back.
+        runner: runs batches.
+        grammars: None if output cannot be constrained by a grammar.
     """
 
     info: ModelInfo

@@ -105,7 +105,7 @@ class Sequence:
             params=params,
             banned_token_ids=params.stop_token_ids | eos_token_ids,
         )
-        """What a model runner knows of it."""
+        """The part of a model runner's input that is the same in all steps."""
         self.has_penalties = params.has_penalties
         self._end_token_ids = params.stop_token_ids | (
             # A grammar allows end tokens only where the text is complete, so they always end it.

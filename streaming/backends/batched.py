@@ -1,7 +1,7 @@
-"""The default backend: continuous batching over an unmodified Hugging Face model.
+"""The default model runner: continuous batching over an unmodified Hugging Face model.
 
-One step is one forward pass in which all tokens lie in one row: the newest token of each decoding
-sequence and the chunks of the prompts that are still being read. See `paged_cache`.
+One step is one forward pass over one row of tokens: the newest token of each decoding sequence and
+the chunks of prompts in prefill. See `attention.kv_cache` for the layout.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from streaming.backends.sampling.sampling import Draw, sample_tokens
 
 
 class BatchedRunner:
-    """Runs many sequences in one forward pass, over a cache of its own.
+    """Runs many sequences in one forward pass, over a paged KV cache.
 
     Args:
-        model: a transformers model with a language-model head; owned from here on.
-        attention: how it attends.
-        draw: how tokens are drawn.
-        num_blocks: size of the cache.
+        model: a transformers model with a language-model head; the runner takes ownership.
+        attention: attention over the paged cache.
+        draw: draws tokens for rows that are not greedy.
+        num_blocks: blocks in the cache.
         block_size: tokens in a block.
         max_num_seqs: most sequences in one batch.
         max_batch_tokens: most tokens in one batch.
@@ -64,8 +64,9 @@ class BatchedRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+        """Run one step; see `ModelRunner.run`."""
         step = prepare_inputs(batch, cache=self._cache, device=self._device)
-        # A padded head has rows for ids that the model cannot read; they must not be chosen.
+        # A padded head has logits for ids beyond the embeddings; they must not be chosen.
         logits = forward(self._model, step, self._cache)[:, : self._num_readable_ids]
         start = len(step.yielding)
         for chunk in step.scored:
@@ -83,10 +84,11 @@ class BatchedRunner:
         return [by_id[chunk.sequence.generation_id] for chunk in batch.chunks if chunk.yields_token]
 
     def release(self, generation_id: str) -> None:
-        """Forget what is kept of a sequence; the engine gives its cache blocks back."""
+        """Forget a sequence's state; the engine manages its cache blocks."""
         self._prompts.forget(generation_id)
         self._sampler.forget(generation_id)
 
     def close(self) -> None:
+        """Release the model and the memory of the cache."""
         self._model = None
         self._cache.clear()

@@ -1,8 +1,8 @@
 """The reference backend: `model.generate()` itself, for any causal language model.
 
-One sequence runs at a time. `generate` lives in a greenlet and goes in lock-step with the engine:
-`run` lets it make one token, takes that token, and leaves it waiting. The engine alone decides when
-a text ends, so `generate` knows of no end token; it is stopped by `release`.
+One sequence runs at a time. `generate` runs in a greenlet, in lock-step with the engine: `run`
+resumes it for one token and leaves it suspended. Only the engine decides when a text ends, so
+`generate` gets no end token; `release` stops it.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ from streaming.backends.optimization.warm_up import warm_up
 from streaming.backends.sampling.logits_processors import RawDistribution, RequestRules
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.row_failure import RowFailed
+from streaming.backends.sampling.sampling import MIN_TEMPERATURE
 from streaming.config import ModelConfig
 from streaming.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-_MIN_TEMPERATURE = 1e-4
-"""Lower ones choose the same tokens and overflow float32."""
-
 
 class GenerateFailed(RuntimeError):
-    """`model.generate()` raised, or ended before it was told to; the cause is chained."""
+    """`model.generate()` raised, or returned before `release`; the cause is chained."""
 
 
 class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
-    """Hands over each token as it comes, not words, and holds `generate` until it may go on.
+    """Passes each token to the engine, and suspends `generate` until the next step.
 
-    It also is what stops `generate`. A StoppingCriteria is asked before the streamer gets the
-    token, so a stop that the token itself causes (a stop string, an end token) would be heard only
-    after one more forward pass.
+    It also stops `generate`. A StoppingCriteria is evaluated before the streamer gets the token, so
+    a stop caused by the token itself (a stop string, an end token) would take effect only after one
+    more forward pass.
 
     Args:
-        raw: knows the log probabilities of the newest token.
-        engine: takes the tokens.
+        raw: has the log probabilities of the newest token.
+        engine: the greenlet that takes the tokens.
     """
 
     def __init__(self, raw: RawDistribution, engine: greenlet) -> None:
@@ -57,6 +55,7 @@ class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
         self._engine = engine
 
     def put(self, value: torch.Tensor) -> None:
+        """Switch to the engine with the next token; skip the prompt, which comes first."""
         if self._is_prompt_next:
             self._is_prompt_next = False
             return
@@ -64,17 +63,17 @@ class TokenStreamer(TextIteratorStreamer):  # type: ignore[misc]
         self._engine.switch(SampledToken(token_id, self._raw.logprobs_of(token_id)))
 
     def end(self) -> None:
-        """Do nothing: `generate` returns, and the engine learns of that."""
+        """Do nothing: `generate` returns, and `_Job.next_token` raises."""
 
 
 class _Job:
-    """One call of `generate`, which waits in its streamer between two tokens.
+    """One call of `generate`, suspended in its streamer between two tokens.
 
-    A greenlet has a stack of its own on the thread that it is made on, so the model computes on the
-    engine's thread. See `streaming.engine.engine_thread` on why that matters.
+    A greenlet has its own stack on the thread that made it, so the model computes on the engine's
+    thread. See `streaming.engine.engine_thread` for the reason.
 
     Args:
-        prompt: the first chunk of the sequence, with all tokens that are known.
+        prompt: the first chunk of the sequence, with all its tokens.
         generate: makes the call.
         vocab_size: ids that the model can read are below it.
     """
@@ -88,18 +87,18 @@ class _Job:
 
     @property
     def generation_id(self) -> str:
-        """Whose call it is."""
+        """The sequence's generation id."""
         return self.prompt.sequence.generation_id
 
     def current_chunk(self) -> Chunk:
-        """Return the chunk of the step that runs."""
+        """Return the chunk of the current step."""
         return self._chunk
 
     def next_token(self, chunk: Chunk) -> SampledToken | FailedRow:
-        """Let `generate` make a token, or return the reason why the sequence gets none.
+        """Resume `generate` for one token; return the token, or why the sequence gets none.
 
         Args:
-            chunk: of this step; `generate` has its tokens already.
+            chunk: of this step. Its grammar mask is used; `generate` has its tokens already.
 
         Raises:
             GenerateFailed: `generate` failed.
@@ -116,7 +115,7 @@ class _Job:
         return outcome
 
     def stop(self) -> None:
-        """Unwind `generate`, if it waits."""
+        """Unwind `generate`, if it is suspended."""
         try:
             while self._greenlet:  # begun, and not ended
                 self._greenlet.throw(GreenletExit)
@@ -128,8 +127,8 @@ class GenerateRunner:
     """Runs one sequence at a time through `model.generate()`.
 
     Args:
-        model: a transformers model with a language-model head; owned from here on. Its own
-            generation defaults are taken away, so that a request means the same on every model.
+        model: a transformers model with a language-model head; the runner takes ownership. Its
+            generation defaults are removed, so that a request means the same on every model.
     """
 
     max_num_seqs = 1
@@ -144,6 +143,7 @@ class GenerateRunner:
         self._job: _Job | None = None
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+        """Run one step of the one sequence; see `ModelRunner.run`."""
         (chunk,) = batch.chunks
         if self._job is None:
             self._job = _Job(chunk, self._generate, vocab_size=self._num_readable_ids)
@@ -152,12 +152,13 @@ class GenerateRunner:
         return [self._prompts.add_to(chunk, self._job.next_token(chunk))]
 
     def release(self, generation_id: str) -> None:
-        """Stop computing for a sequence."""
+        """Stop the call of `generate` that runs for a sequence, if there is one."""
         if self._job is not None and self._job.generation_id == generation_id:
             self._end_job(self._job)
         self._prompts.forget(generation_id)
 
     def close(self) -> None:
+        """Stop the call of `generate` that runs, and release the model."""
         if self._job is not None:
             self._end_job(self._job)
         self._model = None
@@ -200,7 +201,7 @@ def _generation_config(prompt: Chunk) -> GenerationConfig:
     return GenerationConfig(
         max_new_tokens=num_tokens_left,
         do_sample=True,
-        temperature=max(params.temperature, _MIN_TEMPERATURE),
+        temperature=max(params.temperature, MIN_TEMPERATURE),
         top_k=params.top_k,
         top_p=params.top_p,
         min_p=params.min_p or None,

@@ -1,7 +1,7 @@
-"""A backend that says which tokens come out: for tests, examples, and work on the page.
+"""A backend that plays given tokens: for tests, examples, and development of the web page.
 
-Its tokens are bytes, so every character outside ASCII is split over several of them. Calls of
-tools are written as `HERMES` has it; a script has to keep to that itself, nothing else holds it.
+Its tokens are bytes, so a character outside ASCII takes several of them. Tool calls are written in
+the `HERMES` format. Scripts must keep to it, since no grammar constrains them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VOCAB_SIZE = 257
 
 @dataclass(frozen=True, slots=True)
 class ScriptInput:
-    """What a script knows of its sequence."""
+    """What a script gets: the request's prompt and sampling parameters."""
 
     generation_id: str
     prompt_ids: tuple[int, ...]
@@ -43,16 +43,16 @@ class ScriptInput:
 
 
 Script = Callable[[ScriptInput], Iterable[int | BaseException]]
-"""The tokens of one sequence; an exception among them fails the step that would yield it, but for a
-`RequestError`, which fails this sequence alone."""
+"""Returns the output tokens of one sequence. An exception among them fails its step, except a
+`RequestError`, which fails only this sequence."""
 
 
 class ByteTokenizer:
-    """One token for each byte of UTF-8, and one that ends the text.
+    """One token for each byte of UTF-8, and `EOS`.
 
     Args:
         chat_format: how the scripts write calls and reasoning.
-        starts_in_reasoning: conversations end with the mark that begins reasoning.
+        starts_in_reasoning: prompts end with the delimiter that begins reasoning.
     """
 
     max_chars_per_token = 1
@@ -67,12 +67,15 @@ class ByteTokenizer:
             self._reasoning_begin = self._chat_format.reasoning.begin
 
     def encode(self, text: str) -> list[int]:
+        """Return the bytes of a text."""
         return list(text.encode())
 
     def encode_chat(self, prompt: ChatPrompt) -> list[int]:
+        """Return the bytes of a conversation, one line for each message."""
         return self.prepare_chat(prompt).token_ids
 
     def prepare_chat(self, prompt: ChatPrompt) -> EncodedPrompt:
+        """Return the bytes of a conversation, and the format of the answer."""
         tools = prompt.tools if may_call_tools(prompt) else ()
         lines = [
             *([f"template: {prompt.template_kwargs}\n"] if prompt.template_kwargs else []),
@@ -87,12 +90,15 @@ class ByteTokenizer:
         return EncodedPrompt(self.encode(text), self._chat_format.of_answer(prompt, text=text))
 
     def decode(self, token_ids: SequenceOf[int]) -> str:
+        """Return the text without `EOS`; incomplete UTF-8 becomes replacement characters."""
         return bytes(token_id for token_id in token_ids if token_id != EOS).decode(errors="replace")
 
     def token_text(self, token_id: int) -> str:
+        """Return the text of one byte, or "<eos>"."""
         return "<eos>" if token_id == EOS else bytes([token_id]).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
+        """Return the byte, or "<eos>"."""
         return b"<eos>" if token_id == EOS else bytes([token_id])
 
 
@@ -105,24 +111,30 @@ def _turn(message: ChatMessage) -> str:
 
 
 class ScriptMatcher:
-    """Lets a script say what it likes."""
+    """A matcher that allows every token."""
 
     is_done = False
 
     def mask(self) -> bytes:
+        """Return a mask with all bits set."""
         return b"\xff" * (_VOCAB_SIZE // 8 + 1)
 
     def accept(self, token_id: int) -> None:
-        """Take it, whatever it is."""
+        """Accept any token."""
 
 
 class ScriptCompiler:
-    """Lets requests with tools through: their scripts are trusted to write calls as they should.
+    """Accepts requests with tools, and trusts their scripts to write calls correctly.
 
-    A text of a certain form is refused, since no script would keep to it by itself.
+    It rejects response formats, since scripts do not follow them.
     """
 
     def compile(self, constraint: OutputConstraint, *, count: int = 1) -> list[GrammarMatcher]:
+        """Return matchers that allow every token.
+
+        Raises:
+            InvalidRequest: the request has a response format.
+        """
         if isinstance(constraint, Grammar) or constraint.text is not None:
             raise InvalidRequest(
                 param="response_format", reason="scripted cannot be held to a grammar"
@@ -131,24 +143,26 @@ class ScriptCompiler:
 
 
 class Gate:
-    """Holds the runner back until the test lets steps pass."""
+    """Blocks the runner until a test lets steps pass."""
 
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
         self._is_open = threading.Event()
         self.entered = threading.Semaphore(0)
-        """Released each time that the runner comes to the gate."""
+        """Released each time the runner reaches the gate."""
 
     def wait(self) -> None:
+        """Block until a step is allowed; called by the runner."""
         self.entered.release()
         if not self._is_open.is_set():
             self._permits.acquire()
 
     def allow(self, num_steps: int = 1) -> None:
+        """Let so many steps pass."""
         self._permits.release(num_steps)
 
     def open(self) -> None:
-        """Let everything pass from now on."""
+        """Let all steps pass from now on."""
         self._is_open.set()
         self._permits.release()
 
@@ -157,10 +171,10 @@ class ScriptedRunner:
     """Plays a script for each sequence, then ends its text.
 
     Args:
-        script: what each sequence says.
+        script: returns the tokens of a sequence.
         max_num_seqs: most sequences in one step.
-        cache: a cache for the engine to hand out. Tokens are written to it in place of their keys
-            and values, so a script learns a prompt that was found in the cache.
+        cache: size of a KV cache that the engine manages. The runner writes tokens to it in place
+            of keys and values, and reads prompts from it, since cached prefixes are in no chunk.
         gate: waited for before each step.
     """
 
@@ -182,6 +196,7 @@ class ScriptedRunner:
         self.is_closed = False
 
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
+        """Return the next token of each script."""
         if self._gate is not None:
             self._gate.wait()
         if self.cache is not None:
@@ -191,10 +206,12 @@ class ScriptedRunner:
         return [self._next(chunk) for chunk in batch.chunks if chunk.yields_token]
 
     def release(self, generation_id: str) -> None:
+        """Forget a script, and add the id to `released`."""
         self._lines.pop(generation_id, None)
         self.released.append(generation_id)
 
     def close(self) -> None:
+        """Set `is_closed`."""
         self.is_closed = True
 
     def _next(self, chunk: Chunk) -> SampledToken | FailedRow:
@@ -219,7 +236,7 @@ class ScriptedRunner:
         return SampledToken(token_id, logprobs, prompt_logprobs)
 
     def _prompt_ids(self, chunk: Chunk) -> tuple[int, ...]:
-        """Return the prompt of a sequence whose first token is due."""
+        """Return the prompt of a sequence at its first token."""
         num_tokens = chunk.sequence.num_prompt_tokens
         if self.cache is None:
             assert chunk.start == 0, "a runner without a cache gets prompts whole"
@@ -229,7 +246,7 @@ class ScriptedRunner:
 
 
 def _slots(chunk: Chunk, start: int, end: int, block_size: int) -> Iterator[int]:
-    """Yield the places in the cache of a sequence's tokens `start` to `end` (half-open)."""
+    """Yield the cache slots of a sequence's tokens `start` to `end` (half-open)."""
     for position in range(start, end):
         yield chunk.block_ids[position // block_size] * block_size + position % block_size
 
@@ -240,7 +257,7 @@ def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:
 
 
 def say(*texts: str) -> Script:
-    """Return a script that answers with one of `texts` after the other, the last one for ever."""
+    """Return a script that answers with the next of `texts`, and repeats the last one."""
     remaining = list(texts)
 
     def script(_: ScriptInput) -> Iterable[int]:
@@ -251,7 +268,7 @@ def say(*texts: str) -> Script:
 
 
 def repeat_prompt(sequence: ScriptInput) -> Iterable[int]:
-    """Say what was asked, as a parrot does."""
+    """Answer with the prompt."""
     return sequence.prompt_ids
 
 
@@ -268,8 +285,13 @@ def scripted_backend(
     """Return a backend that plays `script`.
 
     Args:
-        reasons: what a script says between `THINK`'s marks at its beginning is reasoning.
-        starts_in_reasoning: and the first mark is part of the prompt.
+        script: returns the tokens of a sequence.
+        max_num_seqs: most sequences in one step.
+        max_model_len: most tokens of prompt and output together.
+        gate: waited for before each step.
+        has_chat_template: whether `messages` can be served.
+        reasons: text between the delimiters of `THINK` at the beginning of an answer is reasoning.
+        starts_in_reasoning: as `reasons`, with the first delimiter in the prompt.
     """
     chat_format = ChatFormat(HERMES, reasoning=THINK if reasons or starts_in_reasoning else None)
     return Backend(

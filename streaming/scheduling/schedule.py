@@ -1,4 +1,4 @@
-"""What runs in one step: chosen by the scheduler, turned into a `Batch` by the engine."""
+"""The work of one step: the scheduler chooses it, the engine turns it into a `Batch`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,14 @@ from streaming.sequence import Sequence
 class ScheduledChunk:
     """Tokens `start` to `start + num_tokens` (half-open) of a sequence, scheduled for one step.
 
-    A chunk that reaches the newest token of its sequence yields the next one. It is not frozen, as
-    one is made for each row in each step: a frozen one takes three times as long to make.
+    A chunk that reaches the newest token of its sequence yields the next one. The class is not
+    frozen because an object is made for each row in each step, and a frozen one takes three times
+    as long to make.
+
+    Attributes:
+        sequence: the live sequence, which a runner never sees.
+        start: position of the first token in prompt and output.
+        num_tokens: at least one.
     """
 
     sequence: Sequence
@@ -22,7 +28,7 @@ class ScheduledChunk:
 
     @property
     def end(self) -> int:
-        """Position behind the last token."""
+        """Position after the last token."""
         return self.start + self.num_tokens
 
     @property
@@ -32,14 +38,16 @@ class ScheduledChunk:
 
     @property
     def is_decode(self) -> bool:
-        """Whether the chunk is the one newest token of its sequence."""
+        """Whether the chunk is only the newest token of its sequence."""
         return self.num_tokens == 1 and self.yields_token
 
     def to_chunk(self) -> Chunk:
-        """Return the chunk as plain data, with all that a runner needs of the sequence.
+        """Return the chunk as plain data for a runner.
+
+        The grammar mask is computed here, on the side of the engine that advances the matcher.
 
         Raises:
-            BaseException: the sequence's grammar matcher raised it.
+            BaseException: raised by the grammar matcher.
         """
         sequence, start, num_tokens = self.sequence, self.start, self.num_tokens
         end, token_ids, matcher = start + num_tokens, sequence.token_ids, sequence.matcher

@@ -1,4 +1,4 @@
-"""A batch of chunks as the tensors of one forward pass."""
+"""Prepares a batch as the tensors of one forward pass; called by the batched runner."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from streaming.scheduling.padding import ceil_to_bucket
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """What the model is called with.
+    """The input of one forward pass.
 
-    Sizes are those of `step_shape`: the last rows may be nobody's. They have no place in the cache,
-    and their attention is zero.
+    T is padded by `ceil_to_bucket`. Padding rows have no slot in the cache, and their attention
+    output is zero.
 
     Attributes:
-        token_ids, positions: (1, T).
-        logits_rows: rows whose logits are wanted: one for each of `yielding`, then the first
-            `len(chunk.scored_ids)` of each of `scored`; then any, and at least one row, as some
-            models take none for all.
-        layout: for the cache.
+        token_ids: (1, T) int64.
+        positions: (1, T) int64.
+        logits_rows: int64, rows whose logits are wanted: one for each of `yielding`, then the first
+            `len(chunk.scored_ids)` of each of `scored`, then padding. At least one, since some
+            models take an empty list for all rows.
+        layout: the layout of the step, for the cache and the attention.
         yielding: chunks that yield a token, in the order of their rows.
-        scored: chunks of prompts whose log probabilities are wanted.
+        scored: chunks of prompts whose log probabilities are wanted, in the order of their rows.
     """
 
     token_ids: torch.Tensor
@@ -38,7 +39,7 @@ class Step:
 
 
 def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -> Step:
-    """Return the step of a batch."""
+    """Return the input of the forward pass that runs a batch."""
     chunks = cache.arrange(batch.chunks)
     yielding_rows: list[int] = []
     scored_rows: list[int] = []
@@ -48,7 +49,7 @@ def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -
         end += chunk.num_tokens
         if chunk.yields_token:
             yielding_rows.append(end - 1)
-    # All numbers go into one tensor: to make many costs more than what they hold.
+    # One tensor for all numbers: to make many small ones costs more than their content.
     token_ids, positions, rows, slots, *numbers = _tensors(
         [
             _padded([token_id for chunk in chunks for token_id in chunk.token_ids]),
@@ -74,7 +75,7 @@ def _padded(numbers: list[int]) -> list[int]:
 
 
 def _slots(chunk: Chunk, block_size: int) -> list[int]:
-    """Return the places of the chunk's tokens in the cache."""
+    """Return the cache slots of the chunk's tokens: block * block_size + offset."""
     blocks = chunk.block_ids
     return [
         blocks[position // block_size] * block_size + position % block_size

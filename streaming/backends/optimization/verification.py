@@ -214,7 +214,7 @@ class DryRun:
                     )
 
     def step(self, chunks: list[tuple[int, int, int]]) -> list[tuple[int, torch.Tensor]]:
-        """Run chunks of (number, start, end); return number and logits of what has been read."""
+        """Run chunks of (number, start, end); return number and logits of those read to the end."""
         batch = Batch(
             tuple(
                 dry_chunk(

@@ -56,16 +56,16 @@ def dry_chunk(
     num_prompt_tokens: int | None = None,
     generation_id: str = _GENERATION_ID,
 ) -> Chunk:
-    """Return a chunk of a sequence that no client asked for.
+    """Return a chunk of a sequence without a request, to run a model at load.
 
     Args:
         token_ids: prompt and output.
         start: position of the chunk's first token.
-        end: position behind its last one; None runs to the end of `token_ids`. A chunk that ends
+        end: position after its last one; None means the end of `token_ids`. A chunk that ends
             there yields a token.
         block_ids: cache blocks of the sequence.
         num_prompt_tokens: tokens of the prompt; None means all.
-        generation_id: tells apart the sequences of one batch.
+        generation_id: of the sequence.
     """
     num_tokens = len(token_ids)
     end = num_tokens if end is None else end

@@ -21,11 +21,11 @@ from streaming.log.generation import Logprob, TokenLogprobs
 
 
 class RawDistribution(LogitsProcessor):  # type: ignore[misc]
-    """First in line: keeps the model's own distribution, and raises `RowFailed` if it is broken.
+    """The first processor: keeps the model's own distribution for log probabilities.
 
     Args:
         num_top: how many of the likeliest tokens are reported; None reports nothing.
-        vocab_size: tokens from here on, which pad the model's head, are cut off.
+        vocab_size: logits from here on, which pad the model's head, are cut off.
     """
 
     def __init__(self, num_top: int | None, *, vocab_size: int) -> None:
@@ -34,8 +34,13 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
         self._logprobs = torch.empty(0)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores without padding, (1, vocab_size).
+
+        Raises:
+            RowFailed: the scores are not finite.
+        """
         scores = scores[:, : self._vocab_size]
-        # Single tokens may be masked with -inf; a best one that is not finite is a failure.
+        # Single tokens may be -inf; a maximum that is not finite is a failure.
         if not bool(torch.isfinite(scores.max())):
             raise RowFailed(NOT_FINITE)
         if self._num_top is not None:
@@ -55,14 +60,11 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
 
 
 class RequestRules(LogitsProcessor):  # type: ignore[misc]
-    """Last in line: applies the rules of a request as batches do, by `apply_rules`.
+    """The last processor: applies a request's rules by `apply_rules`, as the batched runner does.
 
     Args:
-        current_chunk: returns the chunk of the step that runs.
+        current_chunk: returns the chunk of the current step.
         device: where the scores are.
-
-    Raises:
-        RowFailed: the rules leave no token; raised by the call.
     """
 
     def __init__(self, current_chunk: Callable[[], Chunk], device: torch.device) -> None:
@@ -71,7 +73,11 @@ class RequestRules(LogitsProcessor):  # type: ignore[misc]
 
     @staticmethod
     def are_wanted(chunk: Chunk) -> bool:
-        """Whether a request has any rules for `apply_rules`."""
+        """Whether a request has any rules for `apply_rules`.
+
+        Args:
+            chunk: the first of the sequence.
+        """
         params = chunk.params
         return bool(
             params.has_penalties
@@ -81,6 +87,11 @@ class RequestRules(LogitsProcessor):  # type: ignore[misc]
         )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the scores with the rules applied, (1, vocab_size).
+
+        Raises:
+            RowFailed: the rules leave no token.
+        """
         chunk, scores = self._current_chunk(), scores.clone()
         allowed = allowed_tokens(chunk, scores.shape[1])
         apply_rules(scores[0], chunk, penalties=self._penalties, allowed=allowed)

@@ -1,4 +1,4 @@
-"""Log probabilities of prompts, which come chunk by chunk as the prompts are read."""
+"""Log probabilities of prompts, computed chunk by chunk during prefill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from streaming.backends.sampling.row_failure import NOT_FINITE
 from streaming.log.generation import Logprob, TokenLogprobs
 
 _NUM_SCORED_ROWS = 64
-"""Rows at a time: a long chunk's log probabilities would take as much as its logits."""
+"""Rows scored at a time. All rows of a long chunk at once would double the memory of its logits."""
 
 
 class PromptScorer:
@@ -55,10 +55,12 @@ class PromptScorer:
 
 
 def _score(logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
-    """Return the log probability of each token, and the likeliest others, best first.
+    """Return the log probability of each token, and the likeliest tokens, best first.
 
     Args:
-        logits: (num_tokens, vocab_size), of any float dtype; row i is before token i.
+        logits: (num_tokens, vocab_size), of any float dtype; row i predicts token i.
+        token_ids: the tokens, (num_tokens,).
+        num_top: how many of the likeliest tokens are reported.
     """
     scored: list[TokenLogprobs] = []
     for start in range(0, len(token_ids), _NUM_SCORED_ROWS):

@@ -27,7 +27,7 @@ def no_token_allowed(chunk: Chunk, best: float) -> FailedRow:
 
     Args:
         chunk: of the sequence that gets no token.
-        best: the greatest logit after all rules; it is not finite.
+        best: the maximum of the logits after all rules; it is not finite.
     """
     params = chunk.params
     if best == -math.inf and chunk.token_mask is not None:

@@ -1,7 +1,7 @@
-"""Choose the next token of every sequence of a batch, each by its own rules.
+"""Chooses the next token of each sequence of a batch by its own sampling parameters.
 
-A row's token depends on its own logits, parameters, seed and position only, never on which other
-rows are in the batch.
+A row's token depends only on its own logits, parameters, seed and position, not on the other rows
+of the batch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from streaming.sampling_params import SamplingParams
 
 
 class Sampler:
-    """Chooses tokens, and keeps the penalties of the sequences that have some.
+    """Chooses tokens, and keeps the counts of sequences with penalties.
 
     Args:
-        draw: chooses for rows that are not greedy.
-        max_penalized_seqs: most sequences whose penalties are kept from step to step; at least as
-            many as a batch has. Those of a preempted sequence may be dropped, and are counted anew.
+        draw: draws tokens for rows that are not greedy.
+        max_penalized_seqs: most sequences whose counts are kept from step to step, at least the
+            size of a batch. Counts of a preempted sequence may be dropped and made anew.
     """
 
     def __init__(self, *, draw: Draw = sample_tokens, max_penalized_seqs: int = 64) -> None:
@@ -44,10 +44,11 @@ class Sampler:
     def sample(
         self, logits: torch.Tensor, chunks: SequenceOf[Chunk]
     ) -> list[SampledToken | FailedRow]:
-        """Return the token behind each chunk.
+        """Return the next token of each chunk's sequence.
 
         Args:
-            logits: (len(chunks), vocab_size), of any float dtype; the model's own. Overwritten.
+            logits: (len(chunks), vocab_size), of any float dtype, as the model computed them. They
+                are overwritten.
             chunks: of different sequences; all yield a token.
         """
         ruled = [row for row, chunk in enumerate(chunks) if not _takes_likeliest(chunk)]
@@ -67,7 +68,7 @@ class Sampler:
     def _sample_by_rules(
         self, logits: torch.Tensor, chunks: SequenceOf[Chunk]
     ) -> list[SampledToken | FailedRow]:
-        # Before anything waits for the logits: a GPU still computes them meanwhile.
+        # Masks are unpacked first: a GPU may still be computing the logits.
         masks = {
             row: mask
             for row, chunk in enumerate(chunks)
@@ -84,7 +85,7 @@ class Sampler:
             penalties = self._penalties_of(chunk, logits.device)
             apply_rules(logits[row], chunk, penalties=penalties, allowed=masks.get(row))
         best, best_ids = logits.max(dim=-1)
-        # A bad row must not be drawn from: it would yield an id that fails the next step.
+        # A failed row is not drawn from: its token id could be invalid and fail the next step.
         failed: dict[int, FailedRow] = {}
         for row, (was_finite, likeliest) in enumerate(zip(is_finite, best.tolist(), strict=True)):
             if not was_finite:
@@ -113,7 +114,7 @@ class Sampler:
             return None
         generation_id = chunk.sequence.generation_id
         penalties = self._penalties.get(generation_id)
-        # A text that has become shorter is that of an earlier step, which is run again.
+        # A text that has become shorter belongs to an earlier step that runs again.
         if penalties is None or penalties.num_taken > len(chunk.text_ids):
             penalties = self._penalties[generation_id] = Penalties(chunk.sequence, device=device)
         self._penalties.move_to_end(generation_id)
@@ -123,7 +124,7 @@ class Sampler:
 
 
 def _takes_likeliest(chunk: Chunk) -> bool:
-    """Whether the next token is the model's own best one, and nothing else is wanted."""
+    """Whether a row needs no more than the argmax of the model's logits."""
     params = chunk.params
     return (
         params.is_greedy
@@ -136,7 +137,7 @@ def _takes_likeliest(chunk: Chunk) -> bool:
 
 
 def _sample_likeliest(logits: torch.Tensor) -> list[SampledToken | FailedRow]:
-    # The best is NaN where any is. Single tokens may be masked with -inf.
+    # The maximum is NaN if any logit is. Single tokens may be -inf.
     best, best_ids = logits.max(dim=-1)
     return [
         SampledToken(token_id) if is_finite else NOT_FINITE

@@ -1,10 +1,11 @@
-"""Draw tokens at random, each by its own rules.
+"""The rules of sampling: what a request's parameters do to the logits, and how a token is drawn.
 
-Temperature, then top-k, top-p (Holtzman et al. 2020, arXiv:1904.09751) and min-p, each on what the
-one before left, as transformers does; of equally likely tokens those of lower ids are left. Then
-the inverse of the distribution function, over token ids, at one uniform number. Randomness is
-counter-based, one number for each (seed, position), so a sequence that is preempted and computed
-again draws the same numbers again.
+First penalties, bias, bans and the grammar (`apply_rules`). Then temperature, top-k, top-p
+(Holtzman et al. 2020, arXiv:1904.09751) and min-p, each on what the one before left, as in
+transformers; of equally likely tokens, those with lower ids are kept. Then the inverse of the
+cumulative distribution over token ids at one uniform number. Random numbers are counter-based, one
+for each (seed, position), so a sequence that is preempted and recomputed draws the same ones.
+`native/sampling.cpp` does the draws in a kernel, by the same definition.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from streaming.backend import Chunk
 from streaming.backends.sampling.penalties import Penalties
 from streaming.sampling_params import SamplingParams
 
-_MIN_TEMPERATURE = 1e-4
+MIN_TEMPERATURE = 1e-4
 """Lower ones choose the same tokens and overflow float32."""
 _MAX_TOP_K = 2**31 - 1
-"""More than any vocabulary; larger numbers fit no tensor."""
+"""More than any vocabulary; larger numbers do not fit a tensor."""
 _SEED_MASK = 2**64 - 1
 
 
@@ -33,9 +34,10 @@ class SamplingMetadata:
     """How one token is drawn.
 
     Attributes:
-        top_k: 0 for all.
-        top_p: 1 for all.
-        min_p: 0 for all.
+        temperature: at least `MIN_TEMPERATURE`.
+        top_k: 0 keeps all tokens.
+        top_p: 1 keeps all tokens.
+        min_p: 0 keeps all tokens.
         uniform: a random number in [0, 1).
     """
 
@@ -47,18 +49,18 @@ class SamplingMetadata:
 
 
 Draw = Callable[[torch.Tensor, SequenceOf[int], SequenceOf[SamplingMetadata]], list[int]]
-"""Takes logits, (num_rows, vocab_size) float32, without NaN, some of the rows, each with a finite
-logit, and the rules of each of these. Returns their tokens."""
+"""Takes logits, (num_rows, vocab_size) float32 without NaN; the numbers of some rows, each with a
+finite logit; and the metadata of each of these. Returns their tokens."""
 
 
 def allowed_tokens(chunk: Chunk, vocab_size: int) -> torch.Tensor | None:
     """Return the tokens that a grammar allows, (vocab_size,) bool on the CPU; None without one.
 
-    Tokens that `min_tokens` bans are left out too, unless nothing else would be left: a text that
-    is complete has to end.
+    Tokens that `min_tokens` bans are left out too, unless no other token is allowed: a complete
+    text has to end.
 
     Args:
-        chunk: of the sequence that has the grammar.
+        chunk: of the sequence with the grammar.
         vocab_size: width of the model's logits; ids that the tokenizer lacks are not allowed.
     """
     if chunk.token_mask is None:
@@ -78,15 +80,13 @@ def allowed_tokens(chunk: Chunk, vocab_size: int) -> torch.Tensor | None:
 def apply_rules(
     logits: torch.Tensor, chunk: Chunk, *, penalties: Penalties | None, allowed: torch.Tensor | None
 ) -> None:
-    """Apply all rules of a request that come before the temperature, in place.
-
-    Penalties, then `logit_bias`, then the bans of `min_tokens`, then the grammar.
+    """Apply a request's penalties, `logit_bias`, `min_tokens` and grammar in place.
 
     Args:
-        logits: (vocab_size,) float32, of the token behind the chunk.
-        chunk: whose rules they are.
-        penalties: of the sequence; None without `text_ids`.
-        allowed: what `allowed_tokens` returned.
+        logits: (vocab_size,) float32, of the next token.
+        chunk: of the sequence.
+        penalties: of the sequence; None if the chunk has no `text_ids`.
+        allowed: result of `allowed_tokens`.
     """
     params, banned = chunk.params, chunk.sequence.banned_token_ids
     if penalties is not None and chunk.text_ids is not None:
@@ -95,17 +95,17 @@ def apply_rules(
         ids = logits.new_tensor(list(params.logit_bias), dtype=torch.long)
         logits[ids] += logits.new_tensor(list(params.logit_bias.values()))
     if allowed is not None:
-        # It leaves out what `min_tokens` bans where it can.
+        # The mask covers the bans of `min_tokens` where it can.
         logits.masked_fill_(~allowed.to(logits.device), -torch.inf)
     elif chunk.must_not_end and banned:
         logits[logits.new_tensor(list(banned), dtype=torch.long)] = -torch.inf
 
 
 def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata:
-    """Return the rules for the token at a position of the answer, 0 for the first."""
+    """Return how to draw the token at a position of the output, 0 for the first."""
     assert params.seed is not None
     return SamplingMetadata(
-        temperature=max(params.temperature, _MIN_TEMPERATURE),
+        temperature=max(params.temperature, MIN_TEMPERATURE),
         top_k=min(params.top_k, _MAX_TOP_K),
         top_p=params.top_p,
         min_p=params.min_p,
@@ -116,12 +116,12 @@ def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata
 def sample_tokens(
     logits: torch.Tensor, rows: SequenceOf[int], rules: SequenceOf[SamplingMetadata]
 ) -> list[int]:
-    """Draw row by row, in torch: a `Draw`."""
+    """Draw row by row in torch: a `Draw`."""
     return [_draw(logits[row], rule) for row, rule in zip(rows, rules, strict=True)]
 
 
 def _draw(logits: torch.Tensor, rules: SamplingMetadata) -> int:
-    # Relative to the likeliest token, whose weight is 1: nothing overflows.
+    # Weights are relative to the likeliest token, whose weight is 1, so none overflows.
     weights = logits.sub(logits.max()).div_(rules.temperature).exp_()
     if rules.top_k and rules.top_k < len(weights):
         weights = _keep_likeliest(weights, rules.top_k, weights.topk(rules.top_k).values[-1])
@@ -134,9 +134,9 @@ def _draw(logits: torch.Tensor, rules: SamplingMetadata) -> int:
 
 
 def _keep_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Set to 0 all but the fewest of the likeliest that have `top_p` of the sum together."""
+    """Set to 0 all but the smallest set of likeliest tokens that has `top_p` of the sum."""
     total = weights.double().sum()
-    # Tokens each below this are together less than what is cut off: few are left to be sorted.
+    # Tokens below this have less than 1 - top_p together, so they are cut off without sorting.
     tail = (1.0 - top_p) / len(weights) * total
     likely = weights[weights >= tail].sort(descending=True).values
     before = likely.double().cumsum(dim=-1) - likely
@@ -147,9 +147,9 @@ def _keep_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
 def _keep_likeliest(
     weights: torch.Tensor, num_kept: int | torch.Tensor, least: torch.Tensor
 ) -> torch.Tensor:
-    """Set to 0 all but so many, the least of which has the weight `least`.
+    """Set to 0 all but the `num_kept` largest weights, the smallest of which is `least`.
 
-    Nothing here waits for a number: a GPU goes on meanwhile.
+    It does not synchronize with a GPU.
     """
     is_above, is_equal = weights > least, weights == least
     num_equal_kept = num_kept - is_above.sum()
