@@ -78,7 +78,8 @@ class EngineThread:
 
         Args:
             engine: used by this thread only, until the thread has ended.
-            on_step: called after a step with the logs that have new records, if there are any.
+            on_step: called with the logs that have new records, if there are any: after a step, and
+                before it for those that a command has ended.
             on_death: called last, if the engine cannot continue. Call `fail_all_logs` then.
         """
 
@@ -133,6 +134,8 @@ class EngineThread:
 
     def _step(self, engine: Engine) -> None:
         self.busy_since = self._clock()
+        if touched := engine.take_touched():
+            self._on_step(touched)  # ended by a command; must not wait for the step
         if touched := engine.step():
             self._on_step(touched)
 

@@ -118,6 +118,18 @@ def test_a_command_runs_before_the_next_step():
     assert (generation.text, finish_reason(generation)) == ("h", "cancelled")
 
 
+def test_a_log_that_a_command_ends_is_reported_before_the_next_step():
+    gate = Gate()
+    with running(ScriptedRunner(say("hello"), gate=gate), gate=gate) as rig:
+        rig.add("a")
+        assert gate.entered.acquire(timeout=TIMEOUT_S)
+        [cancelled] = rig.add("b")
+        rig.thread.put(lambda: rig.engine.cancel("b"))
+        gate.allow()
+        assert gate.entered.acquire(timeout=TIMEOUT_S)  # the next step, which stays at the gate
+        rig.until_ended(cancelled)
+
+
 def test_stop_ends_all_logs_and_the_thread():
     gate = Gate()
     with running(ScriptedRunner(say("hello"), gate=gate, max_num_seqs=1), gate=gate) as rig:
