@@ -15,7 +15,7 @@ from streaming.backend import Batch, CacheGeometry, FailedRow, SampledToken
 from streaming.backends.attention.forward import forward
 from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention
 from streaming.backends.attention.model_input import prepare_inputs
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.sampler import Sampler
 from streaming.backends.sampling.sampling import Draw, sample_tokens
@@ -39,7 +39,7 @@ class BatchedRunner:
         self,
         model: Any,
         *,
-        attention: Attention = SPAN_ATTENTION,
+        attention: Attention = TILED_ATTENTION,
         draw: Draw = sample_tokens,
         num_blocks: int,
         block_size: int = BLOCK_SIZE,

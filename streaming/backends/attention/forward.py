@@ -1,4 +1,4 @@
-"""One forward pass of a transformers model over a paged cache."""
+"""One forward pass of a transformers model over a paged KV cache."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from streaming.backends.attention.model_input import Step
 
 
 def forward(model: Any, step: Step, paged_cache: PagedKVCache) -> torch.Tensor:
-    """Run a step.
+    """Run the model on a step's tokens and return logits.
 
     Returns:
-        (num_rows, vocab_size): the logits of `step.logits_rows`.
+        (len(step.logits_rows), vocab_size): the logits of these rows.
 
     Raises:
-        UnsupportedModel: it returned those of other rows, which would go to the wrong sequences.
+        UnsupportedModel: the model returned another number of rows. They could not be assigned to
+            sequences.
     """
     paged_cache.layout = step.layout
     output = model(
@@ -34,13 +35,13 @@ def forward(model: Any, step: Step, paged_cache: PagedKVCache) -> torch.Tensor:
     num_wanted = len(step.logits_rows)
     if logits.dim() != 3 or logits.shape[:2] != (1, num_wanted):
         raise UnsupportedModel(
-            f"its logits are of shape {tuple(logits.shape)} and not (1, {num_wanted}, vocab_size), "
-            f"as if it took no `logits_to_keep`"
+            f"its logits have shape {tuple(logits.shape)} instead of "
+            f"(1, {num_wanted}, vocab_size): it seems to ignore `logits_to_keep`"
         )
     return logits[0]
 
 
 @cache
 def _cache_argument(model_forward: Callable[..., Any]) -> str:
-    """Return what a model calls its cache: transformers renamed it in 5.24."""
+    """Return the name of a model's cache argument. It is `cache` since transformers 5.24."""
     return "cache" if "cache" in inspect.signature(model_forward).parameters else "past_key_values"

@@ -1,8 +1,10 @@
-"""What batching asks of an attention over a paged cache, plugged into unmodified models.
+"""Interfaces of paged attention: a KV cache in blocks, and a function that attends to it.
 
-All tokens of a step lie in one row, `(1, num_tokens)`: the newest token of each decoding sequence
-and the prefill chunks, one behind the other. Linear layers do not care; attention does, and learns
-from a layout which rows belong together and where their keys and values lie.
+Both are plugged into unmodified transformers models. The tokens of a step are concatenated into one
+batch row, `(1, num_tokens)`: the newest token of each decoding sequence, and prefill chunks.
+Layers other than attention treat each token separately. The attention function finds the tokens of
+each sequence, and the cache slots of their keys and values, in the step's layout (its attention
+metadata). `TILED_ATTENTION` and `native_attention` are the two implementations.
 """
 
 from __future__ import annotations
@@ -20,19 +22,19 @@ from streaming.backend import Chunk
 BLOCK_SIZE = 16
 """Tokens in a block of the cache."""
 LAYOUT_ARGUMENT = "batch_layout"
-"""Name of the argument by which a layout passes through the model to each attention."""
+"""Keyword argument that models pass on to each layer's attention function: the step's layout."""
 
 
 class UnsupportedModel(Exception):
-    """The model cannot be batched; the text says why."""
+    """The model cannot be batched; the message says why."""
 
 
 class PagedKVCache(Protocol):
-    """Keys and values of all layers, in blocks; what a model calls its cache.
+    """Keys and values of all layers, in blocks. A model takes it as its cache.
 
     Attributes:
         block_size: tokens in a block.
-        layout: of the step that runs.
+        layout: attention metadata of the current step.
     """
 
     block_size: int
@@ -40,13 +42,13 @@ class PagedKVCache(Protocol):
 
     @property
     def bytes_per_token(self) -> int:
-        """Of all layers together; 0 until the model has used the cache."""
+        """Bytes of one token in all layers together; 0 until the model has used the cache."""
 
     def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return the chunks in the order in which their rows shall lie."""
+        """Return the chunks in the order of their rows."""
 
     def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
-        """Return the numbers that `make_layout` wants to have as tensors."""
+        """Return the metadata arrays of arranged chunks. `make_layout` takes them as tensors."""
 
     def make_layout(
         self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
@@ -54,41 +56,46 @@ class PagedKVCache(Protocol):
         """Return the layout of arranged chunks.
 
         Args:
-            slots: place in the cache of each new token: block * block_size + offset. The first
-                rows of the step are theirs; what comes after is nobody's.
-            numbers: what `numbers` returned, int64.
+            chunks: as returned by `arrange`.
+            slots: (num_tokens,) int64 cache slot of each new token: block * block_size + offset.
+                Rows of the step after the first `num_tokens` are padding.
+            numbers: the arrays returned by `numbers`, int64.
         """
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the step's keys and values, each (1, Hkv, T, D), to their places, if they have any.
+        """Write the step's keys and values, each (1, Hkv, T, D), to their slots.
 
-        Called by the model. Returns the whole cache of the layer, in its own shapes: what the
-        attention function is then called with.
+        Called by the model in each layer. Padding rows have no slot and are not written.
+
+        Returns:
+            The layer's whole keys and values, in shapes of the implementation. The model passes
+            them on to the attention function.
         """
 
     def owns(self, tensor: torch.Tensor) -> bool:
-        """Whether it is what `update` returned, and no copy of it."""
+        """Return whether `update` returned this very tensor, not a copy."""
 
-    def make_up(self) -> None:
-        """Fill what the model has used of it with random numbers, the same ones each time."""
+    def fill_with_noise(self) -> None:
+        """Fill the tensors made so far with random numbers, the same ones at each call."""
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Free the memory of all layers."""
 
 
-class LayerTensors:
-    """What paged caches have in common. Layers may differ in heads and head size; each makes its
-    own tensors.
+class KVCacheBase:
+    """The part of a `PagedKVCache` that does not depend on its tensors' shapes.
+
+    A layer's tensors are made in its first `update`, as layers may differ in heads and head size.
 
     Args:
-        num_blocks: size of the pool.
+        num_blocks: blocks in the cache.
         block_size: tokens in a block.
     """
 
     is_compileable = False
-    """Asked for by transformers."""
+    """Read by transformers."""
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
@@ -98,23 +105,27 @@ class LayerTensors:
 
     @property
     def bytes_per_token(self) -> int:
+        """Bytes of one token in all layers together; 0 until the model has used the cache."""
         return sum(tensor[0].nbytes for tensor in self._tensors) // self.block_size
 
     def owns(self, tensor: torch.Tensor) -> bool:
+        """Return whether `update` returned this very tensor, not a copy."""
         return any(
             tensor.data_ptr() == own.data_ptr() and tensor.shape == own.shape
             for own in self._tensors
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: positions are given with each step, never derived from the cache."""
+        """Return 0. Read by transformers, where it does not matter: positions are given."""
         return 0
 
-    def make_up(self) -> None:
+    def fill_with_noise(self) -> None:
+        """Fill the tensors made so far with random numbers, the same ones at each call."""
         for number, tensor in enumerate(self._tensors):
             tensor.normal_(generator=torch.Generator(tensor.device).manual_seed(number))
 
     def clear(self) -> None:
+        """Free the memory of all layers."""
         self.keys.clear()
         self.values.clear()
 
@@ -125,15 +136,14 @@ class LayerTensors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """A way to attend over a paged cache.
+    """An implementation of paged attention.
 
     Attributes:
-        name: for people.
-        interface_name: what transformers calls it.
-        function: what its models call, as `AttentionInterface` wants it; gives zeros for rows that
-            are nobody's.
-        make_cache: makes the cache that `function` attends over, from its number of blocks and the
-            tokens in each.
+        name: shown to users: "torch" or "native".
+        interface_name: name under which transformers registers `function`.
+        function: called by models, with the signature of `AttentionInterface`; returns zeros in
+            padding rows.
+        make_cache: `make_cache(num_blocks, block_size)` returns a cache that `function` can read.
     """
 
     name: str
@@ -142,6 +152,6 @@ class Attention:
     make_cache: Callable[[int, int], PagedKVCache]
 
     def plug_into(self, model: Any) -> None:
-        """Let a transformers model attend in this way, from its next call on."""
+        """Make a transformers model use this attention from its next call on."""
         AttentionInterface.register(self.interface_name, self.function)
         model.set_attn_implementation(self.interface_name)

@@ -1,4 +1,8 @@
-"""The cache of `tiled_attention`: keys and values of all layers, in blocks."""
+"""The paged KV cache of `tiled_attention`, and the attention that consists of both.
+
+Also builds the `TileLayout` of each step: sequences are grouped by number of new tokens and by
+length, so that each group is one batched computation.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,33 @@ from typing import Any
 import torch
 
 from streaming.backend import Chunk
-from streaming.backends.attention.kv_cache import Attention, LayerTensors
-from streaming.backends.attention.tile_layout import SPAN_TOKENS, QueryGroup, TileLayout
+from streaming.backends.attention.kv_cache import Attention, KVCacheBase
+from streaming.backends.attention.tile_layout import KV_TILE_TOKENS, SequenceGroup, TileLayout
 from streaming.backends.attention.tiled_attention import tiled_attention
 
 _SHORT_TOKENS = 64
-"""Sequences of up to so many tokens are attended to together, then those of up to twice as many,
-and so on: one that is long makes the others pay at most double."""
+"""Decodes with at most this many tokens form the first group, those with up to twice as many the
+next, and so on. A group is padded to its longest sequence, so padding at most about doubles the
+work of a sequence."""
 
 
-class TiledKVCache(LayerTensors):
-    """A `PagedKVCache`, of blocks that make whole spans."""
+class TiledKVCache(KVCacheBase):
+    """A `PagedKVCache` in plain torch, for any device.
+
+    Keys and values of a layer are each (num_blocks, Hkv, block_size, D).
+
+    Args:
+        num_blocks: blocks in the cache.
+        block_size: tokens in a block; divides `KV_TILE_TOKENS`.
+    """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        assert SPAN_TOKENS % block_size == 0, "a span is made of whole blocks"
+        assert KV_TILE_TOKENS % block_size == 0, "a KV tile must consist of whole blocks"
         super().__init__(num_blocks, block_size)
         self.layout: TileLayout | None = None
 
     def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return decodes first, the shortest in front, then prefills."""
+        """Return decodes first, by length class, then prefills: the order of the groups."""
         chunks = list(chunks)
         decodes = [chunk for chunk in chunks if chunk.is_decode]
         return sorted(decodes, key=_length_class) + [
@@ -36,6 +48,7 @@ class TiledKVCache(LayerTensors):
         ]
 
     def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
+        """Return the fresh blocks, the length of each sequence, and the tables of each group."""
         return [
             _fresh_blocks(chunks, self.block_size),
             [chunk.end for chunk in chunks],
@@ -45,11 +58,12 @@ class TiledKVCache(LayerTensors):
     def make_layout(
         self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
     ) -> TileLayout:
+        """Return the attention metadata of arranged chunks, see `PagedKVCache.make_layout`."""
         fresh_blocks, lengths, *tables = numbers
         groups, start, first = [], 0, 0
         for group, table in zip(_groups(chunks), tables, strict=True):
             groups.append(
-                QueryGroup(
+                SequenceGroup(
                     start=start,
                     num_new=group[0].num_tokens,
                     blocks=table.view(len(group), -1),
@@ -65,10 +79,13 @@ class TiledKVCache(LayerTensors):
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the step's keys and values, each (1, Hkv, T, D), to their places.
+        """Write the step's keys and values, each (1, Hkv, T, D), to their slots.
 
-        Returns the whole cache of the layer, each (num_blocks, Hkv, block_size, D): that is what
-        the attention function is then called with.
+        Padding rows are not written.
+
+        Returns:
+            The layer's whole keys and values, each (num_blocks, Hkv, block_size, D). The model
+            passes them on to the attention function.
         """
         assert self.layout is not None
         if layer_idx not in self.keys:
@@ -77,6 +94,7 @@ class TiledKVCache(LayerTensors):
         fresh_blocks = self.layout.fresh_blocks
         rows = self.layout.rows(keys.shape[1], self.block_size)
         num_tokens = len(self.layout.slots)
+        # Zero fresh blocks whole, then write tokens: one row of D elements for each token and head.
         for cache, new in ((self.keys[layer_idx], keys), (self.values[layer_idx], values)):
             if fresh_blocks.numel():
                 cache.view(self.num_blocks, -1).index_fill_(0, fresh_blocks, 0)
@@ -88,32 +106,33 @@ class TiledKVCache(LayerTensors):
 
     def _make(self, like: torch.Tensor) -> torch.Tensor:
         _, num_heads, _, head_dim = like.shape
-        # Not zeroed: on a CPU, memory that is never written is never taken. What is read before it
-        # is written lies in fresh blocks, and those are wiped.
+        # Not zeroed: an operating system gives out memory only when it is written, so unused blocks
+        # of a CPU's cache take none. Slots read before they are written lie in fresh blocks.
         return like.new_empty(self.num_blocks, num_heads, self.block_size, head_dim)
 
 
-SPAN_ATTENTION = Attention(
+TILED_ATTENTION = Attention(
     name="torch",
-    interface_name="tokenwire_spans",
+    interface_name="tokenwire_tiled",
     function=tiled_attention,
     make_cache=TiledKVCache,
 )
 
 
 def _length_class(chunk: Chunk) -> int:
+    """Return 0 for up to `_SHORT_TOKENS` tokens, 1 for up to twice as many, and so on."""
     return ((chunk.end - 1) // _SHORT_TOKENS).bit_length()
 
 
 def _groups(chunks: SequenceOf[Chunk]) -> list[list[Chunk]]:
-    """Return decodes of about one length together, and each prefill by itself."""
+    """Return a group for each length class of decodes, then one for each prefill."""
     decodes = [chunk for chunk in chunks if chunk.is_decode]
     prefills = [[chunk] for chunk in chunks if not chunk.is_decode]
     return [list(group) for _, group in groupby(decodes, _length_class)] + prefills
 
 
 def _fresh_blocks(chunks: Iterable[Chunk], block_size: int) -> list[int]:
-    """Return the last block of each chunk, where the chunk begins it and does not fill it."""
+    """Return the last block of each chunk that begins this block and does not fill it."""
     return [
         chunk.block_ids[chunk.end // block_size]
         for chunk in chunks
@@ -122,12 +141,12 @@ def _fresh_blocks(chunks: Iterable[Chunk], block_size: int) -> list[int]:
 
 
 def _tables(group: list[Chunk], block_size: int) -> list[int]:
-    """Return the block tables of a group, one behind the other, padded to whole spans."""
+    """Return the concatenated block tables of a group, each padded to the same whole KV tiles."""
     longest = max(chunk.end for chunk in group)
-    num_blocks = -(-longest // SPAN_TOKENS) * SPAN_TOKENS // block_size
+    num_blocks = -(-longest // KV_TILE_TOKENS) * KV_TILE_TOKENS // block_size
     padded: list[int] = []
     for chunk in group:
-        # Only blocks that have been begun: what lies in others may be anything.
+        # Leave out blocks without a token, which may hold NaN. Pad with the first block instead.
         begun = chunk.block_ids[: -(-chunk.end // block_size)]
         padded += begun
         padded += begun[:1] * (num_blocks - len(begun))

@@ -17,7 +17,7 @@ import torch
 from streaming.backend import Backend, ModelInfo
 from streaming.backends import OnProgress
 from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention, UnsupportedModel
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.generate import GenerateRunner
 from streaming.backends.loading.free_memory import FreeMemory, measure_free_memory
@@ -29,7 +29,7 @@ from streaming.backends.loading.kv_cache_size import (
 from streaming.backends.loading.load_failure import as_load_error
 from streaming.backends.loading.model_loader import LoadedModel, load_model
 from streaming.backends.native.attention import native_attention
-from streaming.backends.native.library import NoKernels, load_kernels
+from streaming.backends.native.library import KernelsUnavailable, load_kernels
 from streaming.backends.native.sampling import native_draw_tokens
 from streaming.backends.optimization.context_support import known_length
 from streaming.backends.optimization.verification import NotBatchInvariant, optimize, probe
@@ -152,7 +152,7 @@ def _load_kernels(
         return None
     try:
         return load_kernels(config.cache_dir, on_progress=on_progress)
-    except NoKernels as error:
+    except KernelsUnavailable as error:
         logger.warning("the native kernels are not available, torch is slower: %s", error)
         return None
 
@@ -189,12 +189,12 @@ def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attentio
         UnsupportedModel: none works.
     """
     if kernels is None:
-        return SPAN_ATTENTION, probe(model, attention=SPAN_ATTENTION)
+        return TILED_ATTENTION, probe(model, attention=TILED_ATTENTION)
     attention = native_attention(kernels)
     try:
         return attention, probe(model, attention=attention)
     except UnsupportedModel as error:
         reason = error
-    bytes_per_token = probe(model, attention=SPAN_ATTENTION)
+    bytes_per_token = probe(model, attention=TILED_ATTENTION)
     logger.info("attention runs in torch, not in the native kernel: %s", reason)
-    return SPAN_ATTENTION, bytes_per_token
+    return TILED_ATTENTION, bytes_per_token

@@ -1,4 +1,5 @@
-"""Kernels of ours for CPUs, in C++: compiled when a model is first served, if there is a compiler.
+"""C++ kernels for CPUs: paged attention, RMS norm and sampling.
 
-Nothing needs them: without, torch does the same, more slowly.
+They are compiled on the machine when a model is first served. Without a C++ compiler, torch
+computes the same, more slowly.
 """

@@ -422,7 +422,8 @@ void attend(const Attention& in) {
         for (size_t c = 0; c < split_chunks.size(); c++) {
             const int num_splits = num_splits_of(*split_chunks[c]);
             for (int head = 0; head < in.num_heads; head++) {
-                const int64_t first = split_rows[c] + head / queries_per_kv * num_splits * queries_per_kv +
+                const int64_t first = split_rows[c] +
+                                      head / queries_per_kv * num_splits * queries_per_kv +
                                       head % queries_per_kv;
                 float* whole = values.data() + first * in.value_dim;
                 for (int split = 1; split < num_splits; split++) {

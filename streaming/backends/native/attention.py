@@ -1,7 +1,7 @@
-"""Attention over a paged cache by a kernel of ours, see `attention.cpp`.
+"""Paged attention on CPUs: the KV cache of the kernel in `attention.cpp`, and calls to it.
 
-It takes the place of `tiled_attention` on CPUs: no keys or values are copied, none is multiplied
-that is not seen, and the same promise holds about bits.
+Used instead of `tiled_attention` where the kernels are available. It reads keys and values in
+place, and leaves out most of those that are masked. It is batch-invariant likewise.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from streaming.backend import Chunk
-from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention, LayerTensors
+from streaming.backends.attention.kv_cache import BLOCK_SIZE, Attention, KVCacheBase
 
 _DIM_STEP = 16
-"""Sizes of keys and values are multiples of it: a vector of the widest kind."""
-SPLIT_TOKENS = 512
-"""`SPLIT` in `attention.cpp`: a decode of more keys is computed in splits, side by side."""
+"""Sizes of keys and values must be multiples of this, the floats in an AVX-512 vector."""
+KV_SPLIT_TOKENS = 512
+"""`KV_SPLIT` in `attention.cpp`: each so many keys have a softmax of their own (split-KV)."""
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -73,13 +73,14 @@ class _UpdateArguments(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class NativeLayout:
-    """Where the tokens of one step come from and where they go. All int64.
+    """The attention metadata of one step. All tensors are int64.
 
     Attributes:
-        slots: (num_tokens,) place in the cache of each new token: block * block_size + offset.
-        chunks: (num_chunks * 4,) of each: its first row, its rows, its sequence's cached tokens
-            (these included and last), and where its block table begins in `tables`.
-        tables: block tables, one behind the other.
+        slots: (num_tokens,) cache slot of each new token: block * block_size + offset.
+        chunks: (num_chunks * 4,) `Chunk`s of `attention.cpp`: first row, number of rows, cached
+            tokens of the sequence (the new ones included and last), and index in `tables` at which
+            its block table begins.
+        tables: concatenated block tables.
     """
 
     slots: torch.Tensor
@@ -87,13 +88,16 @@ class NativeLayout:
     tables: torch.Tensor
 
 
-class NativeKVCache(LayerTensors):
-    """A `PagedKVCache`, of blocks of the one size that the kernel knows.
+class NativeKVCache(KVCacheBase):
+    """A `PagedKVCache` in the memory layout of `attention.cpp`.
+
+    Keys are transposed within a block. In bfloat16 they are stored in pairs, so the kernel's order
+    of elements differs from that of the tensor's shape.
 
     Args:
-        kernels: see `load_kernels`.
-        num_blocks: size of the pool.
-        block_size: tokens in a block.
+        kernels: as returned by `load_kernels`.
+        num_blocks: blocks in the cache.
+        block_size: tokens in a block; must be `BLOCK_SIZE`.
     """
 
     def __init__(self, kernels: ctypes.CDLL, num_blocks: int, block_size: int) -> None:
@@ -103,10 +107,11 @@ class NativeKVCache(LayerTensors):
         self._kernels = kernels
 
     def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return them as they come."""
+        """Return the chunks in the given order: the kernel takes any."""
         return list(chunks)
 
     def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
+        """Return `NativeLayout.chunks` and `NativeLayout.tables`."""
         described: list[int] = []
         tables: list[int] = []
         start = 0
@@ -119,25 +124,30 @@ class NativeKVCache(LayerTensors):
     def make_layout(
         self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
     ) -> NativeLayout:
+        """Return the attention metadata of chunks, see `PagedKVCache.make_layout`."""
         return NativeLayout(slots, *numbers)
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the step's keys and values, each (1, Hkv, T, D), to their places.
+        """Write the step's keys and values, each (1, Hkv, T, D), to their slots.
 
-        Returns the whole cache of the layer: keys, (num_blocks, Hkv, D, block_size), and values,
-        (num_blocks, Hkv, block_size, D).
+        Padding rows are not written.
+
+        Returns:
+            The layer's whole keys, as a tensor of shape (num_blocks, Hkv, D, block_size), and
+            values, (num_blocks, Hkv, block_size, D).
 
         Raises:
-            NotImplementedError: the kernel does not know such a layer.
-            TypeError, ValueError: the kernel would read other numbers than these tensors hold.
+            NotImplementedError: the kernel does not support the layer's dtype, device or head size.
+            TypeError: the tensors' dtypes, devices or numbers of dimensions do not match.
+            ValueError: the tensors' shapes do not match.
         """
         assert self.layout is not None
         if layer_idx not in self.keys:
             self._make(keys, values, layer_idx)
         cached_keys, cached_values = self.keys[layer_idx], self.values[layer_idx]
-        _check_alike(keys=keys, values=values, cached_keys=cached_keys, cached_values=cached_values)
+        _check_kinds(keys=keys, values=values, cached_keys=cached_keys, cached_values=cached_values)
         num_heads, num_rows, key_dim = keys.shape[1:]
         if (
             keys.shape[0] != 1
@@ -147,7 +157,7 @@ class NativeKVCache(LayerTensors):
             or len(self.layout.slots) > num_rows
         ):
             raise ValueError(
-                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} of "
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} for "
                 f"{len(self.layout.slots)} tokens do not fit the cache of layer {layer_idx}, "
                 f"{tuple(cached_keys.shape)} and {tuple(cached_values.shape)}"
             )
@@ -174,11 +184,16 @@ class NativeKVCache(LayerTensors):
 
     def _make(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int) -> None:
         if keys.dtype not in _DTYPES or keys.device.type != "cpu":
-            raise NotImplementedError(f"the kernel knows no {keys.dtype} on {keys.device}")
+            raise NotImplementedError(
+                f"the attention kernel does not support {keys.dtype} on {keys.device}"
+            )
         for size in (keys.shape[3], values.shape[3]):
             if size % _DIM_STEP:
-                raise NotImplementedError(f"its heads' size, {size}, is no multiple of {_DIM_STEP}")
-        # Not zeroed: memory that is never written is never taken, and none is used before it is.
+                raise NotImplementedError(
+                    f"its head size must be a multiple of {_DIM_STEP} (got {size})"
+                )
+        # Not zeroed: an operating system gives out memory only when it is written, and the kernel
+        # uses no slot before it is written.
         num_heads, key_dim, value_dim = keys.shape[1], keys.shape[3], values.shape[3]
         self.keys[layer_idx] = keys.new_empty(self.num_blocks, num_heads, key_dim, self.block_size)
         self.values[layer_idx] = values.new_empty(
@@ -187,7 +202,7 @@ class NativeKVCache(LayerTensors):
 
 
 def native_attention(kernels: ctypes.CDLL) -> Attention:
-    """Return the way to attend by these kernels."""
+    """Return the attention that these kernels compute."""
     return Attention(
         name="native",
         interface_name="tokenwire_native",
@@ -210,22 +225,32 @@ def _attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend, each sequence to its own past.
+    """Attend from each token to its own sequence's past. Called by transformers for each layer.
 
     Args:
+        kernels: as returned by `load_kernels`.
+        module: the layer; not used.
         query: (1, Hq, T, D).
-        key, value: as `NativeKVCache.update` returned them.
-        sliding_window: a token sees at most so many, itself included.
+        key: as returned by `NativeKVCache.update`.
+        value: likewise.
+        attention_mask: must be None: masks follow from the layout.
+        batch_layout: attention metadata of the step.
+        scaling: factor on scores; None for D ** -0.5.
+        sliding_window: number of tokens that a token sees, itself included; None for all.
+        softcap: must be None.
+        **_: arguments that do not affect the result.
 
     Returns:
-        (1, T, Hq, D), zeros for rows that are nobody's, and no weights.
+        (1, T, Hq, D), zeros in padding rows, and None in place of the attention weights.
 
     Raises:
-        TypeError, ValueError: the kernel would read other numbers than these tensors hold.
+        NotImplementedError: there is a mask or a soft cap.
+        TypeError: the tensors' dtypes, devices or numbers of dimensions do not match.
+        ValueError: the tensors' shapes do not match.
     """
     if attention_mask is not None or softcap is not None:
-        raise NotImplementedError("the paged attention takes no mask and no soft cap")
-    _check_alike(query=query, key=key, value=value)
+        raise NotImplementedError("paged attention supports neither masks nor soft caps")
+    _check_kinds(query=query, key=key, value=value)
     num_heads, num_rows, key_dim = query.shape[1:]
     num_blocks, num_kv_heads, value_dim = len(key), key.shape[1], value.shape[3]
     if (
@@ -237,7 +262,7 @@ def _attend(
         or len(batch_layout.slots) > num_rows
     ):
         raise ValueError(
-            f"queries {tuple(query.shape)} of {len(batch_layout.slots)} tokens cannot attend to a "
+            f"queries {tuple(query.shape)} for {len(batch_layout.slots)} tokens cannot attend to a "
             f"cache of keys {tuple(key.shape)} and values {tuple(value.shape)}"
         )
     query = _dense(query)
@@ -267,10 +292,13 @@ def _attend(
     return output, None
 
 
-def _check_alike(**tensors: torch.Tensor) -> None:
-    """Raise TypeError where not all are what the kernel takes them for, by the first one.
+def _check_kinds(**tensors: torch.Tensor) -> None:
+    """Check that all tensors are 4-dimensional, on the CPU and of one supported dtype.
 
-    It gets addresses: of another dtype, shape or device it would read garbage, or die.
+    The kernel gets addresses only: with any other tensor it would read garbage or crash.
+
+    Raises:
+        TypeError: they are not.
     """
     tensor, *others = tensors.values()
     dtype = tensor.dtype
@@ -283,11 +311,11 @@ def _check_alike(**tensors: torch.Tensor) -> None:
         for name, each in tensors.items()
     )
     raise TypeError(
-        "the kernel takes tensors of four dimensions on the CPU, all float32 or all bfloat16, and "
-        f"not {described}"
+        "the kernel takes 4-dimensional tensors on the CPU, all float32 or all bfloat16 "
+        f"(got {described})"
     )
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor with the elements of its last dimension side by side."""
+    """Return the tensor, or a copy, with stride 1 in its last dimension."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

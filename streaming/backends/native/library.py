@@ -1,6 +1,6 @@
-"""Compile the kernels, once for each compiler and CPU, and load them.
+"""Compile the kernels, once per CPU, compiler and version of the sources, and load them.
 
-They are plain C++ without torch's headers, so that this takes seconds and not a minute.
+The kernels are plain C++ without torch's headers: compiling takes seconds instead of a minute.
 """
 
 from __future__ import annotations
@@ -24,39 +24,42 @@ from streaming.backends.loading.model_cache import default_cache_dir
 _FOLDER = Path(__file__).parent
 SOURCES = tuple(sorted(_FOLDER.glob("*.cpp")))
 INPUTS = (*SOURCES, *sorted(_FOLDER.glob("*.h")), _FOLDER / "check.py")
-"""What a cached library depends on. It is made anew if the check that it has passed is another."""
+"""Files whose contents are part of a cached library's name. `check.py` is one of them: a library is
+compiled and checked again when the check changes."""
 _FLAGS = (
     "-std=c++17",
     "-O3",
     "-march=native",
-    "-ffp-contract=fast",  # products and sums are fused wherever they can be, in all copies alike
+    "-ffp-contract=fast",  # fuse every multiply and add, the same way in all copies of a function
     "-fno-math-errno",
-    "-fopenmp",  # torch brings the same runtime, so both share its threads
+    "-fopenmp",  # torch has the same runtime, so both share one pool of threads
     "-shared",
     "-fPIC",
 )
 _COMPILERS = ("g++", "c++", "clang++")
-"""g++ first: torch has the same threads, and two kinds of them in a process hinder each other."""
-_MAX_SECONDS = 120
+"""In order of preference. g++ links torch's OpenMP runtime (libgomp). clang++ links another, and
+two thread pools in a process slow each other down."""
+_TIMEOUT_S = 120
 
 
-class NoKernels(Exception):
-    """The kernels cannot be had here; the text says why, in one line."""
+class KernelsUnavailable(Exception):
+    """The kernels cannot be compiled or loaded; the message says why in one line."""
 
 
 def load_kernels(
     cache_dir: str | None = None, *, on_progress: OnProgress = lambda *_: None
 ) -> ctypes.CDLL:
-    """Return the kernels; if need be, compile them first.
+    """Return the kernels. Compile and check them first if they are not in the cache.
 
-    A library goes into the cache once it has given right answers in a process of its own: one with
-    instructions that this CPU lacks kills that process and not the server.
+    The check runs in a process of its own: a library with instructions that this CPU lacks kills
+    that process instead of the server.
 
     Args:
-        cache_dir: where compiled libraries are kept; None is the user's cache directory.
+        cache_dir: directory of compiled libraries; None is the user's cache directory.
+        on_progress: called before compiling.
 
     Raises:
-        NoKernels: there is no compiler, it fails, or what it makes is wrong.
+        KernelsUnavailable: there is no compiler, it fails, or the library fails the check.
     """
     root = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
     return _load(root / "kernels", on_progress)
@@ -80,14 +83,15 @@ def _load(folder: Path, on_progress: OnProgress) -> ctypes.CDLL:
                     build(compiler, SOURCES, library)
         return _load_file(library)
     except OSError as error:
-        raise NoKernels(f"{library} cannot be written or loaded: {error}") from error
+        raise KernelsUnavailable(f"cannot write or load {library}: {error}") from error
 
 
 def library_name(target: str, inputs: Iterable[Path]) -> str:
-    """Return the name that a library has in the cache.
+    """Return the file name of a library in the cache, which contains a hash of what it depends on.
 
     Args:
-        target: what the compiler says of this CPU.
+        target: the compiler's predefined macros, which name its version and the CPU's features.
+        inputs: files whose contents are hashed.
     """
     texts = [path.read_text() for path in inputs]
     key = hashlib.sha256("\0".join([target, *_FLAGS, *texts]).encode()).hexdigest()
@@ -98,44 +102,47 @@ def find_compiler() -> str:
     """Return the path of a C++ compiler.
 
     Raises:
-        NoKernels: there is none.
+        KernelsUnavailable: no compiler is on the PATH.
     """
     for name in _COMPILERS:
         if path := shutil.which(name):
             return path
-    raise NoKernels("there is no C++ compiler (g++, c++ or clang++)")
+    raise KernelsUnavailable(f"no C++ compiler found, install one of {', '.join(_COMPILERS)}")
 
 
 def build(compiler: str, sources: Iterable[Path], library: Path) -> None:
-    """Compile aside, check, and rename: the library is whole and right, or not there.
+    """Compile and check a library in a temporary directory, then rename it to `library`.
+
+    So `library` is either complete and checked, or does not exist.
 
     Raises:
-        NoKernels: the compiler fails, or what it makes does.
-        OSError: the library's folder cannot be written.
+        KernelsUnavailable: the compiler or the check fails.
+        OSError: the library's directory cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".building-") as folder:
         built = Path(folder) / library.name
         _run([compiler, *_FLAGS, *map(str, sources), "-o", str(built)])
         _run([sys.executable, "-m", "streaming.backends.native.check", str(built)])
         with built.open("rb") as file:
-            os.fsync(file.fileno())  # half a library would kill every later start
+            # Without it, a power failure could leave a truncated library: every start would crash.
+            os.fsync(file.fileno())
         built.rename(library)
 
 
 def _run(command: list[str]) -> str:
-    """Return what a command prints.
+    """Run a command and return its standard output.
 
     Raises:
-        NoKernels: it fails.
+        KernelsUnavailable: the command cannot be run, fails or times out.
     """
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_MAX_SECONDS, check=False
+            command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NoKernels(f"{Path(command[0]).name} does not run: {error}") from error
+        raise KernelsUnavailable(f"cannot run {Path(command[0]).name}: {error}") from error
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         reason = lines[-1] if lines else f"exit status {done.returncode}"
-        raise NoKernels(f"{Path(command[0]).name} fails: {reason}")
+        raise KernelsUnavailable(f"{Path(command[0]).name} failed: {reason}")
     return done.stdout

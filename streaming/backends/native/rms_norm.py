@@ -1,7 +1,7 @@
-"""Root mean square normalisation by a kernel of ours, see `rms_norm.cpp`.
+"""RMS norm layers on CPUs, computed by the kernel in `rms_norm.cpp`.
 
-Models write it in six operations, each of which goes over all rows: 38 microseconds for 64 rows of
-576 where the kernel takes 8 (measured on Zen 4).
+transformers' models compute an RMS norm in six operations, each of which reads and writes all rows:
+38 microseconds for 64 rows of 576, where the kernel takes 8 (measured on Zen 4).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import torch
 from streaming.backends.optimization.module_replacement import ModuleReplacement, replace_layers
 
 _DIM_STEP = 16
-"""Rows are multiples of it long: a vector of the widest kind."""
+"""Rows must have a multiple of this many elements, the floats in an AVX-512 vector."""
 _EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon")
 _FORMS = tuple(product((0.0, 1.0), (True, False)))
-"""What models add to the weight, as Gemma's are stored less one; and whether they round before the
-weight comes in. A model was trained with its own rounding, and says the same only with it."""
-_NUM_TRIED_ROWS = 16
+"""Variants of the layer: (what is added to the stored weight, whether rows are rounded to their
+dtype before they are multiplied by the weight). Gemma adds 1. Rounding must match the model, whose
+logits would otherwise change."""
+_NUM_CHECKED_ROWS = 16
 _MAX_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
-"""Most that the kernel may be off what the layer says, relative to its largest element."""
+"""Largest accepted difference to the original layer, relative to its largest output."""
 
 
 class _Arguments(ctypes.Structure):
@@ -44,11 +45,16 @@ class _Arguments(ctypes.Structure):
 class NativeRMSNorm(ModuleReplacement):
     """An RMS norm over the last dimension.
 
+    Rows of another dtype, length or device than expected are passed to the original layer.
+
     Args:
-        original: that layer.
+        original: the layer that it replaces.
+        kernels: as returned by `load_kernels`.
         weight: (dim,) float32, contiguous.
-        rounds_first: round to `dtype` before the weight comes in, too.
-        dtype: of its rows.
+        epsilon: added to the mean of the squares.
+        rounds_first: whether rows are rounded to `dtype` before they are multiplied by the weight,
+            and not only after.
+        dtype: of the rows, float32 or bfloat16.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class NativeRMSNorm(ModuleReplacement):
         self._dtype = dtype
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows, (..., dim), normalised and multiplied by the weight, in the same dtype."""
         dim = len(self._weight)
         if rows.dtype != self._dtype or rows.shape[-1] != dim or not rows.is_cpu:
             normalized: torch.Tensor = self.original(rows)
@@ -92,12 +99,13 @@ class NativeRMSNorm(ModuleReplacement):
 
 @torch.inference_mode()
 def replace_rms_norms(model: torch.nn.Module, kernels: ctypes.CDLL) -> None:
-    """Put a `NativeRMSNorm` in the place of each layer that does what it does.
+    """Replace each RMS norm of a model by a `NativeRMSNorm` that returns the same.
 
-    That is seen by trying: models write the same layer in many ways, and others under its name.
+    transformers has many classes for this layer, and some of the name compute something else. So
+    each layer is run on random rows, and replaced if one of the variants matches.
     """
 
-    def stand_in_for(layer: Any) -> NativeRMSNorm | None:
+    def replacement_of(layer: Any) -> NativeRMSNorm | None:
         weight = getattr(layer, "weight", None)
         epsilon = next((vars(layer)[name] for name in _EPSILON_NAMES if name in vars(layer)), None)
         if not type(layer).__name__.endswith("RMSNorm") or epsilon is None or weight is None:
@@ -105,7 +113,7 @@ def replace_rms_norms(model: torch.nn.Module, kernels: ctypes.CDLL) -> None:
         if weight.dim() != 1 or len(weight) % _DIM_STEP or weight.dtype not in _MAX_ERROR:
             return None
         generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(_NUM_TRIED_ROWS, len(weight), generator=generator).to(weight.dtype)
+        rows = torch.randn(_NUM_CHECKED_ROWS, len(weight), generator=generator).to(weight.dtype)
         expected = layer(rows)
         if expected.dtype != rows.dtype:
             return None
@@ -122,7 +130,7 @@ def replace_rms_norms(model: torch.nn.Module, kernels: ctypes.CDLL) -> None:
         ]
         differences = [(native(rows) - expected).abs() for native in natives]
         best = min(range(len(natives)), key=lambda form: float(differences[form].mean()))
-        is_right = differences[best].max() <= _MAX_ERROR[weight.dtype] * expected.abs().max()
-        return natives[best] if is_right else None
+        is_close = differences[best].max() <= _MAX_ERROR[weight.dtype] * expected.abs().max()
+        return natives[best] if is_close else None
 
-    replace_layers(model, stand_in_for)
+    replace_layers(model, replacement_of)

@@ -1,4 +1,4 @@
-"""Layers that do what a model's own do, faster, and give their places back if need be."""
+"""Replace layers of a model by faster equivalents, and restore the originals."""
 
 from __future__ import annotations
 
@@ -8,22 +8,32 @@ import torch
 
 
 class ModuleReplacement(torch.nn.Module):
-    """Stands in for `original`, which may lend it its weights."""
+    """A layer that replaces another one.
+
+    Args:
+        original: the replaced layer. Subclasses may use, and change, its weights.
+    """
 
     def __init__(self, original: torch.nn.Module) -> None:
         super().__init__()
         self.original = original
 
     def restore(self) -> torch.nn.Module:
-        """Return the original, as it was to the bit."""
+        """Return the original layer, with the same bits in its weights as before."""
         return self.original
 
 
 def replace_layers(
-    model: torch.nn.Module, stand_in_for: Callable[[torch.nn.Module], ModuleReplacement | None]
+    model: torch.nn.Module, make_replacement: Callable[[torch.nn.Module], ModuleReplacement | None]
 ) -> None:
-    """Put what `stand_in_for` makes of a layer in its place; None leaves it there."""
-    made: dict[torch.nn.Module, ModuleReplacement | None] = {}  # a layer may have several places
+    """Replace layers of a model in place, at all depths.
+
+    Args:
+        model: whose layers are replaced; the model itself is not.
+        make_replacement: called once per layer; returns its replacement, or None to leave it.
+    """
+    # A layer with several parents (tied weights) gets one replacement.
+    made: dict[torch.nn.Module, ModuleReplacement | None] = {}
     for parent in tuple(model.modules()):
         if isinstance(parent, ModuleReplacement):
             continue
@@ -31,13 +41,13 @@ def replace_layers(
             if isinstance(layer, ModuleReplacement):
                 continue
             if layer not in made:
-                made[layer] = stand_in_for(layer)
-            if (stand_in := made[layer]) is not None:
-                setattr(parent, name, stand_in)
+                made[layer] = make_replacement(layer)
+            if (replacement := made[layer]) is not None:
+                setattr(parent, name, replacement)
 
 
 def restore_layers(model: torch.nn.Module) -> None:
-    """Put all originals back."""
+    """Replace all `ModuleReplacement`s of a model by their originals."""
     for parent in tuple(model.modules()):
         for name, layer in tuple(parent.named_children()):
             if isinstance(layer, ModuleReplacement):

@@ -1,12 +1,13 @@
-"""Linear layers whose weights are laid out once for the CPU's matrix kernels.
+"""Linear layers with weights packed for the CPU's matrix kernels, and batch-invariant if asked for.
 
-oneDNN multiplies by weights in an order of its own. Given plain ones it reorders them at each call,
-which for a few rows costs more than the product: bfloat16 at one row reads 14 GB/s plain and 27
-packed (measured on Zen 4). The kernels are those that torch's inductor calls for a frozen model.
+oneDNN has a blocked memory layout of its own for weights. Given plain (out_features, in_features)
+weights, it reorders them in each call, which costs more than the product for a few rows: a bfloat16
+product of one row reads 14 GB/s of plain weights and 27 GB/s of packed ones (measured on Zen 4).
+Here weights are packed once. The operators are those that torch's inductor uses for frozen models.
 
-A library picks another kernel for another number of rows, and another kernel may add in another
-order. Where a row's bits must not depend on how many there are, rows are run in tiles of numbers
-that have been seen to give the same bits.
+A library may pick another kernel for another number of rows, which may add in another order and
+round differently. For batch invariance, rows are multiplied in tiles of `min_rows` to `TILE_ROWS`
+rows; `find_min_rows` has tested that a row gets the same bits in all of them.
 """
 
 from __future__ import annotations
@@ -21,29 +22,30 @@ from transformers.pytorch_utils import Conv1D
 from streaming.backends.optimization.module_replacement import ModuleReplacement, replace_layers
 
 TILE_ROWS = 64
-"""Most rows that are multiplied at once where their bits must not depend on their number."""
+"""Maximum number of rows in one batch-invariant product."""
 
 _MAX_ERROR = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Most that a packed product may be off, relative to its largest element. Others stay plain."""
+"""Largest accepted error of a packed product, relative to its largest element. Layers with a larger
+error, or of another dtype, are not packed."""
 _NUM_CHECKED_ROWS = 3
 
 Multiply = Callable[[torch.Tensor], torch.Tensor]
-"""Takes rows, (..., in_features), and gives (..., out_features)."""
+"""Maps rows, (..., in_features), to (..., out_features)."""
 
 
-class RowsNotAlike(Exception):
-    """The bits of a product depend on where a row stands, whatever the number of rows."""
+class NotRowInvariant(Exception):
+    """The bits of a row's product depend on the row's index, even in a full tile."""
 
 
 class PackedLinear(ModuleReplacement):
-    """A linear layer.
+    """A linear layer that replaces a `torch.nn.Linear` or a `Conv1D`.
 
     Args:
-        original: that layer; where `multiply` has packed weights, so has it.
-        multiply: its product.
-        in_features: columns of what comes in.
-        min_rows: fewer rows are padded to so many, and more than `TILE_ROWS` are run in tiles;
-            None multiplies all as they come.
+        original: the replaced layer. If `multiply` uses packed weights, they are its weights.
+        multiply: computes the product and adds the bias.
+        in_features: size of the last dimension of the input.
+        min_rows: for batch invariance: fewer rows are padded to this number, and more than
+            `TILE_ROWS` are split into tiles. None passes all rows to `multiply` at once.
     """
 
     def __init__(
@@ -60,20 +62,24 @@ class PackedLinear(ModuleReplacement):
         self.min_rows = min_rows
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the product of rows (..., in_features): (..., out_features)."""
         if self.min_rows is None:
             return self._multiply(rows)
         num_rows = rows.numel() // self._in_features
         if self.min_rows <= num_rows <= TILE_ROWS:
             return self._multiply(rows)
+        # Full tiles first, then the rest, which is padded if it is shorter than `min_rows`.
         tiles = torch.split(rows.reshape(-1, self._in_features), TILE_ROWS)
         product = torch.cat([self._run_tile(tile, self.min_rows) for tile in tiles])
         return product.view(*rows.shape[:-1], product.shape[-1])
 
     @torch.inference_mode()
     def restore(self) -> torch.nn.Module:
+        """Return the original layer, its weights unpacked to the same bits as before."""
         original: Any = self.original
         if original.weight.is_mkldnn:
-            plain = original.weight.to_dense()
+            plain = original.weight.to_dense()  # (out_features, in_features)
+            # Conv1D stores its weights transposed.
             if isinstance(original, Conv1D):
                 plain = plain.t().contiguous()
             original.weight = torch.nn.Parameter(plain, requires_grad=False)
@@ -87,18 +93,20 @@ class PackedLinear(ModuleReplacement):
 
 @torch.inference_mode()
 def pack_linears(model: torch.nn.Module, *, batch_invariant: bool) -> None:
-    """Put a `PackedLinear` in the place of each linear layer that gains by it.
+    """Replace each linear layer whose weights can be packed by a `PackedLinear`.
 
-    The plain weights are given back as it goes, but for those that others share, such as an
-    embedding that is the head, too.
+    Each layer's plain weights are freed before the next one is packed, unless another layer shares
+    them (such as an embedding tied to the output layer).
 
     Args:
-        batch_invariant: make the bits of each row independent of the other rows; then layers that
+        model: its layers are replaced in place.
+        batch_invariant: make the bits of each row independent of the other rows. Then layers that
             cannot be packed are replaced, too.
 
     Raises:
-        RowsNotAlike: that is not to be had.
+        NotRowInvariant: `batch_invariant` is set, and a layer cannot be made so.
     """
+    # Kernels depend on shape and dtype only, so each kind of layer is tested once.
     known_min_rows: dict[tuple[Any, ...], int] = {}
 
     def pack(layer: Any) -> PackedLinear | None:
@@ -130,33 +138,39 @@ def pack_linears(model: torch.nn.Module, *, batch_invariant: bool) -> None:
 def find_min_rows(
     make_multiply: Callable[[torch.Tensor, None], Multiply], *, like: torch.Tensor
 ) -> int:
-    """Return the number of rows from which on, up to `TILE_ROWS`, each row has the same bits.
+    """Return the smallest number of rows from which a row's bits are the same up to `TILE_ROWS`.
 
-    The order in which a kernel adds does not depend on the numbers, so any show it; these show it
-    best. Each product is one half of a random sum and then its negative, in another order: what is
-    left is nothing but the rounding of the partial sums.
+    The order in which a kernel adds does not depend on the numbers, so one set of numbers is enough
+    to compare orders. These are chosen to make any difference visible: the first half of each sum
+    has random terms and the second half their negatives in another order. The sum is 0, plus 1 if
+    `in_features` is odd, but for rounding errors, which depend on the order.
 
     Args:
-        make_multiply: makes a product from weights, (out_features, in_features).
-        like: weights of the same shape and kind.
+        make_multiply: takes weights, (out_features, in_features), and no bias, and returns the
+            product to test.
+        like: weights with the shape, dtype and device to test.
 
     Raises:
-        RowsNotAlike: not even a row's place in a full tile leaves its bits alone.
+        NotRowInvariant: the bits depend on a row's index even in a full tile.
     """
     generator = torch.Generator().manual_seed(0)
     num_half = like.shape[1] // 2
     order = torch.randperm(num_half, generator=generator)
 
     def random(num_rows: int, sign: int) -> torch.Tensor:
+        """Return (num_rows, in_features)."""
         half = torch.randn(num_rows, num_half, generator=generator)
         rest = torch.ones(num_rows, like.shape[1] - 2 * num_half)
         return torch.cat([half, sign * half[:, order], rest], dim=1).to(like.device, like.dtype)
 
+    # Negating the second half of the weights only makes its terms the negatives.
     multiply = make_multiply(random(like.shape[0], -1), None)
     rows = random(TILE_ROWS, 1)
     expected = multiply(rows)
+    # A row must get the same bits wherever it stands in a full tile.
     if not torch.equal(multiply(rows.flip(0)).flip(0), expected):
-        raise RowsNotAlike("equal rows have different products within one multiplication")
+        raise NotRowInvariant("the bits of a row's product depend on the row's index")
+    # Try ever fewer rows at a time, on all whole parts of the tile, until the bits differ.
     for num_rows in range(TILE_ROWS - 1, 0, -1):
         products = [multiply(part) for part in torch.split(rows, num_rows) if len(part) == num_rows]
         if not torch.equal(torch.cat(products), expected[: len(products) * num_rows]):
@@ -165,7 +179,13 @@ def find_min_rows(
 
 
 class _PackedMultiply:
-    """Multiplies by packed weights."""
+    """Multiplies by packed weights.
+
+    Args:
+        weight: (out_features, in_features). `TILE_ROWS` is the number of rows for which oneDNN
+            chooses the layout; products of other numbers of rows use the same layout.
+        bias: (out_features,) or None.
+    """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, TILE_ROWS)
@@ -178,11 +198,12 @@ class _PackedMultiply:
 
 
 def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> _PackedMultiply | None:
-    """Return the product with packed weights, or None where it cannot be had or is wrong."""
+    """Return a product with packed weights, or None if there is no kernel or its error is large."""
     if weight.device.type != "cpu" or weight.dtype not in _MAX_ERROR:
         return None
     if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return None
+    # Rows of the weights serve as input: they have the right size and dtype.
     rows = weight[:_NUM_CHECKED_ROWS].contiguous()
     expected = linear(rows, weight, bias)
     try:
@@ -190,12 +211,12 @@ def _pack(weight: torch.Tensor, bias: torch.Tensor | None) -> _PackedMultiply | 
         difference = (packed(rows) - expected).abs().max()
     except RuntimeError:  # this CPU's oneDNN has no kernel for the dtype
         return None
-    is_right = bool(difference <= _MAX_ERROR[weight.dtype] * expected.abs().max())
-    return packed if is_right else None
+    is_close = bool(difference <= _MAX_ERROR[weight.dtype] * expected.abs().max())
+    return packed if is_close else None
 
 
 def _weight_of(layer: Any) -> torch.Tensor:
-    """Return the weights, (out_features, in_features)."""
+    """Return the weights, (out_features, in_features); Conv1D stores them transposed."""
     weight: torch.Tensor = layer.weight.detach()
     return weight.t() if isinstance(layer, Conv1D) else weight
 

@@ -18,11 +18,11 @@ from streaming.backends.attention.kv_cache import (
     UnsupportedModel,
 )
 from streaming.backends.attention.model_input import prepare_inputs
-from streaming.backends.attention.tile_layout import SPAN_TOKENS
-from streaming.backends.native.attention import SPLIT_TOKENS
+from streaming.backends.attention.tile_layout import KV_TILE_TOKENS
+from streaming.backends.native.attention import KV_SPLIT_TOKENS
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.optimization.module_replacement import restore_layers
-from streaming.backends.optimization.packed_linear import RowsNotAlike, pack_linears
+from streaming.backends.optimization.packed_linear import NotRowInvariant, pack_linears
 from streaming.backends.optimization.warm_up import dry_chunk
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,9 @@ _MAX_NARROW_ERROR = 0.06
 """Most that logits of two right computations differ by, relative to the spread of all logits; the
 second for 16-bit floats. The default model's in bfloat16 are off float32's by 0.03 to 0.05, however
 they are computed."""
-_PROOF_LENGTHS = (3, 40, 75, SPAN_TOKENS + 20)
+_PROOF_LENGTHS = (3, 40, 75, KV_TILE_TOKENS + 20)
 """Prompts that are read alone and together: shorter and longer than a tile, and than a span."""
-_LONG_PROOF_LENGTHS = (SPLIT_TOKENS + 20, 2 * SPLIT_TOKENS + 5)
+_LONG_PROOF_LENGTHS = (KV_SPLIT_TOKENS + 20, 2 * KV_SPLIT_TOKENS + 5)
 """Sequences whose last tokens are decoded and read in a chunk. What is before them is made up: to
 read it would take longer than all the rest."""
 _NUM_LONG_PROOF_TOKENS = 8
@@ -119,7 +119,7 @@ def optimize(
         pack_linears(model, batch_invariant=batch_invariant)
         if not _are_close(answer(), expected, model.dtype):
             reason = "it answers differently"
-    except RowsNotAlike as error:
+    except NotRowInvariant as error:
         raise NotBatchInvariant(str(error)) from error
     # Some models do not call their layers, but take their weights and multiply by themselves.
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
@@ -156,7 +156,7 @@ def _prove_batch_invariance(model: Any, attention: Attention) -> None:
     ]
     run = DryRun(model, attention, lengths)
     run.read(0)  # makes the tensors
-    run.cache.make_up()
+    run.cache.fill_with_noise()
     expected = []
     for number, length in enumerate(lengths):
         start = max(0, length - _NUM_LONG_PROOF_TOKENS)

@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import pad
 
 from streaming.backends.attention.kv_cache import Attention
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.library import load_kernels
 from streaming.backends.optimization.warm_up import dry_chunk
@@ -64,7 +64,7 @@ def kernels_with(tokenwire_attend: Callable[[Any], None]) -> Any:
 
 
 def attention_named(name: str) -> Attention:
-    return SPAN_ATTENTION if name == "torch" else native_attention(kernels())
+    return TILED_ATTENTION if name == "torch" else native_attention(kernels())
 
 
 def plain_attention(

@@ -26,7 +26,7 @@ from transformers import (
 
 from streaming import ModelConfig, load_backend
 from streaming.backends.attention.kv_cache import UnsupportedModel
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.loading.model_loader import LoadedModel, load_model
 from streaming.backends.optimization.verification import probe
@@ -358,7 +358,7 @@ def test_bfloat16_logits_stay_close_to_a_single_run(name: str, attention: str) -
 
 def test_models_with_a_state_instead_of_a_cache_are_told_apart() -> None:
     with pytest.raises(UnsupportedModel):
-        probe(tiny_models.random_model(tiny_models.mamba_config(97)), attention=SPAN_ATTENTION)
+        probe(tiny_models.random_model(tiny_models.mamba_config(97)), attention=TILED_ATTENTION)
 
 
 # Every request its own.
@@ -513,7 +513,7 @@ def test_a_probe_that_fails_leaves_the_model_as_it_was() -> None:
         lambda *args: args[2] * (1.0 if args[2].shape[1] > 1 else 3.0)
     )
     with pytest.raises(UnsupportedModel, match="answers differently"):
-        probe(model, attention=SPAN_ATTENTION)
+        probe(model, attention=TILED_ATTENTION)
     hook.remove()
     assert model.config._attn_implementation == own
     assert torch.equal(model(ids).logits, expected)

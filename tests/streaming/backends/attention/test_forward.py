@@ -72,5 +72,5 @@ def test_logits_of_other_rows_than_were_asked_for_are_refused(shape):
     paged_cache = TiledKVCache(1, 16)
     step = one_prompt(paged_cache)
 
-    with pytest.raises(UnsupportedModel, match="as if it took no `logits_to_keep`"):
+    with pytest.raises(UnsupportedModel, match="seems to ignore `logits_to_keep`"):
         forward(ModelOfShape(shape), step, paged_cache)

@@ -10,16 +10,16 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from streaming.backends.attention.tile_layout import SPAN_TOKENS, QueryGroup, TileLayout
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tile_layout import KV_TILE_TOKENS, SequenceGroup, TileLayout
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from tests.streaming.backends.attentions import AttentionRig, plain_attention
 
 
 def test_a_long_chunk_is_attended_to_piece_by_piece() -> None:
     """More scores, and more results of spans, than are kept at once; no cut shows in the bits."""
-    length = 12 * SPAN_TOKENS
+    length = 12 * KV_TILE_TOKENS
     whole, cut = (
-        AttentionRig(SPAN_ATTENTION, [length], num_heads=32, num_kv_heads=16, block_size=16)
+        AttentionRig(TILED_ATTENTION, [length], num_heads=32, num_kv_heads=16, block_size=16)
         for _ in range(2)
     )
     whole.step([(0, length)])
@@ -60,7 +60,7 @@ class LargestTensor(TorchDispatchMode):
 def test_a_chunk_after_a_long_past_takes_bounded_memory(sliding_window: int | None) -> None:
     """Its whole mask would take 64 MiB for each query of a key."""
     num_new = 512
-    rig = AttentionRig(SPAN_ATTENTION, [LONG], block_size=16, num_heads=4, num_kv_heads=1)
+    rig = AttentionRig(TILED_ATTENTION, [LONG], block_size=16, num_heads=4, num_kv_heads=1)
     rig.step([(0, 1)])  # makes the tensors; what follows is not read but written into them
     [row] = rig.rows
     for cache, tokens in ((rig.cache.keys[0], row.key), (rig.cache.values[0], row.value)):
@@ -92,7 +92,7 @@ def test_a_crowd_with_long_pasts_takes_bounded_memory() -> None:
     lengths = LONG - 100 * torch.arange(num_seqs)
 
     def attend(first: int, end: int) -> torch.Tensor:
-        group = QueryGroup(
+        group = SequenceGroup(
             start=0,
             num_new=1,
             blocks=tables[first:end],
@@ -103,7 +103,7 @@ def test_a_crowd_with_long_pasts_takes_bounded_memory() -> None:
         layout = TileLayout(
             slots=torch.arange(end - first), groups=(group,), fresh_blocks=torch.empty(0)
         )
-        output, _ = SPAN_ATTENTION.function(
+        output, _ = TILED_ATTENTION.function(
             torch.nn.Module(), query[:, :, first:end], key, value, None, batch_layout=layout
         )
         return output[0]

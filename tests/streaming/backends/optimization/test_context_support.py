@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from streaming.backends.attention.kv_cache import UnsupportedModel
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.optimization.context_support import known_length
 from streaming.backends.optimization.verification import DryRun
 from tests.streaming.backends.test_batched import CONFIGS, SIZES
@@ -100,9 +100,9 @@ def test_so_far_the_model_answers_as_it_is_and_no_further(name: str) -> None:
     }
     assert length_of(model) == LENGTH
 
-    SPAN_ATTENTION.plug_into(model)
+    TILED_ATTENTION.plug_into(model)
     for length, is_known in ((LENGTH, True), (LENGTH + 30, False)):
-        actual = DryRun(model, SPAN_ATTENTION, [length]).read(0, cut=length // 2)
+        actual = DryRun(model, TILED_ATTENTION, [length]).read(0, cut=length // 2)
         off = (actual - expected[length]).abs().max() / expected[length].std()
         assert (off < 1e-3) == is_known
 

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from streaming.backends.optimization.module_replacement import restore_layers
 from streaming.backends.optimization.packed_linear import (
     TILE_ROWS,
+    NotRowInvariant,
     PackedLinear,
-    RowsNotAlike,
     find_min_rows,
     pack_linears,
 )
@@ -104,5 +104,5 @@ def test_a_product_that_depends_on_the_place_is_refused() -> None:
     def make(weight: torch.Tensor, _: None) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda rows: linear(rows, weight) + torch.arange(len(rows))[:, None]
 
-    with pytest.raises(RowsNotAlike):
+    with pytest.raises(NotRowInvariant):
         find_min_rows(make, like=torch.zeros(8, 32))

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, DiffLlamaConfig
 
 from streaming.backends.attention.kv_cache import UnsupportedModel
-from streaming.backends.attention.tiled_kv_cache import SPAN_ATTENTION
+from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.rms_norm import NativeRMSNorm
 from streaming.backends.optimization.packed_linear import PackedLinear
@@ -51,10 +51,10 @@ def test_the_bytes_of_a_token_are_those_of_all_layers(
 def test_a_model_that_the_kernel_cannot_serve_is_told_apart_and_left_alone() -> None:
     model = tiny_models.tiny_llama()  # its heads are of size 8
     own = model.config._attn_implementation
-    with pytest.raises(UnsupportedModel, match="no multiple of 16"):
+    with pytest.raises(UnsupportedModel, match="must be a multiple of 16"):
         probe(model, attention=attention_named("native"))
     assert model.config._attn_implementation == own
-    assert probe(model, attention=SPAN_ATTENTION) > 0
+    assert probe(model, attention=TILED_ATTENTION) > 0
 
 
 @pytest.mark.parametrize("name", BLOCK_SIZES)
@@ -72,7 +72,7 @@ def test_a_model_that_answers_a_little_differently_is_told_apart() -> None:
         lambda *args: args[2] * (1.0 if args[2].shape[1] > 1 else 1.01)
     )
     with pytest.raises(UnsupportedModel, match="answers differently"):
-        probe(model, attention=SPAN_ATTENTION)
+        probe(model, attention=TILED_ATTENTION)
     hook.remove()
 
 
@@ -83,11 +83,11 @@ def test_a_model_that_returns_the_logits_of_all_rows_is_told_apart() -> None:
     hook = model.register_forward_pre_hook(
         lambda _, args, named: (args, named | {"logits_to_keep": 0}), with_kwargs=True
     )
-    with pytest.raises(UnsupportedModel, match="as if it took no `logits_to_keep`"):
-        probe(model, attention=SPAN_ATTENTION)
+    with pytest.raises(UnsupportedModel, match="seems to ignore `logits_to_keep`"):
+        probe(model, attention=TILED_ATTENTION)
     assert model.config._attn_implementation == own
     hook.remove()
-    assert probe(model, attention=SPAN_ATTENTION) > 0
+    assert probe(model, attention=TILED_ATTENTION) > 0
 
 
 def layer_types(model: Any) -> set[type]:
@@ -109,8 +109,8 @@ def test_layers_are_replaced_and_the_answer_stays() -> None:
 
 def test_without_kernels_norms_stay() -> None:
     model = make_model()
-    probe(model, attention=SPAN_ATTENTION)
-    optimize(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=False)
+    probe(model, attention=TILED_ATTENTION)
+    optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=False)
     assert NativeRMSNorm not in layer_types(model)
     assert PackedLinear in layer_types(model)
 
@@ -127,11 +127,11 @@ def break_when_packed(model: Any) -> None:
 
 def test_layers_that_change_the_answer_are_given_back(caplog: pytest.LogCaptureFixture) -> None:
     model = make_model()
-    probe(model, attention=SPAN_ATTENTION)
+    probe(model, attention=TILED_ATTENTION)
     break_when_packed(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with caplog.at_level(logging.WARNING, logger="streaming"):
-        optimize(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=False)
+        optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=False)
     assert PackedLinear not in layer_types(model)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     assert [record.getMessage() for record in caplog.records] == [
@@ -141,10 +141,10 @@ def test_layers_that_change_the_answer_are_given_back(caplog: pytest.LogCaptureF
 
 def test_invariance_is_refused_where_layers_cannot_be_replaced() -> None:
     model = make_model()
-    probe(model, attention=SPAN_ATTENTION)
+    probe(model, attention=TILED_ATTENTION)
     break_when_packed(model)
     with pytest.raises(NotBatchInvariant, match="its layers cannot be replaced"):
-        optimize(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=True)
+        optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=True)
 
 
 @pytest.mark.parametrize(
@@ -156,12 +156,12 @@ def test_invariance_is_refused_where_layers_cannot_be_replaced() -> None:
 )
 def test_a_model_that_minds_its_company_is_not_invariant(is_in_company: Any, reason: str) -> None:
     model = make_model()
-    probe(model, attention=SPAN_ATTENTION)
+    probe(model, attention=TILED_ATTENTION)
     model.model.norm.register_forward_hook(
         lambda *args: args[2] * (1.0 + 1e-6 if is_in_company(args[2]) else 1.0)
     )
     with pytest.raises(NotBatchInvariant, match=reason):
-        optimize(model, attention=SPAN_ATTENTION, kernels=None, batch_invariant=True)
+        optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=True)
 
 
 @pytest.mark.parametrize(
