@@ -159,18 +159,3 @@ def test_a_top_k_that_no_tensor_holds_cuts_nothing_off(name: str) -> None:
         ]
         [expected, token_id] = draw_named(name)(logits.expand(2, -1), [0, 1], rules)
         assert token_id == expected
-
-
-@pytest.mark.parametrize(
-    "logits",
-    [
-        torch.zeros(1, 9).double(),
-        torch.zeros(1, 9).bfloat16(),
-        torch.zeros(9),
-        torch.zeros(1, 9, device="meta"),
-    ],
-    ids=["double", "bfloat16", "one row", "another device"],
-)
-def test_the_kernel_refuses_logits_that_it_would_misread(logits: torch.Tensor) -> None:
-    with pytest.raises(TypeError, match="rows of float32 on the CPU"):
-        native_draw_tokens(kernels(), logits, [0], [ALL])
