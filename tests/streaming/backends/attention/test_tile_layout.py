@@ -72,7 +72,7 @@ def test_queries_are_ordered_by_head_then_token_and_padded() -> None:
 
 @pytest.mark.parametrize("sliding_window", [None, 1, 40, 64, 100, 1000])
 @pytest.mark.parametrize(
-    ("lengths", "num_new"), [([1], 1), ([64, 65], 1), ([130, 200, 256], 1), ([300], 150)]
+    ("lengths", "num_new"), [([1], 1), ([63], 1), ([64, 65], 1), ([130, 191, 256], 1), ([300], 150)]
 )
 def test_masks_hide_exactly_what_a_query_does_not_see(
     lengths: list[int], num_new: int, sliding_window: int | None

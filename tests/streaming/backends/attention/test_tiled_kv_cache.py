@@ -26,21 +26,21 @@ def layout_of(rig: AttentionRig) -> TileLayout:
 
 
 def test_decodes_are_grouped_by_length_and_each_prefill_is_a_group() -> None:
-    rig = make_rig([4, 130, 9, 70, 64, 30], done=[3, 129, 2, 69, 63, 20])
-    rig.step([(2, 7), (1, 1), (3, 1), (0, 1), (4, 1), (5, 5)])
+    rig = make_rig([4, 130, 9, 70, 64, 30, 250], done=[3, 129, 2, 69, 63, 20, 249])
+    rig.step([(2, 7), (1, 1), (3, 1), (0, 1), (4, 1), (5, 5), (6, 1)])
     groups = layout_of(rig).groups
     assert [(group.start, group.num_seqs, group.num_new) for group in groups] == [
         (0, 2, 1),
         (2, 1, 1),
-        (3, 1, 1),
-        (4, 1, 7),
-        (11, 1, 5),
+        (3, 2, 1),
+        (5, 1, 7),
+        (12, 1, 5),
     ]
-    assert [group.lengths.tolist() for group in groups] == [[4, 64], [70], [130], [9], [25]]
+    assert [group.lengths.tolist() for group in groups] == [[4, 64], [70], [130, 250], [9], [25]]
     assert [(group.min_length, group.max_length) for group in groups] == [
         (4, 64),
         (70, 70),
-        (130, 130),
+        (130, 250),
         (9, 9),
         (25, 25),
     ]
