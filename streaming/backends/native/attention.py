@@ -192,8 +192,8 @@ class NativeKVCache(KVCacheBase):
                 raise NotImplementedError(
                     f"its head size must be a multiple of {_DIM_STEP} (got {size})"
                 )
-        # Not zeroed: an operating system gives out memory only when it is written, and the kernel
-        # uses no slot before it is written.
+        # Not zeroed: an operating system gives out memory only when it is written, so unused blocks
+        # take none. The kernel's results do not depend on slots that are not written.
         num_heads, key_dim, value_dim = keys.shape[1], keys.shape[3], values.shape[3]
         self.keys[layer_idx] = keys.new_empty(self.num_blocks, num_heads, key_dim, self.block_size)
         self.values[layer_idx] = values.new_empty(

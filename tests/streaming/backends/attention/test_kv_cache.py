@@ -1,4 +1,4 @@
-"""Attention over blocks equals attention over the tokens themselves, whatever attends."""
+"""Paged attention equals the formula, in both implementations, and so do their caches."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_prefill_then_decodes_equal_plain_attention(
 
 
 @pytest.mark.parametrize("cut", range(1, 20))
-def test_a_prompt_may_be_cut_anywhere(name: str, cut: int) -> None:
+def test_a_prompt_can_be_cut_anywhere(name: str, cut: int) -> None:
     rig = make_rig(name, [20])
     rig.step([(0, cut)])
     rig.step([(0, 20 - cut)])
@@ -54,7 +54,7 @@ def test_a_sequence_of_one_token_attends_to_itself(name: str) -> None:
     )
 
 
-def test_scaling_is_taken_as_given(name: str) -> None:
+def test_a_given_scaling_is_used(name: str) -> None:
     rig = make_rig(name, [6])
     rig.step([(0, 5)], scaling=0.25)
     rig.step([(0, 1)], scaling=0.25)
@@ -76,9 +76,32 @@ def test_layers_have_caches_of_their_own(name: str) -> None:
     assert rig.cache.bytes_per_token == 0
 
 
+def test_a_cache_tells_its_own_tensors_from_copies(name: str) -> None:
+    """Some models copy the whole cache before they call attention."""
+    rig = make_rig(name, [7])
+    rig.step([(0, 7)])
+    keys, values = rig.cache.keys[0], rig.cache.values[0]
+    assert rig.cache.owns(keys)
+    assert rig.cache.owns(values)
+    assert rig.cache.owns(keys.view(keys.shape))
+    assert not rig.cache.owns(keys.clone())
+    assert not rig.cache.owns(keys[:, :1])
+
+
+def test_noise_is_the_same_in_each_cache(name: str) -> None:
+    rigs = [make_rig(name, [7], seed=seed) for seed in (1, 2)]
+    for rig in rigs:
+        rig.step([(0, 7)])
+        rig.cache.fill_with_noise()
+    first, second = (rig.cache for rig in rigs)
+    assert torch.equal(first.keys[0], second.keys[0])
+    assert torch.equal(first.values[0], second.values[0])
+    assert not torch.equal(first.keys[0].flatten(), first.values[0].flatten())
+
+
 @pytest.mark.parametrize("left", [nan, inf])
-def test_what_an_earlier_owner_left_spoils_nothing(name: str, left: float) -> None:
-    """A masked value has weight 0, and 0 times NaN is NaN: one broken request would hurt others."""
+def test_values_of_an_earlier_sequence_affect_nothing(name: str, left: float) -> None:
+    """A masked value has weight 0, and 0 * NaN = NaN: one broken request would hurt others."""
     rig = make_rig(name, [40, 3])
     rig.step([(0, 5)])  # makes the tensors
     size = BLOCK_SIZES[name]
@@ -91,7 +114,7 @@ def test_what_an_earlier_owner_left_spoils_nothing(name: str, left: float) -> No
     rig.check()
 
 
-def test_a_broken_sequence_breaks_no_other(name: str) -> None:
+def test_nan_in_a_sequence_does_not_reach_others(name: str) -> None:
     rig = make_rig(name, [20, 20])
     rig.rows[0].value[3] = nan
     rig.step([(0, 19), (1, 19)])
@@ -101,7 +124,7 @@ def test_a_broken_sequence_breaks_no_other(name: str) -> None:
     rig.check()
 
 
-def test_rows_that_are_nobodys_are_neither_kept_nor_seen(name: str) -> None:
+def test_padding_rows_are_neither_cached_nor_attended_to(name: str) -> None:
     rig = make_rig(name, [20, 9])
     rig.step([(0, 15)], num_more=1)
     tensors = (rig.cache.keys[0], rig.cache.values[0])
@@ -115,11 +138,11 @@ def test_rows_that_are_nobodys_are_neither_kept_nor_seen(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["attention_mask", "softcap"])
-def test_what_is_not_supported_is_refused(name: str, option: str) -> None:
+def test_masks_and_soft_caps_are_rejected(name: str, option: str) -> None:
     rig = make_rig(name, [3])
     rig.step([(0, 2)])
     tensor = torch.zeros(1, 4, 1, HEAD_DIM)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="neither masks nor soft caps"):
         rig.attention.function(
             torch.nn.Module(),
             tensor,
@@ -133,7 +156,7 @@ def test_what_is_not_supported_is_refused(name: str, option: str) -> None:
 
 @property_test
 @given(data=st.data())
-def test_any_steps_of_any_crowd_equal_plain_attention(name: str, data: st.DataObject) -> None:
+def test_any_steps_of_any_sequences_equal_plain_attention(name: str, data: st.DataObject) -> None:
     lengths = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
     window = data.draw(st.sampled_from([None, 2, 5, 17]))
     rig = make_rig(
@@ -154,7 +177,9 @@ def test_any_steps_of_any_crowd_equal_plain_attention(name: str, data: st.DataOb
 
 
 @pytest.mark.parametrize("sliding_window", [None, 40, 150])
-def test_what_is_longer_than_a_span_is_added_up(name: str, sliding_window: int | None) -> None:
+def test_sequences_longer_than_a_tile_equal_plain_attention(
+    name: str, sliding_window: int | None
+) -> None:
     rig = make_rig(name, [137, 65, 5], num_heads=2)
     rig.step([(0, 128), (1, 63), (2, 2)], sliding_window=sliding_window)
     for _ in range(2):
@@ -163,8 +188,8 @@ def test_what_is_longer_than_a_span_is_added_up(name: str, sliding_window: int |
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_cut_and_no_neighbour_shows_in_the_bits(name: str, dtype: torch.dtype) -> None:
-    """Longer than what is kept at once, and than a split: cut, decoded, alone and in company."""
+def test_neither_cuts_nor_neighbours_affect_the_bits(name: str, dtype: torch.dtype) -> None:
+    """Longer than a KV split: read whole, read in chunks, decoded, alone and with a neighbour."""
     length = 700
     options: dict[str, Any] = {"num_heads": 8, "num_kv_heads": 2, "dtype": dtype, "block_size": 16}
     whole, cut = (make_rig(name, [length, 50], **options) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What is particular to attention in spans; what it shares with others is in test_paged_cache."""
+"""Memory bounds of the tiled attention; its results are tested in `test_kv_cache`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from tests.streaming.backends.attentions import AttentionRig, plain_attention
 
 
-def test_a_long_chunk_is_attended_to_piece_by_piece() -> None:
-    """More scores, and more results of spans, than are kept at once; no cut shows in the bits."""
+def test_a_chunk_of_several_work_items_equals_plain_attention() -> None:
+    """More scores and per-tile results than are kept at once. Cuts do not affect the bits."""
     length = 12 * KV_TILE_TOKENS
     whole, cut = (
         AttentionRig(TILED_ATTENTION, [length], num_heads=32, num_kv_heads=16, block_size=16)
@@ -36,11 +36,11 @@ def test_a_long_chunk_is_attended_to_piece_by_piece() -> None:
 
 LONG = 2**15
 MAX_ELEMENTS = 2**23
-"""32 MiB of float32: no tensor that attention makes is larger."""
+"""Upper bound of any tensor that attention makes: 32 MiB of float32."""
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor has that any operation returned."""
+    """Records the number of elements of the largest tensor returned by any operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,10 +58,10 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("sliding_window", [None, 1000, 20_000, 10**6])
 def test_a_chunk_after_a_long_past_takes_bounded_memory(sliding_window: int | None) -> None:
-    """Its whole mask would take 64 MiB for each query of a key."""
+    """A mask of the whole past would take 64 MiB for each of the G query heads."""
     num_new = 512
     rig = AttentionRig(TILED_ATTENTION, [LONG], block_size=16, num_heads=4, num_kv_heads=1)
-    rig.step([(0, 1)])  # makes the tensors; what follows is not read but written into them
+    rig.step([(0, 1)])  # makes the tensors; the past is then copied into them
     [row] = rig.rows
     for cache, tokens in ((rig.cache.keys[0], row.key), (rig.cache.values[0], row.value)):
         cache[row.block_ids] = tokens.view(-1, 16, 1, rig.head_dim).transpose(1, 2)
@@ -82,8 +82,8 @@ def test_a_chunk_after_a_long_past_takes_bounded_memory(sliding_window: int | No
         torch.testing.assert_close(actual[at - 3 : at], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_crowd_with_long_pasts_takes_bounded_memory() -> None:
-    """To the bit as each would get it alone. The same few blocks make up all pasts."""
+def test_many_decodes_with_long_pasts_take_bounded_memory() -> None:
+    """Each gets the same bits as alone. All pasts consist of the same few blocks."""
     num_seqs, num_heads, block_size = 20, 4, 16
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(1, num_heads, num_seqs, 64, generator=generator)

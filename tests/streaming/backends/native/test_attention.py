@@ -1,4 +1,7 @@
-"""What is particular to the kernel; what it shares with other attention is in test_paged_cache."""
+"""Tests of the kernel alone: sizes, splits, threads, and tensors that it must reject.
+
+Its results are compared with the formula in `tests/streaming/backends/attention/test_kv_cache.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def make_rig(lengths: list[int], **options: Any) -> AttentionRig:
 
 @pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 128, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_size_of_heads_will_do(head_dim: int, dtype: torch.dtype) -> None:
+def test_any_supported_head_size_equals_plain_attention(head_dim: int, dtype: torch.dtype) -> None:
     rig = make_rig([70, 33], head_dim=head_dim, dtype=dtype)
     rig.step([(0, 69), (1, 32)])
     rig.step([(0, 1), (1, 1)])
@@ -25,8 +28,8 @@ def test_any_size_of_heads_will_do(head_dim: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("sliding_window", [None, 64, 600])
-def test_splits_of_a_decode_are_added_up(sliding_window: int | None) -> None:
-    """More than one split, and where one begins and ends."""
+def test_decodes_of_several_splits_equal_plain_attention(sliding_window: int | None) -> None:
+    """One token before, at and after the border of a split, and more than two splits."""
     rig = make_rig([1540, 513, 512], num_heads=6, num_kv_heads=2)
     rig.step([(0, 1538), (1, 511), (2, 510)], sliding_window=sliding_window)
     for _ in range(2):
@@ -35,7 +38,7 @@ def test_splits_of_a_decode_are_added_up(sliding_window: int | None) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
+def test_the_number_of_threads_does_not_affect_the_bits(num_threads: int) -> None:
     rigs = [make_rig([1100, 40], num_heads=6, num_kv_heads=2) for _ in range(2)]
     for rig, number in zip(rigs, (1, num_threads), strict=True):
         torch.set_num_threads(number)
@@ -45,7 +48,7 @@ def test_the_number_of_threads_changes_no_bit(num_threads: int) -> None:
         assert torch.equal(torch.cat(first), torch.cat(second))
 
 
-def test_values_may_be_of_another_size_than_keys() -> None:
+def test_values_can_have_another_size_than_keys() -> None:
     attention = native_attention(kernels())
     rig = make_rig([20])
     key, value = rig.rows[0].key, torch.randn(20, 2, 48)
@@ -67,7 +70,7 @@ def test_values_may_be_of_another_size_than_keys() -> None:
     torch.testing.assert_close(output.transpose(1, 2), expected)
 
 
-def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+def test_scores_far_apart_equal_plain_attention() -> None:
     rig = make_rig([130])
     rig.rows[0].query *= 30
     rig.step([(0, 130)])
@@ -75,7 +78,7 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [1, 3])
-def test_strided_and_transposed_tensors_are_taken_as_they_are(num_tokens: int) -> None:
+def test_strided_and_transposed_tensors_give_the_same_bits(num_tokens: int) -> None:
     plain, odd = make_rig([3]), make_rig([3])
     for name in ("query", "key", "value"):
         tensor = getattr(odd.rows[0], name)
@@ -93,7 +96,7 @@ def test_strided_and_transposed_tensors_are_taken_as_they_are(num_tokens: int) -
         (16, torch.float16, "support torch.float16 on cpu"),
     ],
 )
-def test_what_the_kernel_cannot_do_is_refused(
+def test_unsupported_head_sizes_and_dtypes_are_rejected(
     head_dim: int, dtype: torch.dtype, reason: str
 ) -> None:
     rig = make_rig([3], head_dim=head_dim, dtype=dtype)
@@ -102,7 +105,7 @@ def test_what_the_kernel_cannot_do_is_refused(
 
 
 def tensors_of(rig: AttentionRig) -> dict[str, torch.Tensor]:
-    """Return what the kernel is called with for the first sequence of a rig."""
+    """Return query, key and value of a rig's first sequence, each (1, heads, L, D)."""
     query, key, value = (
         getattr(rig.rows[0], name).transpose(0, 1)[None] for name in ("query", "key", "value")
     )
@@ -114,7 +117,7 @@ NARROW = torch.bfloat16
 
 @pytest.mark.parametrize("name", ["key", "value"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_keys_and_values_of_two_dtypes_are_not_kept(name: str, is_first: bool) -> None:
+def test_keys_and_values_of_two_dtypes_are_rejected(name: str, is_first: bool) -> None:
     rig = make_rig([20])
     if not is_first:
         rig.step([(0, 17)])
@@ -125,7 +128,7 @@ def test_keys_and_values_of_two_dtypes_are_not_kept(name: str, is_first: bool) -
         rig.cache.update(taken["key"], taken["value"], 0)
 
 
-def test_a_layer_whose_dtype_changes_is_noticed() -> None:
+def test_a_layer_whose_dtype_changes_is_rejected() -> None:
     rig = make_rig([20])
     rig.step([(0, 17)])
     taken = {name: tensor.to(NARROW) for name, tensor in tensors_of(rig).items()}
@@ -151,10 +154,10 @@ def test_a_layer_whose_dtype_changes_is_noticed() -> None:
         "shorter keys",
         "shorter values",
         "fewer values",
-        "fewer tokens than places",
+        "fewer tokens than slots",
     ],
 )
-def test_keys_and_values_that_do_not_fit_the_layer_are_refused(keys: Any, values: Any) -> None:
+def test_keys_and_values_that_do_not_fit_the_layer_are_rejected(keys: Any, values: Any) -> None:
     rig = make_rig([20], head_dim=32)
     rig.step([(0, 17)])
     taken = tensors_of(rig)
@@ -172,7 +175,7 @@ def attend(rig: AttentionRig, **changed: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_what_is_of_another_dtype_than_the_rest_is_not_attended(name: str) -> None:
+def test_a_tensor_of_another_dtype_is_rejected(name: str) -> None:
     rig = make_rig([20])
     rig.step([(0, 17)])
     tensors = {"query": tensors_of(rig)["query"][:, :, :17], "key": rig.cache.keys[0]}
@@ -182,8 +185,8 @@ def test_what_is_of_another_dtype_than_the_rest_is_not_attended(name: str) -> No
         attend(rig, **{name: other})
 
 
-def test_tensors_that_lie_elsewhere_are_not_attended() -> None:
-    """The address of a tensor on another device is none on the CPU."""
+def test_a_tensor_on_another_device_is_rejected() -> None:
+    """Its address is not valid on the CPU."""
     rig = make_rig([20])
     rig.step([(0, 17)])
     with pytest.raises(TypeError, match="on meta"):
@@ -206,8 +209,8 @@ def test_tensors_that_lie_elsewhere_are_not_attended() -> None:
     ],
     ids=[
         "short keys",
-        "keys that lie otherwise",
-        "values that lie otherwise",
+        "keys with other strides",
+        "values with other strides",
         "fewer heads of keys",
         "blocks of another size",
         "fewer blocks of values",
@@ -217,7 +220,7 @@ def test_tensors_that_lie_elsewhere_are_not_attended() -> None:
         "two batches",
     ],
 )
-def test_tensors_that_do_not_fit_each_other_are_not_attended(name: str, change: Any) -> None:
+def test_tensors_that_do_not_fit_each_other_are_rejected(name: str, change: Any) -> None:
     rig = make_rig([20], head_dim=32)
     rig.step([(0, 17)])
     tensors = {

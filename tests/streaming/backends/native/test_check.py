@@ -1,4 +1,4 @@
-"""The check passes the kernels and fails others."""
+"""The check accepts the kernels and rejects wrong ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_kernels_that_do_nothing_fail() -> None:
         check(kernels_with(lambda _: None))
 
 
-def test_a_kernel_whose_answers_are_no_numbers_fails() -> None:
+def test_a_kernel_that_returns_nan_fails() -> None:
     with pytest.raises(ValueError, match="the attention kernel has an error of nan"):
         check(kernels_with(spoiling(lambda chunk: True, by=nan)))
 
@@ -35,7 +35,7 @@ def test_a_kernel_whose_answers_are_no_numbers_fails() -> None:
     ],
     ids=["three splits", "two splits", "a chunk", "a short one"],
 )
-def test_a_kernel_that_is_wrong_in_one_of_its_ways_fails(is_spoilt: Any, num_new: int) -> None:
+def test_a_kernel_that_is_wrong_for_some_chunks_fails(is_spoilt: Any, num_new: int) -> None:
     with pytest.raises(
         ValueError,
         match=rf"an error of 0\.1 in torch.float32 .* \(8, 2, 16\), {num_new} tokens at a time",

@@ -1,4 +1,4 @@
-"""The kernels are compiled once, checked before they are used, and missed with a reason."""
+"""The kernels are compiled once and checked before use; failures give a reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def files(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_they_are_compiled_once(tmp_path: Path) -> None:
+def test_the_kernels_are_compiled_once(tmp_path: Path) -> None:
     said: list[str] = []
     for _ in range(2):
         loaded = load_kernels(str(tmp_path), on_progress=lambda text, _: said.append(text))
@@ -35,7 +35,7 @@ def test_they_are_compiled_once(tmp_path: Path) -> None:
     assert files(tmp_path) == [".lock", ".so"]
 
 
-def test_a_library_is_made_anew_when_its_sources_or_its_check_change(tmp_path: Path) -> None:
+def test_the_name_of_a_library_depends_on_sources_check_and_cpu(tmp_path: Path) -> None:
     assert {"attention.cpp", "vectors.h", "check.py"} <= {path.name for path in INPUTS}
     names = {library_name("a CPU", INPUTS), library_name("another", INPUTS)}
     for number, path in enumerate(INPUTS):
@@ -45,30 +45,30 @@ def test_a_library_is_made_anew_when_its_sources_or_its_check_change(tmp_path: P
     assert len(names) == len(INPUTS) + 2
 
 
-def test_without_a_compiler_that_is_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KernelsUnavailable, match=r"no C\+\+ compiler found"):
         load_kernels(str(tmp_path))
 
 
 def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Put a compiler in the path that does what a shell script says."""
+    """Put a shell script named g++ first on the PATH."""
     compiler = folder / "g++"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_line_of_a_failing_compiler_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_compiler(tmp_path, monkeypatch, 'echo "note" >&2; echo "no such flag" >&2; exit 1')
     with pytest.raises(KernelsUnavailable, match=r"^g\+\+ failed: no such flag$"):
         load_kernels(str(tmp_path))
 
 
 def changed_sources(folder: Path, change: Callable[[str], str]) -> list[Path]:
-    """Return copies of the sources, all but one as they are."""
+    """Copy the sources to a folder, with a change in `attention.cpp`, and return the copies."""
     for path in SOURCES[0].parent.glob("*.[ch]*"):
         text = path.read_text()
         (folder / path.name).write_text(change(text) if path.name == "attention.cpp" else text)
@@ -76,7 +76,7 @@ def changed_sources(folder: Path, change: Callable[[str], str]) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
+def test_a_library_with_wrong_results_is_discarded(tmp_path: Path) -> None:
     right, wrong = "added[r][v] += weight * loaded[v]", "added[r][v] -= weight * loaded[v]"
     assert right in SOURCES[0].read_text()
     sources = changed_sources(tmp_path, lambda text: text.replace(right, wrong))
@@ -86,8 +86,8 @@ def test_what_answers_wrongly_is_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_kills_its_process_is_not_kept(tmp_path: Path) -> None:
-    """As a library does that has instructions which the CPU lacks."""
+def test_a_library_that_crashes_its_process_is_discarded(tmp_path: Path) -> None:
+    """A library with instructions that the CPU lacks does so."""
     death = tmp_path / "death.cpp"
     death.write_text(
         "#include <cstdlib>\n__attribute__((constructor)) void die() { std::abort(); }\n"
@@ -97,13 +97,13 @@ def test_what_kills_its_process_is_not_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.so"))
 
 
-def test_a_folder_that_cannot_be_written_is_the_reason(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "kernels").write_text("a file")
     with pytest.raises(KernelsUnavailable, match="cannot write or load"):
         load_kernels(str(tmp_path))
 
 
 @pytest.mark.slow
-def test_the_check_passes_what_is_right() -> None:
+def test_the_check_as_a_command_accepts_the_kernels() -> None:
     command = [sys.executable, "-m", "streaming.backends.native.check", kernels()._name]
     subprocess.run(command, check=True)

@@ -1,4 +1,4 @@
-"""The kernel normalises as the models' own layers do, and takes the place of no other layer."""
+"""The kernel returns the results of the models' own norms, and replaces no other layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def model_with(layer: torch.nn.Module, dtype: torch.dtype) -> Any:
 @pytest.mark.parametrize("layer_class", [LlamaRMSNorm, Gemma3RMSNorm])
 @pytest.mark.parametrize("dim", [16, 64, 576])
 @torch.inference_mode()
-def test_it_stands_in_for_a_norm(layer_class: Any, dim: int, dtype: torch.dtype) -> None:
+def test_a_norm_is_replaced_and_returns_the_same(
+    layer_class: Any, dim: int, dtype: torch.dtype
+) -> None:
     model = model_with(layer_class(dim, eps=1e-3), dtype)
     rows = (0.1 * torch.randn(2, 7, dim, generator=torch.Generator().manual_seed(2))).to(dtype)
     original, expected = model[0], model(rows)
@@ -37,14 +39,14 @@ def test_it_stands_in_for_a_norm(layer_class: Any, dim: int, dtype: torch.dtype)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual, expected)
     if dtype == torch.bfloat16:
-        # It rounds where the layer does, so nearly all are equal; sums of squares differ a little.
+        # It rounds where the layer does, so nearly all are equal; sums of squares differ slightly.
         assert (actual == expected).float().mean() > 0.99
     restore_layers(model)
     assert model[0] is original
 
 
 @torch.inference_mode()
-def test_no_row_depends_on_the_others_nor_on_where_it_lies() -> None:
+def test_a_row_depends_neither_on_others_nor_on_strides() -> None:
     model = model_with(LlamaRMSNorm(64), torch.bfloat16)
     replace_rms_norms(model, kernels())
     rows = torch.randn(50, 64).bfloat16()
@@ -56,7 +58,7 @@ def test_no_row_depends_on_the_others_nor_on_where_it_lies() -> None:
 
 
 class OtherRMSNorm(LlamaRMSNorm):  # type: ignore[misc]
-    """Called as the others are, and does something else."""
+    """Named like an RMS norm, and computes something else."""
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         normalized: torch.Tensor = super().forward(rows)
@@ -74,7 +76,7 @@ class OtherRMSNorm(LlamaRMSNorm):  # type: ignore[misc]
     ],
     ids=["another sum", "an odd size", "a layer norm", "a linear layer", "float16"],
 )
-def test_others_stay(layer: torch.nn.Module) -> None:
+def test_other_layers_are_not_replaced(layer: torch.nn.Module) -> None:
     model = torch.nn.Sequential(layer)
     replace_rms_norms(model, kernels())
     assert model[0] is layer
@@ -91,7 +93,7 @@ def test_rows_of_another_dtype_go_to_the_original() -> None:
 
 @torch.inference_mode()
 def test_rows_of_another_length_go_to_the_original() -> None:
-    """The kernel would take two rows of half the length for one."""
+    """The kernel would read two rows of half the length as one."""
     model = model_with(LlamaRMSNorm(32), torch.float32)
     replace_rms_norms(model, kernels())
     assert isinstance(model[0], NativeRMSNorm)

@@ -1,4 +1,4 @@
-"""Layers are replaced where something stands in for them, once, and come back as they were."""
+"""Layers are replaced once, at all depths, and restored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_model() -> torch.nn.Sequential:
     )
 
 
-def test_layers_are_replaced_wherever_they_lie() -> None:
+def test_layers_are_replaced_at_all_depths() -> None:
     model = make_model()
     relu = model[1]
     inner = model[2]
@@ -39,7 +39,7 @@ def test_layers_are_replaced_wherever_they_lie() -> None:
     assert isinstance(inner[0], Negative)
 
 
-def test_no_layer_is_replaced_twice() -> None:
+def test_a_replacement_is_not_replaced_again() -> None:
     model = make_model()
     replace_layers(model, negative_of)
     first = model[0]
@@ -48,7 +48,7 @@ def test_no_layer_is_replaced_twice() -> None:
     assert isinstance(first.original, torch.nn.Linear)
 
 
-def test_restoring_puts_the_same_layers_back() -> None:
+def test_restoring_brings_back_the_same_layers() -> None:
     model = make_model()
     layers = list(model.modules())
     replace_layers(model, negative_of)
@@ -56,13 +56,13 @@ def test_restoring_puts_the_same_layers_back() -> None:
     assert [id(layer) for layer in model.modules()] == [id(layer) for layer in layers]
 
 
-def test_a_layer_in_two_places_has_one_stand_in() -> None:
+def test_a_layer_with_two_parents_has_one_replacement() -> None:
     shared = torch.nn.Linear(3, 3)
     first, second = torch.nn.Sequential(shared), torch.nn.Sequential(shared)
     model = torch.nn.Sequential(first, second)
     replace_layers(model, negative_of)
-    stand_ins = [part[0] for part in (first, second)]
-    assert isinstance(stand_ins[0], Negative)
-    assert stand_ins[0] is stand_ins[1]
+    replacements = [part[0] for part in (first, second)]
+    assert isinstance(replacements[0], Negative)
+    assert replacements[0] is replacements[1]
     restore_layers(model)
     assert [part[0] for part in (first, second)] == [shared] * 2

@@ -1,4 +1,4 @@
-"""Packed weights multiply as plain ones do, give way without a trace, and may be held to tiles."""
+"""Packed layers return what plain ones return, can be restored, and can be batch-invariant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def small_model(dtype: torch.dtype) -> torch.nn.Sequential:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_a_packed_model_multiplies_as_the_plain_one(
+def test_a_packed_model_returns_what_the_plain_one_returns(
     dtype: torch.dtype, batch_invariant: bool
 ) -> None:
     model = small_model(dtype)
@@ -42,7 +42,7 @@ def test_a_packed_model_multiplies_as_the_plain_one(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unpacking_gives_back_the_same_bits(dtype: torch.dtype) -> None:
+def test_restored_weights_have_the_same_bits(dtype: torch.dtype) -> None:
     model = small_model(dtype)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pack_linears(model, batch_invariant=False)
@@ -53,7 +53,7 @@ def test_unpacking_gives_back_the_same_bits(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_row_depends_on_the_others(dtype: torch.dtype) -> None:
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
     model = small_model(dtype)
     rows = torch.randn(3 * TILE_ROWS, 24).to(dtype)
     with torch.inference_mode():
@@ -64,8 +64,8 @@ def test_no_row_depends_on_the_others(dtype: torch.dtype) -> None:
             assert torch.equal(torch.cat(products), expected)
 
 
-def adding_backwards_below(min_rows: int) -> Callable[[torch.Tensor, None], object]:
-    """Return a library that takes another kernel for few rows."""
+def summing_backwards_below(min_rows: int) -> Callable[[torch.Tensor, None], object]:
+    """Return a library that picks another kernel for fewer rows: one that sums backwards."""
 
     def make(weight: torch.Tensor, _: None) -> Callable[[torch.Tensor], torch.Tensor]:
         def multiply(rows: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ def adding_backwards_below(min_rows: int) -> Callable[[torch.Tensor, None], obje
 @pytest.mark.parametrize("min_rows", [1, 2, 5, TILE_ROWS])
 def test_the_fewest_rows_with_the_same_bits_are_found(min_rows: int) -> None:
     like = torch.zeros(8, 33)
-    assert find_min_rows(adding_backwards_below(min_rows), like=like) == min_rows  # type: ignore[arg-type]
+    assert find_min_rows(summing_backwards_below(min_rows), like=like) == min_rows  # type: ignore[arg-type]
 
 
 def test_few_rows_are_padded_and_many_are_tiled() -> None:
@@ -100,9 +100,9 @@ def test_few_rows_are_padded_and_many_are_tiled() -> None:
     assert seen == [8, 8, TILE_ROWS, TILE_ROWS, 8]
 
 
-def test_a_product_that_depends_on_the_place_is_refused() -> None:
+def test_a_product_that_depends_on_the_index_of_a_row_is_rejected() -> None:
     def make(weight: torch.Tensor, _: None) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda rows: linear(rows, weight) + torch.arange(len(rows))[:, None]
 
-    with pytest.raises(NotRowInvariant):
+    with pytest.raises(NotRowInvariant, match="depend on the row's index"):
         find_min_rows(make, like=torch.zeros(8, 32))
