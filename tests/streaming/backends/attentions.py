@@ -1,4 +1,4 @@
-"""The ways to attend, and a rig that drives any of them against the formula."""
+"""Both implementations of paged attention, and a rig that compares either with the formula."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from streaming.backends.native.library import load_kernels
 from streaming.backends.optimization.warm_up import dry_chunk
 
 BLOCK_SIZES = {"torch": 4, "native": 16}
-"""Small ones where they can be: more borders to cross."""
+"""By name of the attention. Small where possible, so that short sequences cross many borders."""
 HEAD_DIM = 16
 
 
 @cache
 def kernels() -> Any:
-    """Return our kernels; a test that wants them fails with the reason where there are none."""
+    """Return the kernels. Raises `KernelsUnavailable` without them, which fails the test."""
     return load_kernels()
 
 
@@ -36,7 +36,7 @@ class KernelChunk(ctypes.Structure):
 
 
 def spoiling(is_spoilt: Callable[[Any], bool], *, by: float) -> Callable[[Any], None]:
-    """Return our kernel, but that it adds something to what some chunks get."""
+    """Return `tokenwire_attend`, except that it adds `by` to the outputs of some chunks."""
 
     def attend(reference: Any) -> None:
         kernels().tokenwire_attend(reference)
@@ -55,7 +55,7 @@ def spoiling(is_spoilt: Callable[[Any], bool], *, by: float) -> Callable[[Any], 
 
 
 def kernels_with(tokenwire_attend: Callable[[Any], None]) -> Any:
-    """Return our kernels, of which one is another."""
+    """Return the kernels with another `tokenwire_attend`."""
     return SimpleNamespace(
         tokenwire_update=kernels().tokenwire_update,
         tokenwire_draw=kernels().tokenwire_draw,
@@ -75,10 +75,13 @@ def plain_attention(
     scaling: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attend by the formula, in double precision; (L, heads, D) each, queries maybe of the last."""
-    num_groups, length = query.shape[1] // key.shape[1], len(key)
+    """Attend by the formula in double precision. All tensors are (tokens, heads, D).
+
+    There may be fewer queries than keys; they are then those of the last tokens.
+    """
+    queries_per_kv, length = query.shape[1] // key.shape[1], len(key)
     keys, values = (
-        tensor.double().repeat_interleave(num_groups, dim=1).transpose(0, 1)
+        tensor.double().repeat_interleave(queries_per_kv, dim=1).transpose(0, 1)
         for tensor in (key, value)
     )
     scores = query.double().transpose(0, 1) @ keys.transpose(1, 2) * scaling
@@ -192,9 +195,10 @@ class AttentionRig:
             at += end - start
             self.done[number] = end
         assert output.shape[1] == at + num_more
-        assert not output[0, at:].any(), "NaN counts as any"
+        assert not output[0, at:].any(), "padding rows must be zero, NaN included"
 
     def check(self, *, scaling: float | None = None, sliding_window: int | None = None) -> None:
+        """Compare the outputs of all steps so far with the formula."""
         for row, outputs, done in zip(self.rows, self.outputs, self.done, strict=True):
             if not outputs:
                 continue
