@@ -1,4 +1,4 @@
-"""The model is called by the names that it has itself."""
+"""`forward` uses the model's own name for its cache and checks the shape of its logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from streaming.backends.optimization.warm_up import dry_chunk
 
 
 class Model(torch.nn.Module):
-    """Keeps what it is called with; its logits are its positions."""
+    """Records its arguments; its logits are the positions of the rows."""
 
     def _answer(self, position_ids, logits_to_keep, **arguments):
         self.arguments = arguments | {"logits_to_keep": logits_to_keep}
@@ -50,7 +50,7 @@ def one_prompt(paged_cache):
 @pytest.mark.parametrize(
     ("model", "name"), [(ModelWithCache(), "cache"), (ModelWithPastKeyValues(), "past_key_values")]
 )
-def test_a_cache_goes_by_the_name_that_the_model_has_for_it(model, name):
+def test_the_cache_is_passed_under_the_models_name_for_it(model, name):
     paged_cache = TiledKVCache(1, 16)
     step = one_prompt(paged_cache)
 
@@ -67,8 +67,8 @@ def test_a_cache_goes_by_the_name_that_the_model_has_for_it(model, name):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 9), (1, 0, 9), (2, 1, 9), (1, 9)])
-def test_logits_of_other_rows_than_were_asked_for_are_refused(shape):
-    """They would be dealt out to the wrong sequences, without a word."""
+def test_logits_of_another_shape_are_rejected(shape):
+    """They would silently be assigned to the wrong sequences."""
     paged_cache = TiledKVCache(1, 16)
     step = one_prompt(paged_cache)
 
