@@ -75,7 +75,7 @@ class PagedKVCache(Protocol):
         """
 
     def owns(self, tensor: torch.Tensor) -> bool:
-        """Return whether `update` returned this very tensor, not a copy."""
+        """Return whether a tensor is one that `update` returned, and not a copy of it."""
 
     def fill_with_noise(self) -> None:
         """Fill the tensors made so far with random numbers, the same ones at each call."""
@@ -109,7 +109,7 @@ class KVCacheBase:
         return sum(tensor[0].nbytes for tensor in self._tensors) // self.block_size
 
     def owns(self, tensor: torch.Tensor) -> bool:
-        """Return whether `update` returned this very tensor, not a copy."""
+        """Return whether a tensor is one that `update` returned, and not a copy of it."""
         return any(
             tensor.data_ptr() == own.data_ptr() and tensor.shape == own.shape
             for own in self._tensors
