@@ -1,4 +1,4 @@
-"""Draw tokens by a kernel of ours, see `draw.cpp`: all rows at once, each by its own rules."""
+"""Draw tokens by a kernel of ours, see `sampling.cpp`: all rows at once, each by its own rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from streaming.backends.sampling.sampling import SamplingMetadata
 
 
 class _Arguments(ctypes.Structure):
-    """`Draw` in `draw.cpp`."""
+    """`Draw` in `sampling.cpp`."""
 
     _fields_ = (
         ("logits", ctypes.c_void_p),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
@@ -23,7 +24,25 @@ BLOCK_SIZES = {"torch": 4, "native": 16}
 HEAD_DIM = 16
 
 
-@cache
+def once(load: Callable[[], Any]) -> Callable[[], Any]:
+    """Call the function once, and return or raise every time what it did then.
+
+    `cache` does not keep exceptions: every test would compile kernels that fail their check again.
+    """
+
+    @cache
+    def outcome() -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(load())
+        except Exception as error:  # noqa: BLE001 - raised again for every caller
+            future.set_exception(error)
+        return future
+
+    return lambda: outcome().result()
+
+
+@once
 def kernels() -> Any:
     """Return the kernels. Raises `KernelsUnavailable` without them, which fails the test."""
     return load_kernels()
