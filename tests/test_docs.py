@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from mkdocs.commands.build import build
@@ -14,7 +15,9 @@ from pydantic import BaseModel
 from app.json.json_object import parse_object
 from app.openai.schemas.chat import ChatRequest
 from app.openai.schemas.completions import CompletionRequest
+from app.schemas.sampling import SamplingFields
 from app.stream.parsing import to_message
+from app.stream.schemas.frames import ServerFrame
 from tests.doc_tables import DOCS, TABLES, Table
 
 ROOT = DOCS.parent
@@ -52,6 +55,21 @@ def test_client_frames_are_valid():
         to_message(parse_object(frame, what="frame"))
 
 
+@pytest.mark.parametrize("frame", get_args(ServerFrame))
+def test_the_fields_of_a_server_frame_are_listed(frame: Any):
+    name = get_args(get_type_hints(frame)["type"])[0]
+    section = (DOCS / "websocket.md").read_text().partition("## Server frames")[2]
+    row = section.partition(f"| `{name}` |")[2].partition("\n")[0]
+    listed = re.findall(r"`(\w+)\??`", row)
+    assert get_type_hints(frame).keys() - {"type", *listed} == set()
+
+
+def test_every_sampling_field_is_listed():
+    section = (DOCS / "websocket.md").read_text().partition("## Sampling fields")[2]
+    listed = re.findall(r"`(\w+)`", section.partition("\n## ")[0])
+    assert SamplingFields.model_fields.keys() - set(listed) == set()
+
+
 def test_curl_commands_send_valid_bodies():
     commands = [block for _, block in _BLOCKS if block.startswith("curl")]
     assert len(commands) >= 2
@@ -66,6 +84,13 @@ def test_links_lead_to_files(page: Path):
     links = re.findall(r"\]\(((?!http|#)[^)]+)\)", page.read_text())
     targets = [page.parent / link.partition("#")[0] for link in links]
     assert [str(target) for target in targets if not target.exists()] == []
+
+
+def test_paths_of_the_recipes_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`((?:app|benchmarks|docs|static|streaming|tests)/[\w./-]+)`", text)
+    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+    assert len(paths) > 40
 
 
 def test_the_site_builds(tmp_path: Path):
