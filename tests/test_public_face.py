@@ -14,11 +14,6 @@ import streaming
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(path for package in ("app", "streaming") for path in (ROOT / package).rglob("*.py"))
-TESTED_ELSEWHERE = {
-    "streaming/backends/attention/tile_layout.py",
-    "streaming/backends/attention/tiled_kv_cache.py",
-    "streaming/backends/native/sampling.py",
-}
 STREAMING = sorted(path.stem for path in (ROOT / "streaming").glob("[!_]*.py"))
 
 
@@ -64,7 +59,7 @@ def test_a_module_says_what_it_is(path: Path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_has_a_test_module_of_its_name(path: Path):
     module = path.relative_to(ROOT)
-    if path.name.startswith("__") or str(module) in TESTED_ELSEWHERE:
+    if path.name.startswith("__"):
         return
     assert (ROOT / "tests" / module.parent / f"test_{path.name}").is_file()
 
