@@ -56,7 +56,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix $(SOURCES)
 
 docs: $(VENV)/.test
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # The lock leaves out torch, which users choose, and its dependencies.
 lock:

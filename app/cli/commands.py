@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from app.cli.chat import TerminalChat
 from app.cli.process import configure_logging, exit_now, exit_within
 from app.cli.settings import ClientSettings, check_keys, ignored_variables, load_settings
+from app.cli.terminal_chat import TerminalChat
 from app.main import create_app, load_engine, make_response_store
 from app.responses.storage.store_status import StoreTooNew
 from app.schemas.validation import to_error_info

@@ -6,8 +6,8 @@ from typing import Any, cast
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import ClientConnection
 
-from app.cli.chat import TerminalChat
 from app.cli.settings import ClientSettings
+from app.cli.terminal_chat import TerminalChat
 
 
 def test_a_retry_that_fails_keeps_the_last_turn():
