@@ -1,7 +1,7 @@
 """The default model runner: continuous batching over an unmodified Hugging Face model.
 
 One step is one forward pass over one row of tokens: the newest token of each decoding sequence and
-the chunks of prompts in prefill. See `attention.kv_cache` for the layout.
+the chunks of prompts in prefill. See `attention.kv_cache` for the order of tokens.
 """
 
 from __future__ import annotations
@@ -65,20 +65,22 @@ class BatchedRunner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
         """Run one step; see `ModelRunner.run`."""
-        step = prepare_inputs(batch, cache=self._cache, device=self._device)
+        model_input = prepare_inputs(batch, cache=self._cache, device=self._device)
         # A padded head has logits for ids beyond the embeddings; they must not be chosen.
-        logits = forward(self._model, step, self._cache)[:, : self._num_readable_ids]
-        start = len(step.yielding)
-        for chunk in step.scored:
+        logits = forward(self._model, model_input, self._cache)[:, : self._num_readable_ids]
+        start = len(model_input.yielding)
+        for chunk in model_input.scored:
             end = start + len(chunk.scored_ids)
             self._prompts.take(chunk, logits[start:end])
             start = end
         sampled: list[SampledToken | FailedRow] = []
-        if step.yielding:
-            sampled = self._sampler.sample(logits[: len(step.yielding)], step.yielding)
+        if model_input.yielding:
+            sampled = self._sampler.sample(
+                logits[: len(model_input.yielding)], model_input.yielding
+            )
         by_id = {
             chunk.sequence.generation_id: self._prompts.add_to(chunk, token)
-            for chunk, token in zip(step.yielding, sampled, strict=True)
+            for chunk, token in zip(model_input.yielding, sampled, strict=True)
         }
         # The cache may have put the rows in another order than the batch's.
         return [by_id[chunk.sequence.generation_id] for chunk in batch.chunks if chunk.yields_token]

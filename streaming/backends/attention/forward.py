@@ -9,34 +9,34 @@ from typing import Any
 
 import torch
 
-from streaming.backends.attention.kv_cache import LAYOUT_ARGUMENT, PagedKVCache, UnsupportedModel
-from streaming.backends.attention.model_input import Step
+from streaming.backends.attention.kv_cache import METADATA_ARGUMENT, PagedKVCache, UnsupportedModel
+from streaming.backends.attention.model_input import ModelInput
 
 
-def forward(model: Any, step: Step, paged_cache: PagedKVCache) -> torch.Tensor:
-    """Run the model on a step's tokens and return logits.
+def forward(model: Any, model_input: ModelInput, paged_cache: PagedKVCache) -> torch.Tensor:
+    """Run the model on the tokens of a step and return logits.
 
     Returns:
-        (len(step.logits_rows), vocab_size): the logits of these rows.
+        (len(model_input.logits_rows), vocab_size): the logits of these rows.
 
     Raises:
         UnsupportedModel: the model returned another number of rows. They could not be assigned to
             sequences.
     """
-    paged_cache.layout = step.layout
+    metadata = paged_cache.metadata = model_input.attention_metadata
     output = model(
-        input_ids=step.token_ids,
-        position_ids=step.positions,
+        input_ids=model_input.token_ids,
+        position_ids=model_input.positions,
         use_cache=True,
-        logits_to_keep=step.logits_rows,
-        **{_cache_argument(type(model).forward): paged_cache, LAYOUT_ARGUMENT: step.layout},
+        logits_to_keep=model_input.logits_rows,
+        **{_cache_argument(type(model).forward): paged_cache, METADATA_ARGUMENT: metadata},
     )
     logits: torch.Tensor = output.logits
-    num_wanted = len(step.logits_rows)
-    if logits.dim() != 3 or logits.shape[:2] != (1, num_wanted):
+    num_rows = len(model_input.logits_rows)
+    if logits.dim() != 3 or logits.shape[:2] != (1, num_rows):
         raise UnsupportedModel(
             f"its logits have shape {tuple(logits.shape)} instead of "
-            f"(1, {num_wanted}, vocab_size): it seems to ignore `logits_to_keep`"
+            f"(1, {num_rows}, vocab_size): it seems to ignore `logits_to_keep`"
         )
     return logits[0]
 

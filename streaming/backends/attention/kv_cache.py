@@ -3,8 +3,8 @@
 Both are plugged into unmodified transformers models. The tokens of a step are concatenated into one
 batch row, `(1, num_tokens)`: the newest token of each decoding sequence, and prefill chunks.
 Layers other than attention treat each token separately. The attention function finds the tokens of
-each sequence, and the cache slots of their keys and values, in the step's layout (its attention
-metadata). `TILED_ATTENTION` and `native_attention` are the two implementations.
+each sequence, and the cache slots of their keys and values, in the step's attention metadata.
+`TILED_ATTENTION` and `native_attention` are the two implementations.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from streaming.backend import Chunk
 
 BLOCK_SIZE = 16
 """Tokens in a block of the cache."""
-LAYOUT_ARGUMENT = "batch_layout"
-"""Keyword argument that models pass on to each layer's attention function: the step's layout."""
+METADATA_ARGUMENT = "attention_metadata"
+"""Keyword argument that models pass on to each layer's attention function."""
 
 
 class UnsupportedModel(Exception):
@@ -34,32 +34,33 @@ class PagedKVCache(Protocol):
 
     Attributes:
         block_size: tokens in a block.
-        layout: attention metadata of the current step.
+        metadata: attention metadata of the current step.
     """
 
     block_size: int
-    layout: Any
+    metadata: Any
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token in all layers together; 0 until the model has used the cache."""
 
-    def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return the chunks in the order of their rows."""
+    def prepare(self, chunks: Iterable[Chunk]) -> tuple[list[Chunk], list[list[int]]]:
+        """Return the chunks in the order of their rows, and the values of their metadata.
 
-    def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
-        """Return the metadata arrays of arranged chunks. `make_layout` takes them as tensors."""
+        `build_metadata` takes the values as tensors. It is a call of its own because the caller
+        puts these values and all other integers of the step into one tensor on the device.
+        """
 
-    def make_layout(
-        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
+    def build_metadata(
+        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, values: SequenceOf[torch.Tensor]
     ) -> Any:
-        """Return the layout of arranged chunks.
+        """Return the attention metadata of a step.
 
         Args:
-            chunks: as returned by `arrange`.
+            chunks: as returned by `prepare`.
             slots: (num_tokens,) int64 cache slot of each new token: block * block_size + offset.
                 Rows of the step after the first `num_tokens` are padding.
-            numbers: the arrays returned by `numbers`, int64.
+            values: the values returned by `prepare`, int64.
         """
 
     def update(

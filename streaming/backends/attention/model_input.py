@@ -13,7 +13,7 @@ from streaming.scheduling.padding import ceil_to_bucket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class ModelInput:
     """The input of one forward pass.
 
     T is padded by `ceil_to_bucket`. Padding rows have no slot in the cache, and their attention
@@ -22,25 +22,25 @@ class Step:
     Attributes:
         token_ids: (1, T) int64.
         positions: (1, T) int64.
-        logits_rows: int64, rows whose logits are wanted: one for each of `yielding`, then the first
-            `len(chunk.scored_ids)` of each of `scored`, then padding. At least one, since some
-            models take an empty list for all rows.
-        layout: the layout of the step, for the cache and the attention.
+        logits_rows: int64, rows for which the model computes logits: one for each of `yielding`,
+            then the first `len(chunk.scored_ids)` of each of `scored`, then padding. At least one,
+            since some models take an empty list for all rows.
+        attention_metadata: read by the cache and by the attention function.
         yielding: chunks that yield a token, in the order of their rows.
-        scored: chunks of prompts whose log probabilities are wanted, in the order of their rows.
+        scored: chunks of prompts with log probabilities, in the order of their rows.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     logits_rows: torch.Tensor
-    layout: Any
+    attention_metadata: Any
     yielding: tuple[Chunk, ...]
     scored: tuple[Chunk, ...]
 
 
-def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -> Step:
+def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -> ModelInput:
     """Return the input of the forward pass that runs a batch."""
-    chunks = cache.arrange(batch.chunks)
+    chunks, metadata_values = cache.prepare(batch.chunks)
     yielding_rows: list[int] = []
     scored_rows: list[int] = []
     end = 0
@@ -49,29 +49,31 @@ def prepare_inputs(batch: Batch, *, cache: PagedKVCache, device: torch.device) -
         end += chunk.num_tokens
         if chunk.yields_token:
             yielding_rows.append(end - 1)
-    # One tensor for all numbers: to make many small ones costs more than their content.
-    token_ids, positions, rows, slots, *numbers = _tensors(
+    # One tensor for all integers of the step: creating many small tensors, or copying them to a
+    # GPU one by one, costs more time than their contents.
+    token_ids, positions, rows, slots, *metadata_tensors = _tensors(
         [
             _padded([token_id for chunk in chunks for token_id in chunk.token_ids]),
             _padded([position for chunk in chunks for position in range(chunk.start, chunk.end)]),
             _padded(yielding_rows + scored_rows or [0]),
             [slot for chunk in chunks for slot in _slots(chunk, cache.block_size)],
-            *cache.numbers(chunks),
+            *metadata_values,
         ],
         device,
     )
-    return Step(
+    return ModelInput(
         token_ids=token_ids[None],
         positions=positions[None],
         logits_rows=rows,
-        layout=cache.make_layout(chunks, slots, numbers),
+        attention_metadata=cache.build_metadata(chunks, slots, metadata_tensors),
         yielding=tuple(chunk for chunk in chunks if chunk.yields_token),
         scored=tuple(chunk for chunk in chunks if chunk.scored_ids),
     )
 
 
-def _padded(numbers: list[int]) -> list[int]:
-    return numbers + [0] * (ceil_to_bucket(len(numbers)) - len(numbers))
+def _padded(values: list[int]) -> list[int]:
+    """Return the values, padded with zeros to the size of their bucket."""
+    return values + [0] * (ceil_to_bucket(len(values)) - len(values))
 
 
 def _slots(chunk: Chunk, block_size: int) -> list[int]:
@@ -84,7 +86,8 @@ def _slots(chunk: Chunk, block_size: int) -> list[int]:
 
 
 def _tensors(lists: list[list[int]], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Return the lists as int64 tensors, views of one tensor on the device."""
     whole = torch.tensor(
-        [number for numbers in lists for number in numbers], dtype=torch.long, device=device
+        [value for values in lists for value in values], dtype=torch.long, device=device
     )
-    return torch.split(whole, [len(numbers) for numbers in lists])
+    return torch.split(whole, [len(values) for values in lists])

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from streaming.backends.attention.tile_layout import (
+from streaming.backends.attention.tiled_metadata import (
     KV_TILE_TOKENS,
     GroupPlan,
-    TileLayout,
+    TiledAttentionMetadata,
     WorkItem,
 )
 
@@ -40,7 +40,7 @@ def tiled_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    batch_layout: TileLayout,
+    attention_metadata: TiledAttentionMetadata,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -53,8 +53,8 @@ def tiled_attention(
         query: (1, Hq, T, D).
         key: (num_blocks, Hkv, block_size, D), as returned by `TiledKVCache.update`.
         value: likewise; its D may differ.
-        attention_mask: must be None: masks follow from the layout.
-        batch_layout: attention metadata of the step.
+        attention_mask: must be None: masks follow from the metadata.
+        attention_metadata: attention metadata of the step.
         scaling: factor on scores; None for D ** -0.5.
         sliding_window: number of tokens that a token sees, itself included; None for all.
         softcap: must be None.
@@ -74,7 +74,7 @@ def tiled_attention(
     # Query head h belongs to key-value head h // G: split Hq into (Hkv, G).
     output = query.new_empty(num_rows, num_kv_heads, queries_per_kv, value.shape[-1])
     rows = query[0].transpose(0, 1).reshape(num_rows, num_kv_heads, queries_per_kv, head_dim)
-    for group in batch_layout.groups:
+    for group in attention_metadata.groups:
         plan = group.plan(key, queries_per_kv, sliding_window)
         # Fold: (B, n, Hkv, G, D) -> (B, Hkv, G * n, D).
         shape = (group.num_seqs, group.num_new, num_kv_heads, queries_per_kv, -1)
@@ -85,7 +85,7 @@ def tiled_attention(
         unfolded = attended.reshape(shape).permute(0, 3, 1, 2, 4)
         output[group.start : group.end] = unfolded.flatten(0, 1)
     # Padding rows come last. Zero them: `new_empty` may contain NaN.
-    if (num_tokens := len(batch_layout.slots)) < num_rows:
+    if (num_tokens := len(attention_metadata.slots)) < num_rows:
         output[num_tokens:] = 0
     return output.flatten(1, 2)[None], None
 

@@ -1,7 +1,7 @@
 """The paged KV cache of `tiled_attention`, and the attention that consists of both.
 
-Also builds the `TileLayout` of each step: sequences are grouped by number of new tokens and by
-length, so that each group is one batched computation.
+Also builds the `TiledAttentionMetadata` of each step: sequences are grouped by number of new tokens
+and by length, so that each group is one batched computation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import torch
 
 from streaming.backend import Chunk
 from streaming.backends.attention.kv_cache import Attention, KVCacheBase
-from streaming.backends.attention.tile_layout import KV_TILE_TOKENS, SequenceGroup, TileLayout
 from streaming.backends.attention.tiled_attention import tiled_attention
+from streaming.backends.attention.tiled_metadata import (
+    KV_TILE_TOKENS,
+    SequenceGroup,
+    TiledAttentionMetadata,
+)
 
 _SHORT_TOKENS = 64
 """Decodes with at most this many tokens form the first group, those with up to twice as many the
@@ -37,29 +41,30 @@ class TiledKVCache(KVCacheBase):
     def __init__(self, num_blocks: int, block_size: int) -> None:
         assert KV_TILE_TOKENS % block_size == 0, "a KV tile must consist of whole blocks"
         super().__init__(num_blocks, block_size)
-        self.layout: TileLayout | None = None
+        self.metadata: TiledAttentionMetadata | None = None
 
-    def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return decodes first, by length class, then prefills: the order of the groups."""
+    def prepare(self, chunks: Iterable[Chunk]) -> tuple[list[Chunk], list[list[int]]]:
+        """Return the chunks in the order of their groups, and the values of their metadata.
+
+        Decodes come first, by length class, then prefills. The values are the fresh blocks, the
+        length of each sequence, and the block tables of each group.
+        """
         chunks = list(chunks)
         decodes = [chunk for chunk in chunks if chunk.is_decode]
-        return sorted(decodes, key=_length_class) + [
-            chunk for chunk in chunks if not chunk.is_decode
+        prefills = [chunk for chunk in chunks if not chunk.is_decode]
+        ordered = sorted(decodes, key=_length_class) + prefills
+        values = [
+            _fresh_blocks(ordered, self.block_size),
+            [chunk.end for chunk in ordered],
+            *[_tables(group, self.block_size) for group in _groups(ordered)],
         ]
+        return ordered, values
 
-    def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
-        """Return the fresh blocks, the length of each sequence, and the tables of each group."""
-        return [
-            _fresh_blocks(chunks, self.block_size),
-            [chunk.end for chunk in chunks],
-            *[_tables(group, self.block_size) for group in _groups(chunks)],
-        ]
-
-    def make_layout(
-        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
-    ) -> TileLayout:
-        """Return the attention metadata of arranged chunks, see `PagedKVCache.make_layout`."""
-        fresh_blocks, lengths, *tables = numbers
+    def build_metadata(
+        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, values: SequenceOf[torch.Tensor]
+    ) -> TiledAttentionMetadata:
+        """Return the attention metadata of a step, see `PagedKVCache.build_metadata`."""
+        fresh_blocks, lengths, *tables = values
         groups, start, first = [], 0, 0
         for group, table in zip(_groups(chunks), tables, strict=True):
             groups.append(
@@ -74,7 +79,7 @@ class TiledKVCache(KVCacheBase):
             )
             start = groups[-1].end
             first += len(group)
-        return TileLayout(slots=slots, groups=tuple(groups), fresh_blocks=fresh_blocks)
+        return TiledAttentionMetadata(slots=slots, groups=tuple(groups), fresh_blocks=fresh_blocks)
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -87,13 +92,13 @@ class TiledKVCache(KVCacheBase):
             The layer's whole keys and values, each (num_blocks, Hkv, block_size, D). The model
             passes them on to the attention function.
         """
-        assert self.layout is not None
+        assert self.metadata is not None
         if layer_idx not in self.keys:
             self.keys[layer_idx] = self._make(keys)
             self.values[layer_idx] = self._make(values)
-        fresh_blocks = self.layout.fresh_blocks
-        rows = self.layout.rows(keys.shape[1], self.block_size)
-        num_tokens = len(self.layout.slots)
+        fresh_blocks = self.metadata.fresh_blocks
+        rows = self.metadata.rows(keys.shape[1], self.block_size)
+        num_tokens = len(self.metadata.slots)
         # Zero fresh blocks whole, then write tokens: one row of D elements for each token and head.
         for cache, new in ((self.keys[layer_idx], keys), (self.values[layer_idx], values)):
             if fresh_blocks.numel():

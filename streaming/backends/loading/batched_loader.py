@@ -30,9 +30,9 @@ from streaming.backends.loading.load_failure import as_load_error
 from streaming.backends.loading.model_loader import LoadedModel, load_model
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.library import KernelsUnavailable, load_kernels
-from streaming.backends.native.sampling import native_draw_tokens
-from streaming.backends.optimization.context_support import known_length
-from streaming.backends.optimization.verification import NotBatchInvariant, optimize, probe
+from streaming.backends.native.sampling import native_sample_tokens
+from streaming.backends.optimization.context_support import supported_length
+from streaming.backends.optimization.verification import NotBatchInvariant, optimize, verify
 from streaming.backends.optimization.warm_up import warm_up
 from streaming.backends.sampling.sampling import sample_tokens
 from streaming.config import BackendName, ModelConfig
@@ -129,7 +129,7 @@ def _make_batched_runner(
     runner = BatchedRunner(
         loaded.model,
         attention=attention,
-        draw=sample_tokens if kernels is None else partial(native_draw_tokens, kernels),
+        draw=sample_tokens if kernels is None else partial(native_sample_tokens, kernels),
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.max_batch_tokens,
@@ -164,7 +164,7 @@ def _choose_max_model_len(config: ModelConfig, loaded: LoadedModel) -> int:
         UnsupportedModel: batches do not support the configured length, or too few tokens.
     """
     wanted = loaded.info.max_model_len
-    length = known_length(loaded.model, wanted, max_batch_tokens=config.max_batch_tokens)
+    length = supported_length(loaded.model, wanted, max_batch_tokens=config.max_batch_tokens)
     if length == wanted:
         return wanted
     reason = f"batches do not support its attention beyond {length} tokens"
@@ -189,12 +189,12 @@ def _choose_attention(model: Any, kernels: ctypes.CDLL | None) -> tuple[Attentio
         UnsupportedModel: none works.
     """
     if kernels is None:
-        return TILED_ATTENTION, probe(model, attention=TILED_ATTENTION)
+        return TILED_ATTENTION, verify(model, attention=TILED_ATTENTION)
     attention = native_attention(kernels)
     try:
-        return attention, probe(model, attention=attention)
+        return attention, verify(model, attention=attention)
     except UnsupportedModel as error:
         reason = error
-    bytes_per_token = probe(model, attention=TILED_ATTENTION)
+    bytes_per_token = verify(model, attention=TILED_ATTENTION)
     logger.info("attention runs in torch, not in the native kernel: %s", reason)
     return TILED_ATTENTION, bytes_per_token

@@ -72,7 +72,7 @@ class _UpdateArguments(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class NativeLayout:
+class NativeAttentionMetadata:
     """The attention metadata of one step. All tensors are int64.
 
     Attributes:
@@ -103,15 +103,15 @@ class NativeKVCache(KVCacheBase):
     def __init__(self, kernels: ctypes.CDLL, num_blocks: int, block_size: int) -> None:
         assert block_size == BLOCK_SIZE
         super().__init__(num_blocks, block_size)
-        self.layout: NativeLayout | None = None
+        self.metadata: NativeAttentionMetadata | None = None
         self._kernels = kernels
 
-    def arrange(self, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return the chunks in the given order: the kernel takes any."""
-        return list(chunks)
+    def prepare(self, chunks: Iterable[Chunk]) -> tuple[list[Chunk], list[list[int]]]:
+        """Return the chunks in the given order, and the values of their metadata.
 
-    def numbers(self, chunks: SequenceOf[Chunk]) -> list[list[int]]:
-        """Return `NativeLayout.chunks` and `NativeLayout.tables`."""
+        The values are `NativeAttentionMetadata.chunks` and `NativeAttentionMetadata.tables`.
+        """
+        chunks = list(chunks)
         described: list[int] = []
         tables: list[int] = []
         start = 0
@@ -119,13 +119,13 @@ class NativeKVCache(KVCacheBase):
             described += (start, chunk.num_tokens, chunk.end, len(tables))
             tables += chunk.block_ids[: -(-chunk.end // self.block_size)]
             start += chunk.num_tokens
-        return [described, tables]
+        return chunks, [described, tables]
 
-    def make_layout(
-        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, numbers: SequenceOf[torch.Tensor]
-    ) -> NativeLayout:
-        """Return the attention metadata of chunks, see `PagedKVCache.make_layout`."""
-        return NativeLayout(slots, *numbers)
+    def build_metadata(
+        self, chunks: SequenceOf[Chunk], slots: torch.Tensor, values: SequenceOf[torch.Tensor]
+    ) -> NativeAttentionMetadata:
+        """Return the attention metadata of a step, see `PagedKVCache.build_metadata`."""
+        return NativeAttentionMetadata(slots, *values)
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -143,7 +143,7 @@ class NativeKVCache(KVCacheBase):
             TypeError: the tensors' dtypes, devices or numbers of dimensions do not match.
             ValueError: the tensors' shapes do not match.
         """
-        assert self.layout is not None
+        assert self.metadata is not None
         if layer_idx not in self.keys:
             self._make(keys, values, layer_idx)
         cached_keys, cached_values = self.keys[layer_idx], self.values[layer_idx]
@@ -154,11 +154,11 @@ class NativeKVCache(KVCacheBase):
             or values.shape[:3] != keys.shape[:3]
             or cached_keys.shape[1:] != (num_heads, key_dim, BLOCK_SIZE)
             or cached_values.shape[1:] != (num_heads, BLOCK_SIZE, values.shape[3])
-            or len(self.layout.slots) > num_rows
+            or len(self.metadata.slots) > num_rows
         ):
             raise ValueError(
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)} for "
-                f"{len(self.layout.slots)} tokens do not fit the cache of layer {layer_idx}, "
+                f"{len(self.metadata.slots)} tokens do not fit the cache of layer {layer_idx}, "
                 f"{tuple(cached_keys.shape)} and {tuple(cached_values.shape)}"
             )
         keys, values = _dense(keys), _dense(values)
@@ -167,12 +167,12 @@ class NativeKVCache(KVCacheBase):
             values.data_ptr(),
             cached_keys.data_ptr(),
             cached_values.data_ptr(),
-            self.layout.slots.data_ptr(),
+            self.metadata.slots.data_ptr(),
             keys.stride(2),
             keys.stride(1),
             values.stride(2),
             values.stride(1),
-            len(self.layout.slots),
+            len(self.metadata.slots),
             keys.shape[1],
             keys.shape[3],
             values.shape[3],
@@ -219,7 +219,7 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    batch_layout: NativeLayout,
+    attention_metadata: NativeAttentionMetadata,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -233,8 +233,8 @@ def _attend(
         query: (1, Hq, T, D).
         key: as returned by `NativeKVCache.update`.
         value: likewise.
-        attention_mask: must be None: masks follow from the layout.
-        batch_layout: attention metadata of the step.
+        attention_mask: must be None: masks follow from the metadata.
+        attention_metadata: attention metadata of the step.
         scaling: factor on scores; None for D ** -0.5.
         sliding_window: number of tokens that a token sees, itself included; None for all.
         softcap: must be None.
@@ -259,11 +259,11 @@ def _attend(
         or key.shape != (num_blocks, num_kv_heads, key_dim, BLOCK_SIZE)
         or value.shape != (num_blocks, num_kv_heads, BLOCK_SIZE, value_dim)
         or not (key.is_contiguous() and value.is_contiguous())
-        or len(batch_layout.slots) > num_rows
+        or len(attention_metadata.slots) > num_rows
     ):
         raise ValueError(
-            f"queries {tuple(query.shape)} for {len(batch_layout.slots)} tokens cannot attend to a "
-            f"cache of keys {tuple(key.shape)} and values {tuple(value.shape)}"
+            f"queries {tuple(query.shape)} for {len(attention_metadata.slots)} tokens cannot "
+            f"attend to a cache of keys {tuple(key.shape)} and values {tuple(value.shape)}"
         )
     query = _dense(query)
     output = query.new_empty(1, num_rows, num_heads, value_dim)
@@ -272,11 +272,11 @@ def _attend(
         key.data_ptr(),
         value.data_ptr(),
         output.data_ptr(),
-        batch_layout.chunks.data_ptr(),
-        batch_layout.tables.data_ptr(),
+        attention_metadata.chunks.data_ptr(),
+        attention_metadata.tables.data_ptr(),
         query.stride(2),
         query.stride(1),
-        len(batch_layout.chunks) // 4,
+        len(attention_metadata.chunks) // 4,
         num_heads,
         num_kv_heads,
         key_dim,
@@ -287,7 +287,7 @@ def _attend(
         torch.get_num_threads(),
     )
     kernels.tokenwire_attend(ctypes.byref(arguments))
-    if (num_tokens := len(batch_layout.slots)) < num_rows:
+    if (num_tokens := len(attention_metadata.slots)) < num_rows:
         output[:, num_tokens:] = 0
     return output, None
 

@@ -12,8 +12,12 @@ import sys
 import torch
 
 from streaming.backends.attention.kv_cache import BLOCK_SIZE
-from streaming.backends.native.attention import KV_SPLIT_TOKENS, NativeLayout, native_attention
-from streaming.backends.native.sampling import native_draw_tokens
+from streaming.backends.native.attention import (
+    KV_SPLIT_TOKENS,
+    NativeAttentionMetadata,
+    native_attention,
+)
+from streaming.backends.native.sampling import native_sample_tokens
 from streaming.backends.sampling.sampling import SamplingMetadata, sample_tokens
 
 _LENGTHS = (1, 40, KV_SPLIT_TOKENS + 18, 2 * KV_SPLIT_TOKENS + 6)
@@ -49,7 +53,7 @@ def check(kernels: ctypes.CDLL) -> None:
     logits = 3.0 * torch.randn(_NUM_DRAWS, 5000, generator=torch.Generator().manual_seed(0))
     rows = range(_NUM_DRAWS)
     rules = [SamplingMetadata(1.0, 50 * (row % 2), 0.9, 0.001, row / _NUM_DRAWS) for row in rows]
-    if native_draw_tokens(kernels, logits, rows, rules) != sample_tokens(logits, rows, rules):
+    if native_sample_tokens(kernels, logits, rows, rules) != sample_tokens(logits, rows, rules):
         raise ValueError("the sampling kernel returns other tokens than torch")
 
 
@@ -80,7 +84,7 @@ def _errors(
     attention = native_attention(kernels)
     cache = attention.make_cache(sum(nums_blocks), BLOCK_SIZE)
     table = torch.arange(sum(nums_blocks))
-    cache.layout = NativeLayout(torch.cat(slots), torch.tensor([]), table)
+    cache.metadata = NativeAttentionMetadata(torch.cat(slots), torch.tensor([]), table)
     expected = [_attend_by_formula(query, key, value, window) for query, key, value in tensors]
     _, keys, values = (torch.cat(some, dim=2) for some in zip(*tensors, strict=True))
     keys, values = cache.update(keys, values, 0)
@@ -92,7 +96,7 @@ def _errors(
             (sum(nums_new[:number]), nums_new[number], length, first_blocks[number])
             for number, length in enumerate(_LENGTHS)
         ]
-        layout = NativeLayout(
+        metadata = NativeAttentionMetadata(
             torch.cat([own[-new:] for own, new in zip(slots, nums_new, strict=True)]),
             torch.tensor(chunks).flatten(),
             table,
@@ -106,7 +110,7 @@ def _errors(
             keys,
             values,
             None,
-            batch_layout=layout,
+            attention_metadata=metadata,
             sliding_window=window,
         )
         difference = output[0].transpose(0, 1) - torch.cat(

@@ -175,7 +175,7 @@ int64_t draw(const float* logits, int64_t vocab_size, const SamplingMetadata& ru
 
 }  // namespace
 
-extern "C" void tokenwire_draw(const Draw* in) {
+extern "C" void tokenwire_sample(const Draw* in) {
 #pragma omp parallel num_threads(in->num_threads) if (in->num_rows > 1)
     {
         static thread_local Scratch scratch;

@@ -25,7 +25,7 @@ class _Arguments(ctypes.Structure):
     )
 
 
-def native_draw_tokens(
+def native_sample_tokens(
     kernels: ctypes.CDLL,
     logits: torch.Tensor,
     rows: SequenceOf[int],
@@ -55,6 +55,6 @@ def native_draw_tokens(
         logits.shape[-1],
         torch.get_num_threads(),
     )
-    kernels.tokenwire_draw(ctypes.byref(arguments))
+    kernels.tokenwire_sample(ctypes.byref(arguments))
     drawn: list[int] = token_ids.tolist()
     return drawn

@@ -1,4 +1,8 @@
-"""What a model has to show, when it is loaded, before it is batched."""
+"""Verifies that a model can be batched, and replaces its layers by faster ones.
+
+The batched loader calls `verify`, then `optimize`. Both run the model over a small paged cache and
+compare its logits.
+"""
 
 from __future__ import annotations
 
@@ -18,63 +22,70 @@ from streaming.backends.attention.kv_cache import (
     UnsupportedModel,
 )
 from streaming.backends.attention.model_input import prepare_inputs
-from streaming.backends.attention.tile_layout import KV_TILE_TOKENS
+from streaming.backends.attention.tiled_metadata import KV_TILE_TOKENS
 from streaming.backends.native.attention import KV_SPLIT_TOKENS
 from streaming.backends.native.rms_norm import replace_rms_norms
 from streaming.backends.optimization.module_replacement import restore_layers
 from streaming.backends.optimization.packed_linear import NotRowInvariant, pack_linears
-from streaming.backends.optimization.warm_up import dry_chunk
+from streaming.backends.optimization.warm_up import dummy_chunk
 
 logger = logging.getLogger(__name__)
 
-_NUM_PROBE_TOKENS = 24
+_NUM_VERIFIED_TOKENS = 24
 _MAX_ERROR = 1e-3
 _MAX_NARROW_ERROR = 0.06
-"""Most that logits of two right computations differ by, relative to the spread of all logits; the
-second for 16-bit floats. The default model's in bfloat16 are off float32's by 0.03 to 0.05, however
-they are computed."""
-_PROOF_LENGTHS = (3, 40, 75, KV_TILE_TOKENS + 20)
-"""Prompts that are read alone and together: shorter and longer than a tile, and than a span."""
-_LONG_PROOF_LENGTHS = (KV_SPLIT_TOKENS + 20, 2 * KV_SPLIT_TOKENS + 5)
-"""Sequences whose last tokens are decoded and read in a chunk. What is before them is made up: to
-read it would take longer than all the rest."""
-_NUM_LONG_PROOF_TOKENS = 8
-_NUM_NEIGHBOURS = 9
-"""How often each is decoded at once."""
+"""Largest accepted difference of two computations of the same logits, relative to the range of all
+logits; the second is for 16-bit floats. With the default model, bfloat16 logits differ from float32
+logits by 0.03 to 0.05, with any implementation."""
+_PROMPT_LENGTHS = (3, 40, 75, KV_TILE_TOKENS + 20)
+"""Tokens of the prompts that are prefilled whole and in two chunks: shorter and longer than a KV
+tile."""
+_LONG_LENGTHS = (KV_SPLIT_TOKENS + 20, 2 * KV_SPLIT_TOKENS + 5)
+"""Tokens of sequences of two and three KV splits. Only the last ones are computed, in a prefill
+chunk and in decodes. The cache holds noise for those before: computing them would take longer than
+all other checks."""
+_NUM_LONG_TOKENS = 8
+"""Last tokens of a long sequence that are computed in one prefill chunk."""
+_NUM_COPIES = 9
+"""Copies of each sequence in a batch of decodes."""
 
 
 class NotBatchInvariant(Exception):
-    """What the model says depends on what else is in the batch; the text says where it shows."""
+    """A token's logits depend on the other rows of the batch; the message says of which token."""
 
 
 @torch.inference_mode()
-def probe(model: Any, *, attention: Attention) -> int:
-    """Compare the model over a paged cache with the model as it is; return bytes for a token.
+def verify(model: Any, *, attention: Attention) -> int:
+    """Verify a model's logits over a paged cache; return the cache's bytes per token.
+
+    The reference is the model with its own attention and without a cache. Afterwards, the model
+    uses `attention`.
 
     Raises:
-        UnsupportedModel: they differ, or the model does not take the cache; it is as it was.
+        UnsupportedModel: the logits differ, or the model does not accept the cache. It keeps its
+            own attention.
     """
     own_attention = model.config._attn_implementation
-    token_ids = _token_ids(model, _NUM_PROBE_TOKENS)
+    token_ids = _token_ids(model, _NUM_VERIFIED_TOKENS)
     ids = torch.tensor([token_ids], device=model.device)
     expected = model(input_ids=ids, use_cache=False).logits[0, -1]
-    run = DryRun(model, attention, [len(token_ids)])
+    run = VerificationRun(model, attention, [len(token_ids)])
     try:
-        _refusing_copies(attention, run.cache).plug_into(model)
-        actual = run.read(0, cut=len(token_ids) - 1)
+        _rejecting_copies(attention, run.cache).plug_into(model)
+        actual = run.prefill(0, split_at=len(token_ids) - 1)
         if not _are_close(actual, expected, model.dtype) or not run.cache.bytes_per_token:
-            raise UnsupportedModel("it answers differently over a paged cache")
+            raise UnsupportedModel("its logits over a paged cache differ from its own")
     except Exception as error:
         model.set_attn_implementation(own_attention)
         if isinstance(error, UnsupportedModel):
             raise
-        raise UnsupportedModel(f"its layers do not take a paged cache ({error})") from error
+        raise UnsupportedModel(f"its layers do not accept a paged cache ({error})") from error
     attention.plug_into(model)
     return run.cache.bytes_per_token
 
 
-def _refusing_copies(attention: Attention, cache: PagedKVCache) -> Attention:
-    """Return the same way to attend, to nothing but the cache itself.
+def _rejecting_copies(attention: Attention, cache: PagedKVCache) -> Attention:
+    """Return the same attention, which raises if it is given a copy of the cache.
 
     Some models repeat keys and values for each query head, which would copy the whole cache.
     """
@@ -88,89 +99,97 @@ def _refusing_copies(attention: Attention, cache: PagedKVCache) -> Attention:
         **named_arguments: Any,
     ) -> tuple[torch.Tensor, None]:
         if not (cache.owns(key) and cache.owns(value)):
-            raise NotImplementedError("they copy it whole")
+            raise NotImplementedError("they copy the whole cache")
         return attention.function(module, query, key, value, *arguments, **named_arguments)
 
-    return replace(attention, interface_name=f"{attention.interface_name}_probe", function=attend)
+    return replace(attention, interface_name=f"{attention.interface_name}_verify", function=attend)
 
 
 @torch.inference_mode()
 def optimize(
     model: Any, *, attention: Attention, kernels: ctypes.CDLL | None, batch_invariant: bool
 ) -> None:
-    """Replace layers of a model that has passed the probe, and see that nothing changes.
+    """Replace layers of a verified model by faster ones, and verify the logits again.
+
+    The model keeps its own layers if they cannot be replaced.
 
     Args:
-        kernels: our own, where they can be had.
+        model: as `verify` left it.
+        attention: the attention that the model uses.
+        kernels: the native kernels, or None without them.
+        batch_invariant: whether a token's logits must not depend on the other rows of a batch.
 
     Raises:
-        NotBatchInvariant: that was asked for, and the model is not.
+        NotBatchInvariant: `batch_invariant` is set and the model is not, or its layers cannot be
+            replaced.
     """
 
-    def answer() -> torch.Tensor:
-        run = DryRun(model, attention, [_NUM_PROBE_TOKENS])
-        return run.read(0, cut=_NUM_PROBE_TOKENS - 1)
+    def last_logits() -> torch.Tensor:
+        run = VerificationRun(model, attention, [_NUM_VERIFIED_TOKENS])
+        return run.prefill(0, split_at=_NUM_VERIFIED_TOKENS - 1)
 
-    expected = answer()
+    expected = last_logits()
     reason = None
     try:
         if kernels is not None:
             replace_rms_norms(model, kernels)
         pack_linears(model, batch_invariant=batch_invariant)
-        if not _are_close(answer(), expected, model.dtype):
-            reason = "it answers differently"
+        if not _are_close(last_logits(), expected, model.dtype):
+            reason = "its logits change"
     except NotRowInvariant as error:
         raise NotBatchInvariant(str(error)) from error
-    # Some models do not call their layers, but take their weights and multiply by themselves.
+    # Some models read the weights of their layers and multiply them themselves.
     except (RuntimeError, AttributeError, TypeError, ValueError, LookupError) as error:
         reason = str(error)
     if reason is not None:
         restore_layers(model)
         if batch_invariant:
             raise NotBatchInvariant(f"its layers cannot be replaced: {reason}")
-        logger.warning("its layers stay as they are, which costs some speed: %s", reason)
+        logger.warning("the model's layers cannot be replaced by faster ones: %s", reason)
     elif batch_invariant:
-        _prove_batch_invariance(model, attention)
+        _verify_batch_invariance(model, attention)
 
 
-def _prove_batch_invariance(model: Any, attention: Attention) -> None:
-    """Compare the bits of tokens that are computed in different company.
+def _verify_batch_invariance(model: Any, attention: Attention) -> None:
+    """Compare the bits of logits of the same tokens in different batches.
 
     Raises:
         NotBatchInvariant: they differ.
     """
     max_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [min(length, max_length or length) for length in _PROOF_LENGTHS]
-    run = DryRun(model, attention, lengths)
-    numbers = range(len(lengths))
-    expected = [run.read(number) for number in numbers]
-    for number, length in enumerate(lengths):
-        for cut in {1, length // 2, length - 1}:
-            if not torch.equal(run.read(number, cut=cut), expected[number]):
-                raise NotBatchInvariant(f"{length} tokens are read differently in two parts")
-    run = DryRun(model, attention, lengths)  # nothing is left of what was read alone
-    run.step([(number, 0, lengths[number] - 1) for number in numbers])
+    lengths = [min(length, max_length or length) for length in _PROMPT_LENGTHS]
+    run = VerificationRun(model, attention, lengths)
+    indices = range(len(lengths))
+    expected = [run.prefill(index) for index in indices]
+    for index, length in enumerate(lengths):
+        for split_at in {1, length // 2, length - 1}:
+            if not torch.equal(run.prefill(index, split_at=split_at), expected[index]):
+                raise NotBatchInvariant(
+                    f"the logits of {length} tokens change when they are prefilled in two chunks"
+                )
+    # Start with an empty cache, and prefill all prompts in one batch.
+    run = VerificationRun(model, attention, lengths)
+    run.step([(index, 0, lengths[index] - 1) for index in indices])
     run.compare_decodes(expected)
-    lengths = [
-        min(length, max_length or length) for length in (_PROOF_LENGTHS[0], *_LONG_PROOF_LENGTHS)
-    ]
-    run = DryRun(model, attention, lengths)
-    run.read(0)  # makes the tensors
+    lengths = [min(length, max_length or length) for length in (_PROMPT_LENGTHS[0], *_LONG_LENGTHS)]
+    run = VerificationRun(model, attention, lengths)
+    run.prefill(0)  # makes the cache's tensors
     run.cache.fill_with_noise()
     expected = []
-    for number, length in enumerate(lengths):
-        start = max(0, length - _NUM_LONG_PROOF_TOKENS)
-        [(_, logits)] = run.step([(number, start, length)])
+    for index, length in enumerate(lengths):
+        start = max(0, length - _NUM_LONG_TOKENS)
+        [(_, logits)] = run.step([(index, start, length)])
         expected.append(logits)
     run.compare_decodes(expected)
 
 
-class DryRun:
+class VerificationRun:
     """Runs steps over a cache of its own, without an engine.
 
     Args:
-        model: attends in this way.
-        lengths: of the sequences, in tokens, from the shortest on.
+        model: uses `attention`.
+        attention: makes the cache.
+        lengths: tokens of each sequence, in ascending order.
     """
 
     def __init__(self, model: Any, attention: Attention, lengths: list[int]) -> None:
@@ -184,53 +203,64 @@ class DryRun:
             num_blocks = end
         self.cache = attention.make_cache(num_blocks, BLOCK_SIZE)
 
-    def read(self, number: int, *, cut: int = 0) -> torch.Tensor:
-        """Read a whole sequence, in two parts if `cut` says where; return the last logits."""
-        length = len(self._token_ids[number])
-        if 0 < cut < length:
-            self.step([(number, 0, cut)])
+    def prefill(self, index: int, *, split_at: int = 0) -> torch.Tensor:
+        """Prefill one sequence and return its last logits, (vocab_size,).
+
+        Args:
+            index: of the sequence.
+            split_at: tokens of a first chunk, before the one that contains the others; 0 prefills
+                the whole sequence in one chunk.
+        """
+        length = len(self._token_ids[index])
+        if 0 < split_at < length:
+            self.step([(index, 0, split_at)])
         else:
-            cut = 0
-        [(_, logits)] = self.step([(number, cut, length)])
+            split_at = 0
+        [(_, logits)] = self.step([(index, split_at, length)])
         return logits
 
     def compare_decodes(self, expected: list[torch.Tensor]) -> None:
-        """Decode each sequence's last token by itself and many times at once.
+        """Decode each sequence's last token alone, then all of them in one large batch.
 
         Args:
             expected: the last logits of each sequence.
 
         Raises:
-            NotBatchInvariant: they are others.
+            NotBatchInvariant: the logits differ from these in at least one bit.
         """
         lengths = list(map(len, self._token_ids))
-        decodes = [(number, length - 1, length) for number, length in enumerate(lengths)]
-        for crowd in (*([decode] for decode in decodes), decodes * _NUM_NEIGHBOURS):
-            for number, logits in self.step(crowd):
-                if not torch.equal(logits, expected[number]):
-                    company = "by itself" if len(crowd) == 1 else "in a crowd"
+        decodes = [(index, length - 1, length) for index, length in enumerate(lengths)]
+        for batch in (*([decode] for decode in decodes), decodes * _NUM_COPIES):
+            for index, logits in self.step(batch):
+                if not torch.equal(logits, expected[index]):
+                    neighbours = "alone" if len(batch) == 1 else "beside others"
                     raise NotBatchInvariant(
-                        f"token {lengths[number]} is decoded differently {company}"
+                        f"the logits of token {lengths[index]} change when it is decoded "
+                        f"{neighbours}"
                     )
 
     def step(self, chunks: list[tuple[int, int, int]]) -> list[tuple[int, torch.Tensor]]:
-        """Run chunks of (number, start, end); return number and logits of those read to the end."""
+        """Run one batch of chunks, each (index of the sequence, start, end).
+
+        Returns:
+            Index and logits, (vocab_size,), of each sequence of which a chunk reaches the end.
+        """
         batch = Batch(
             tuple(
-                dry_chunk(
-                    self._token_ids[number],
+                dummy_chunk(
+                    self._token_ids[index],
                     start=start,
                     end=end,
-                    block_ids=self._block_ids[number],
-                    generation_id=str(number),
+                    block_ids=self._block_ids[index],
+                    generation_id=str(index),
                 )
-                for number, start, end in chunks
+                for index, start, end in chunks
             )
         )
-        step = prepare_inputs(batch, cache=self.cache, device=self._model.device)
-        logits = forward(self._model, step, self.cache)
-        numbers = [int(chunk.sequence.generation_id) for chunk in step.yielding]
-        return list(zip(numbers, logits, strict=False))
+        model_input = prepare_inputs(batch, cache=self.cache, device=self._model.device)
+        logits = forward(self._model, model_input, self.cache)
+        indices = [int(chunk.sequence.generation_id) for chunk in model_input.yielding]
+        return list(zip(indices, logits, strict=False))  # padding rows come last
 
 
 def _token_ids(model: Any, num_tokens: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The first steps of a runner, which run while it is loaded."""
+"""Runs the first steps of a runner while it is loaded, and makes dummy chunks for this."""
 
 from __future__ import annotations
 
@@ -20,23 +20,27 @@ _PARAMS = SamplingParams(max_tokens=3, seed=0, top_p=0.9, logprobs=1)
 
 
 class WarmUpFailed(RuntimeError):
-    """The model gives no token; the text says why."""
+    """The model returned no token; the message says why."""
 
 
 def warm_up(runner: ModelRunner, info: ModelInfo) -> None:
-    """Run a prompt and one more step, so that the first request does not pay for what is lazy.
+    """Run a prefill and a decode, so that the first request does not wait for lazy initialization.
+
+    Args:
+        runner: runs the steps.
+        info: limits the tokens of the prompt, and their ids.
 
     Raises:
-        WarmUpFailed: the runner returns a failed row.
-        Exception: whatever else the model raises.
+        WarmUpFailed: the runner returned a failed row.
+        Exception: any exception of the model.
     """
-    room = max(1, info.max_model_len - 2)
-    num_prompt_tokens = min(_NUM_PROMPT_TOKENS, room, info.vocab_size)
+    max_prompt_tokens = max(1, info.max_model_len - 2)
+    num_prompt_tokens = min(_NUM_PROMPT_TOKENS, max_prompt_tokens, info.vocab_size)
     block_ids = () if runner.cache is None else tuple(range(runner.cache.num_blocks))
     token_ids = list(range(num_prompt_tokens))
     try:
         for start in (0, num_prompt_tokens):
-            chunk = dry_chunk(
+            chunk = dummy_chunk(
                 token_ids, start=start, block_ids=block_ids, num_prompt_tokens=num_prompt_tokens
             )
             (token,) = runner.run(Batch((chunk,)))
@@ -47,7 +51,7 @@ def warm_up(runner: ModelRunner, info: ModelInfo) -> None:
         runner.release(_GENERATION_ID)
 
 
-def dry_chunk(
+def dummy_chunk(
     token_ids: SequenceOf[int],
     *,
     start: int,
@@ -56,15 +60,15 @@ def dry_chunk(
     num_prompt_tokens: int | None = None,
     generation_id: str = _GENERATION_ID,
 ) -> Chunk:
-    """Return a chunk of a sequence without a request, to run a model at load.
+    """Return a chunk of a sequence that belongs to no request, to run a model while it is loaded.
 
     Args:
         token_ids: prompt and output.
         start: position of the chunk's first token.
-        end: position after its last one; None means the end of `token_ids`. A chunk that ends
+        end: position after its last token; None means the end of `token_ids`. A chunk that ends
             there yields a token.
         block_ids: cache blocks of the sequence.
-        num_prompt_tokens: tokens of the prompt; None means all.
+        num_prompt_tokens: tokens of the prompt; None means all of `token_ids`.
         generation_id: of the sequence.
     """
     num_tokens = len(token_ids)

@@ -17,7 +17,7 @@ from streaming.backends.attention.kv_cache import Attention
 from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.native.attention import native_attention
 from streaming.backends.native.library import load_kernels
-from streaming.backends.optimization.warm_up import dry_chunk
+from streaming.backends.optimization.warm_up import dummy_chunk
 
 BLOCK_SIZES = {"torch": 4, "native": 16}
 """By name of the attention. Small where possible, so that short sequences cross many borders."""
@@ -77,7 +77,7 @@ def kernels_with(tokenwire_attend: Callable[[Any], None]) -> Any:
     """Return the kernels with another `tokenwire_attend`."""
     return SimpleNamespace(
         tokenwire_update=kernels().tokenwire_update,
-        tokenwire_draw=kernels().tokenwire_draw,
+        tokenwire_sample=kernels().tokenwire_sample,
         tokenwire_attend=tokenwire_attend,
     )
 
@@ -163,9 +163,9 @@ class AttentionRig:
         layer_idx: int = 0,
         num_more: int = 0,
     ) -> None:
-        """Run chunks of (sequence, number of tokens), and some more rows, which are nobody's."""
-        arranged = self.cache.arrange(
-            dry_chunk(
+        """Run chunks of (sequence, number of tokens), and `num_more` padding rows."""
+        prepared, values = self.cache.prepare(
+            dummy_chunk(
                 [0] * len(self.rows[number].query),
                 start=self.done[number],
                 end=self.done[number] + num_tokens,
@@ -174,17 +174,17 @@ class AttentionRig:
             )
             for number, num_tokens in chunks
         )
-        spans = [(int(chunk.sequence.generation_id), chunk.start, chunk.end) for chunk in arranged]
+        spans = [(int(chunk.sequence.generation_id), chunk.start, chunk.end) for chunk in prepared]
         size = self.cache.block_size
         slots = [
             self.rows[number].block_ids[position // size] * size + position % size
             for number, start, end in spans
             for position in range(start, end)
         ]
-        self.cache.layout = self.cache.make_layout(
-            arranged,
+        self.cache.metadata = self.cache.build_metadata(
+            prepared,
             torch.tensor(slots),
-            [torch.tensor(some, dtype=torch.long) for some in self.cache.numbers(arranged)],
+            [torch.tensor(some, dtype=torch.long) for some in values],
         )
         query, key, value = (
             pad(
@@ -203,7 +203,7 @@ class AttentionRig:
             keys,
             values,
             None,
-            batch_layout=self.cache.layout,
+            attention_metadata=self.cache.metadata,
             scaling=scaling,
             sliding_window=sliding_window,
         )

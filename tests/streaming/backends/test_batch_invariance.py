@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.loading.model_loader import load_model
-from streaming.backends.optimization.verification import optimize, probe
+from streaming.backends.optimization.verification import optimize, verify
 from streaming.config import ModelConfig
 from streaming.engine.engine import Engine
 from streaming.sampling_params import SamplingParams
@@ -52,7 +52,7 @@ def invariant_model(name: str, dtype: str, attention: str) -> Any:
 
 
 def make_invariant(model: Any, attention: str) -> None:
-    probe(model, attention=attention_named(attention))
+    verify(model, attention=attention_named(attention))
     optimize(
         model,
         attention=attention_named(attention),

@@ -29,7 +29,7 @@ from streaming.backends.attention.kv_cache import UnsupportedModel
 from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.batched import BatchedRunner
 from streaming.backends.loading.model_loader import LoadedModel, load_model
-from streaming.backends.optimization.verification import probe
+from streaming.backends.optimization.verification import verify
 from streaming.engine.engine import Engine
 from streaming.log.generation import Generation
 from streaming.sampling_params import SamplingParams
@@ -350,15 +350,15 @@ def test_failing_step_ends_its_sequences_and_the_next_request_works() -> None:
 def test_bfloat16_logits_stay_close_to_a_single_run(name: str, attention: str) -> None:
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.bfloat16).eval()
-    # The probe is that comparison: it raises where a logit is off by more than 6% of their spread.
-    bytes_per_token = probe(model, attention=attention_named(attention))
+    # `verify` compares: it raises where a logit is off by more than 6% of their spread.
+    bytes_per_token = verify(model, attention=attention_named(attention))
     assert bytes_per_token > 0
     assert bytes_per_token % 2 == 0
 
 
-def test_models_with_a_state_instead_of_a_cache_are_told_apart() -> None:
+def test_models_with_a_state_instead_of_a_cache_are_rejected() -> None:
     with pytest.raises(UnsupportedModel):
-        probe(tiny_models.random_model(tiny_models.mamba_config(97)), attention=TILED_ATTENTION)
+        verify(tiny_models.random_model(tiny_models.mamba_config(97)), attention=TILED_ATTENTION)
 
 
 # Every request its own.
@@ -505,15 +505,15 @@ def test_a_sequence_may_fill_the_cache_to_its_end(num_prompt_tokens: int, attent
     assert engine.num_preemptions == 0
 
 
-def test_a_probe_that_fails_leaves_the_model_as_it_was() -> None:
+def test_a_failed_verification_leaves_the_model_unchanged() -> None:
     model = tiny_models.random_model(CONFIGS["llama"]())
     ids = torch.tensor([[5, 6, 7]])
     own, expected = model.config._attn_implementation, model(ids).logits
     hook = model.lm_head.register_forward_hook(
         lambda *args: args[2] * (1.0 if args[2].shape[1] > 1 else 3.0)
     )
-    with pytest.raises(UnsupportedModel, match="answers differently"):
-        probe(model, attention=TILED_ATTENTION)
+    with pytest.raises(UnsupportedModel, match="logits over a paged cache differ"):
+        verify(model, attention=TILED_ATTENTION)
     hook.remove()
     assert model.config._attn_implementation == own
     assert torch.equal(model(ids).logits, expected)

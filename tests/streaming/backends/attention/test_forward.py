@@ -9,10 +9,10 @@ import torch
 
 from streaming.backend import Batch
 from streaming.backends.attention.forward import forward
-from streaming.backends.attention.kv_cache import LAYOUT_ARGUMENT, UnsupportedModel
+from streaming.backends.attention.kv_cache import METADATA_ARGUMENT, UnsupportedModel
 from streaming.backends.attention.model_input import prepare_inputs
 from streaming.backends.attention.tiled_kv_cache import TiledKVCache
-from streaming.backends.optimization.warm_up import dry_chunk
+from streaming.backends.optimization.warm_up import dummy_chunk
 
 
 class Model(torch.nn.Module):
@@ -43,7 +43,7 @@ class ModelOfShape(torch.nn.Module):
 
 
 def one_prompt(paged_cache):
-    chunk = dry_chunk([5, 6, 7], start=0, block_ids=[0])
+    chunk = dummy_chunk([5, 6, 7], start=0, block_ids=[0])
     return prepare_inputs(Batch((chunk,)), cache=paged_cache, device=torch.device("cpu"))
 
 
@@ -52,17 +52,21 @@ def one_prompt(paged_cache):
 )
 def test_the_cache_is_passed_under_the_models_name_for_it(model, name):
     paged_cache = TiledKVCache(1, 16)
-    step = one_prompt(paged_cache)
+    model_input = one_prompt(paged_cache)
 
-    logits = forward(model, step, paged_cache)
+    logits = forward(model, model_input, paged_cache)
 
     assert logits.tolist() == [[2]]
     assert model.arguments.pop(name) is paged_cache
-    assert model.arguments.pop(LAYOUT_ARGUMENT) is step.layout is paged_cache.layout
+    assert (
+        model.arguments.pop(METADATA_ARGUMENT)
+        is model_input.attention_metadata
+        is paged_cache.metadata
+    )
     assert model.arguments == {
-        "input_ids": step.token_ids,
+        "input_ids": model_input.token_ids,
         "use_cache": True,
-        "logits_to_keep": step.logits_rows,
+        "logits_to_keep": model_input.logits_rows,
     }
 
 
@@ -70,7 +74,7 @@ def test_the_cache_is_passed_under_the_models_name_for_it(model, name):
 def test_logits_of_another_shape_are_rejected(shape):
     """They would silently be assigned to the wrong sequences."""
     paged_cache = TiledKVCache(1, 16)
-    step = one_prompt(paged_cache)
+    model_input = one_prompt(paged_cache)
 
     with pytest.raises(UnsupportedModel, match="seems to ignore `logits_to_keep`"):
-        forward(ModelOfShape(shape), step, paged_cache)
+        forward(ModelOfShape(shape), model_input, paged_cache)

@@ -149,7 +149,7 @@ def test_masks_and_soft_caps_are_rejected(name: str, option: str) -> None:
             rig.cache.keys[0],
             rig.cache.values[0],
             torch.ones(1, 1) if option == "attention_mask" else None,
-            batch_layout=rig.cache.layout,
+            attention_metadata=rig.cache.metadata,
             softcap=1.0 if option == "softcap" else None,
         )
 

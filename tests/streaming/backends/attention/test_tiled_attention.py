@@ -10,8 +10,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from streaming.backends.attention.tile_layout import KV_TILE_TOKENS, SequenceGroup, TileLayout
 from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
+from streaming.backends.attention.tiled_metadata import (
+    KV_TILE_TOKENS,
+    SequenceGroup,
+    TiledAttentionMetadata,
+)
 from tests.streaming.backends.attentions import AttentionRig, plain_attention
 
 
@@ -100,11 +104,11 @@ def test_many_decodes_with_long_pasts_take_bounded_memory() -> None:
             min_length=int(lengths[end - 1]),
             max_length=int(lengths[first]),
         )
-        layout = TileLayout(
+        metadata = TiledAttentionMetadata(
             slots=torch.arange(end - first), groups=(group,), fresh_blocks=torch.empty(0)
         )
         output, _ = TILED_ATTENTION.function(
-            torch.nn.Module(), query[:, :, first:end], key, value, None, batch_layout=layout
+            torch.nn.Module(), query[:, :, first:end], key, value, None, attention_metadata=metadata
         )
         return output[0]
 

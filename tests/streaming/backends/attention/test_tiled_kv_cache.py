@@ -7,8 +7,8 @@ from math import nan
 import pytest
 import torch
 
-from streaming.backends.attention.tile_layout import TileLayout
 from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION, TiledKVCache
+from streaming.backends.attention.tiled_metadata import TiledAttentionMetadata
 from tests.streaming.backends.attentions import AttentionRig
 
 
@@ -19,16 +19,16 @@ def make_rig(lengths: list[int], *, done: list[int], block_size: int = 4) -> Att
     return rig
 
 
-def layout_of(rig: AttentionRig) -> TileLayout:
-    layout = rig.cache.layout
-    assert isinstance(layout, TileLayout)
-    return layout
+def metadata_of(rig: AttentionRig) -> TiledAttentionMetadata:
+    metadata = rig.cache.metadata
+    assert isinstance(metadata, TiledAttentionMetadata)
+    return metadata
 
 
 def test_decodes_are_grouped_by_length_and_each_prefill_is_a_group() -> None:
     rig = make_rig([4, 130, 9, 70, 64, 30, 250], done=[3, 129, 2, 69, 63, 20, 249])
     rig.step([(2, 7), (1, 1), (3, 1), (0, 1), (4, 1), (5, 5), (6, 1)])
-    groups = layout_of(rig).groups
+    groups = metadata_of(rig).groups
     assert [(group.start, group.num_seqs, group.num_new) for group in groups] == [
         (0, 2, 1),
         (2, 1, 1),
@@ -49,13 +49,13 @@ def test_decodes_are_grouped_by_length_and_each_prefill_is_a_group() -> None:
 def test_a_single_token_of_a_longer_prompt_is_no_decode() -> None:
     rig = make_rig([20, 20], done=[18, 19])
     rig.step([(0, 1), (1, 1)])
-    assert [group.lengths.tolist() for group in layout_of(rig).groups] == [[20], [19]]
+    assert [group.lengths.tolist() for group in metadata_of(rig).groups] == [[20], [19]]
 
 
 def test_block_tables_are_padded_to_whole_tiles_with_a_block_of_their_own() -> None:
     rig = make_rig([66, 128, 10], done=[65, 127, 3], block_size=16)
     rig.step([(0, 1), (1, 1), (2, 4)])
-    decodes, prefill = layout_of(rig).groups
+    decodes, prefill = metadata_of(rig).groups
     first, second, third = (row.block_ids for row in rig.rows)
     assert decodes.blocks.tolist() == [first + first[:1] * 3, second]
     assert prefill.blocks.tolist() == [third[:1] * 4]
@@ -64,7 +64,7 @@ def test_block_tables_are_padded_to_whole_tiles_with_a_block_of_their_own() -> N
 def test_blocks_without_a_token_are_not_in_a_table() -> None:
     rig = make_rig([40], done=[0], block_size=16)
     rig.step([(0, 20)])
-    [group] = layout_of(rig).groups
+    [group] = metadata_of(rig).groups
     blocks = rig.rows[0].block_ids
     assert group.blocks.tolist() == [[blocks[0], blocks[1], blocks[0], blocks[0]]]
 
@@ -80,7 +80,7 @@ def test_a_block_is_fresh_if_it_is_begun_and_not_filled(
     rig = make_rig([9], done=[done])
     rig.step([(0, num_tokens)])
     last_block = rig.rows[0].block_ids[(done + num_tokens - 1) // 4]
-    assert layout_of(rig).fresh_blocks.tolist() == ([last_block] if is_fresh else [])
+    assert metadata_of(rig).fresh_blocks.tolist() == ([last_block] if is_fresh else [])
 
 
 def test_tokens_are_written_to_their_slots_and_fresh_blocks_are_zeroed() -> None:

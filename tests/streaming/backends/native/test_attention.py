@@ -54,12 +54,14 @@ def test_values_can_have_another_size_than_keys() -> None:
     key, value = rig.rows[0].key, torch.randn(20, 2, 48)
     cache = attention.make_cache(2, 16)
     slots = torch.arange(20)
-    cache.layout = cache.make_layout(
+    cache.metadata = cache.build_metadata(
         [], slots, [torch.tensor([0, 20, 20, 0]), torch.tensor([0, 1])]
     )
     keys, values = cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], 0)
     query = rig.rows[0].query.transpose(0, 1)[None]
-    output, _ = attention.function(None, query, keys, values, None, batch_layout=cache.layout)
+    output, _ = attention.function(
+        None, query, keys, values, None, attention_metadata=cache.metadata
+    )
     expected = torch.nn.functional.scaled_dot_product_attention(
         query,
         key.transpose(0, 1)[None],
@@ -123,7 +125,7 @@ def test_keys_and_values_of_two_dtypes_are_rejected(name: str, is_first: bool) -
         rig.step([(0, 17)])
     taken = tensors_of(rig)
     taken[name] = taken[name].to(NARROW)
-    rig.cache.layout = rig.cache.make_layout([], torch.arange(20), [torch.empty(0)] * 2)
+    rig.cache.metadata = rig.cache.build_metadata([], torch.arange(20), [torch.empty(0)] * 2)
     with pytest.raises(TypeError, match=r"all bfloat16 \(got .* torch\.bfloat16 \(1, 2, 20, 16\)"):
         rig.cache.update(taken["key"], taken["value"], 0)
 
@@ -169,7 +171,12 @@ def attend(rig: AttentionRig, **changed: torch.Tensor) -> torch.Tensor:
     taken = {"key": rig.cache.keys[0], "value": rig.cache.values[0], **changed}
     query = taken.setdefault("query", tensors_of(rig)["query"][:, :, :17])
     output, _ = rig.attention.function(
-        torch.nn.Module(), query, taken["key"], taken["value"], None, batch_layout=rig.cache.layout
+        torch.nn.Module(),
+        query,
+        taken["key"],
+        taken["value"],
+        None,
+        attention_metadata=rig.cache.metadata,
     )
     return output
 

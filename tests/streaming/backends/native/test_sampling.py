@@ -7,7 +7,7 @@ from math import inf
 import pytest
 import torch
 
-from streaming.backends.native.sampling import native_draw_tokens
+from streaming.backends.native.sampling import native_sample_tokens
 from streaming.backends.sampling.sampling import SamplingMetadata, sample_tokens
 from tests.streaming.backends.attentions import kernels
 
@@ -19,7 +19,7 @@ GROUP = 1024
 def assert_same_tokens(logits: torch.Tensor, rules: list[SamplingMetadata]) -> list[int]:
     """Sample a row of logits by each of some rules, with the kernel and with torch."""
     rows = [0] * len(rules)
-    token_ids = native_draw_tokens(kernels(), logits[None], rows, rules)
+    token_ids = native_sample_tokens(kernels(), logits[None], rows, rules)
     assert token_ids == sample_tokens(logits[None], rows, rules)
     return token_ids
 
@@ -64,7 +64,7 @@ def test_tokens_without_a_finite_logit_are_never_sampled() -> None:
 def test_each_row_index_selects_its_own_logits_and_rules() -> None:
     logits = torch.full((4, 50), -inf)
     logits[range(4), [9, 8, 7, 6]] = 0.0
-    assert native_draw_tokens(kernels(), logits, [3, 0, 0, 2], [ALL] * 4) == [6, 9, 9, 7]
+    assert native_sample_tokens(kernels(), logits, [3, 0, 0, 2], [ALL] * 4) == [6, 9, 9, 7]
 
 
 @pytest.mark.parametrize(
@@ -79,4 +79,4 @@ def test_each_row_index_selects_its_own_logits_and_rules() -> None:
 )
 def test_logits_of_another_kind_are_rejected(logits: torch.Tensor) -> None:
     with pytest.raises(TypeError, match="rows of float32 on the CPU"):
-        native_draw_tokens(kernels(), logits, [0], [ALL])
+        native_sample_tokens(kernels(), logits, [0], [ALL])

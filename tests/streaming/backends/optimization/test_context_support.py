@@ -1,4 +1,4 @@
-"""How far a model can be batched is found out without going there."""
+"""The context length that batches support, of models with windows, chunks and long embeddings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from transformers import (
 
 from streaming.backends.attention.kv_cache import UnsupportedModel
 from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
-from streaming.backends.optimization.context_support import known_length
-from streaming.backends.optimization.verification import DryRun
+from streaming.backends.optimization.context_support import supported_length
+from streaming.backends.optimization.verification import VerificationRun
 from tests.streaming.backends.test_batched import CONFIGS, SIZES
 
 MAX_LENGTH = 256
 LENGTH = 64
 LIMITED: dict[str, Callable[[], Any]] = {
-    "rotary embeddings for the long": lambda: Phi3Config(
+    "longrope": lambda: Phi3Config(
         **SIZES,
         original_max_position_embeddings=LENGTH,
         rope_parameters={
@@ -37,7 +37,7 @@ LIMITED: dict[str, Callable[[], Any]] = {
             "original_max_position_embeddings": LENGTH,
         },
     ),
-    "attention in chunks": lambda: Llama4TextConfig(
+    "chunked attention": lambda: Llama4TextConfig(
         **SIZES,
         head_dim=16,
         attention_chunk_size=LENGTH,
@@ -45,7 +45,7 @@ LIMITED: dict[str, Callable[[], Any]] = {
         intermediate_size_mlp=128,
         attn_temperature_tuning=False,
     ),
-    "queries warmed by the cache's length": lambda: Llama4TextConfig(
+    "queries scaled by row": lambda: Llama4TextConfig(
         **SIZES,
         head_dim=16,
         attention_chunk_size=MAX_LENGTH,
@@ -56,10 +56,10 @@ LIMITED: dict[str, Callable[[], Any]] = {
         floor_scale=LENGTH + 1,
         attn_scale=9.0,
     ),
-    "a window that only the mask has": lambda: PhimoeConfig(
+    "a window in the mask only": lambda: PhimoeConfig(
         **SIZES, sliding_window=LENGTH, num_local_experts=2
     ),
-    "a window that some layers' masks have": lambda: Qwen2MoeConfig(
+    "a window in the masks of some layers": lambda: Qwen2MoeConfig(
         **SIZES,
         use_sliding_window=True,
         sliding_window=LENGTH,
@@ -78,11 +78,11 @@ def make_model(config: Any) -> Any:
 
 
 def length_of(model: Any) -> int:
-    return known_length(model, MAX_LENGTH, max_batch_tokens=LENGTH)
+    return supported_length(model, MAX_LENGTH, max_batch_tokens=LENGTH)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_is_known_is_known_to_the_end(name: str) -> None:
+def test_supported_attention_has_no_limit(name: str) -> None:
     model = make_model(CONFIGS[name]())
     own = model.config._attn_implementation
     assert length_of(model) == MAX_LENGTH
@@ -91,7 +91,7 @@ def test_what_is_known_is_known_to_the_end(name: str) -> None:
 
 @pytest.mark.parametrize("name", LIMITED)
 @torch.inference_mode()
-def test_so_far_the_model_answers_as_it_is_and_no_further(name: str) -> None:
+def test_logits_equal_the_models_own_up_to_the_supported_length_only(name: str) -> None:
     model = make_model(LIMITED[name]())
     token_ids = [token_id % 97 for token_id in range(LENGTH + 30)]
     expected = {
@@ -101,36 +101,36 @@ def test_so_far_the_model_answers_as_it_is_and_no_further(name: str) -> None:
     assert length_of(model) == LENGTH
 
     TILED_ATTENTION.plug_into(model)
-    for length, is_known in ((LENGTH, True), (LENGTH + 30, False)):
-        actual = DryRun(model, TILED_ATTENTION, [length]).read(0, cut=length // 2)
+    for length, is_supported in ((LENGTH, True), (LENGTH + 30, False)):
+        actual = VerificationRun(model, TILED_ATTENTION, [length]).prefill(0, split_at=length // 2)
         off = (actual - expected[length]).abs().max() / expected[length].std()
-        assert (off < 1e-3) == is_known
+        assert (off < 1e-3) == is_supported
 
 
-def test_positions_that_are_rows_are_told_apart() -> None:
-    model = make_model(LIMITED["queries warmed by the cache's length"]())
-    with pytest.raises(UnsupportedModel, match="rows of a batch"):
-        known_length(model, MAX_LENGTH, max_batch_tokens=LENGTH + 1)
+def test_queries_scaled_by_row_are_rejected_where_a_batch_has_more_rows() -> None:
+    model = make_model(LIMITED["queries scaled by row"]())
+    with pytest.raises(UnsupportedModel, match="rows of the batch"):
+        supported_length(model, MAX_LENGTH, max_batch_tokens=LENGTH + 1)
 
 
-def test_attention_with_sinks_is_told_apart() -> None:
+def test_attention_with_sinks_is_rejected() -> None:
     config = GptOssConfig(**SIZES, head_dim=16, num_local_experts=2, num_experts_per_tok=1)
     with pytest.raises(UnsupportedModel, match="takes s_aux"):
         length_of(make_model(config))
 
 
-def test_attention_to_what_comes_is_told_apart() -> None:
+def test_attention_that_is_not_causal_is_rejected() -> None:
     model = make_model(LlamaConfig(**SIZES))
     model.config.is_causal = False
-    with pytest.raises(UnsupportedModel, match="see others than"):
+    with pytest.raises(UnsupportedModel, match="mask is not causal"):
         length_of(model)
 
 
-def test_a_model_that_fails_is_told_apart_and_left_as_it_was() -> None:
+def test_a_model_that_raises_is_rejected_and_keeps_its_attention() -> None:
     model = make_model(LlamaConfig(**SIZES))
     own = model.config._attn_implementation
     hook = model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
-    with pytest.raises(UnsupportedModel, match="cannot be looked at"):
+    with pytest.raises(UnsupportedModel, match="cannot be examined"):
         length_of(model)
     hook.remove()
     assert model.config._attn_implementation == own

@@ -1,4 +1,4 @@
-"""What a model shows before it is batched, and what is done when it does not."""
+"""Verification of models before they are batched, and the replacement of their layers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from streaming.backends.native.attention import native_attention
 from streaming.backends.native.rms_norm import NativeRMSNorm
 from streaming.backends.optimization.packed_linear import PackedLinear
 from streaming.backends.optimization.verification import (
-    DryRun,
     NotBatchInvariant,
+    VerificationRun,
     optimize,
-    probe,
+    verify,
 )
 from tests.streaming.backends import tiny_models
 from tests.streaming.backends.attentions import (
@@ -40,54 +40,54 @@ def make_model(name: str = "llama", dtype: torch.dtype = torch.float32, **option
 
 @pytest.mark.parametrize("name", BLOCK_SIZES)
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_the_bytes_of_a_token_are_those_of_all_layers(
+def test_bytes_per_token_are_the_sum_over_all_layers(
     name: str, dtype: torch.dtype, width: int
 ) -> None:
     num_layers, num_kv_heads, head_dim = 3, 2, 16
     expected = 2 * num_layers * num_kv_heads * head_dim * width
-    assert probe(make_model(dtype=dtype), attention=attention_named(name)) == expected
+    assert verify(make_model(dtype=dtype), attention=attention_named(name)) == expected
 
 
-def test_a_model_that_the_kernel_cannot_serve_is_told_apart_and_left_alone() -> None:
+def test_a_model_with_an_unsupported_head_size_is_rejected_and_keeps_its_attention() -> None:
     model = tiny_models.tiny_llama()  # its heads are of size 8
     own = model.config._attn_implementation
     with pytest.raises(UnsupportedModel, match="must be a multiple of 16"):
-        probe(model, attention=attention_named("native"))
+        verify(model, attention=attention_named("native"))
     assert model.config._attn_implementation == own
-    assert probe(model, attention=TILED_ATTENTION) > 0
+    assert verify(model, attention=TILED_ATTENTION) > 0
 
 
 @pytest.mark.parametrize("name", BLOCK_SIZES)
-def test_a_model_that_copies_its_whole_cache_is_told_apart(name: str) -> None:
+def test_a_model_that_copies_the_whole_cache_is_rejected(name: str) -> None:
     model = tiny_models.random_model(DiffLlamaConfig(**SIZES, head_dim=16))
     own = model.config._attn_implementation
-    with pytest.raises(UnsupportedModel, match="they copy it whole"):
-        probe(model, attention=attention_named(name))
+    with pytest.raises(UnsupportedModel, match="they copy the whole cache"):
+        verify(model, attention=attention_named(name))
     assert model.config._attn_implementation == own
 
 
-def test_a_model_that_answers_a_little_differently_is_told_apart() -> None:
+def test_a_model_with_slightly_different_logits_is_rejected() -> None:
     model = make_model()
     hook = model.lm_head.register_forward_hook(
         lambda *args: args[2] * (1.0 if args[2].shape[1] > 1 else 1.01)
     )
-    with pytest.raises(UnsupportedModel, match="answers differently"):
-        probe(model, attention=TILED_ATTENTION)
+    with pytest.raises(UnsupportedModel, match="logits over a paged cache differ"):
+        verify(model, attention=TILED_ATTENTION)
     hook.remove()
 
 
-def test_a_model_that_returns_the_logits_of_all_rows_is_told_apart() -> None:
-    """In a batch they would be dealt out to the wrong sequences."""
+def test_a_model_that_returns_the_logits_of_all_rows_is_rejected() -> None:
+    """In a batch they would be assigned to the wrong sequences."""
     model = make_model()
     own = model.config._attn_implementation
     hook = model.register_forward_pre_hook(
         lambda _, args, named: (args, named | {"logits_to_keep": 0}), with_kwargs=True
     )
     with pytest.raises(UnsupportedModel, match="seems to ignore `logits_to_keep`"):
-        probe(model, attention=TILED_ATTENTION)
+        verify(model, attention=TILED_ATTENTION)
     assert model.config._attn_implementation == own
     hook.remove()
-    assert probe(model, attention=TILED_ATTENTION) > 0
+    assert verify(model, attention=TILED_ATTENTION) > 0
 
 
 def layer_types(model: Any) -> set[type]:
@@ -95,28 +95,28 @@ def layer_types(model: Any) -> set[type]:
 
 
 @torch.inference_mode()
-def test_layers_are_replaced_and_the_answer_stays() -> None:
+def test_replaced_layers_keep_the_logits() -> None:
     model = make_model()
     attention = attention_named("native")
-    probe(model, attention=attention)
-    expected = DryRun(model, attention, [30]).read(0)
+    verify(model, attention=attention)
+    expected = VerificationRun(model, attention, [30]).prefill(0)
     optimize(model, attention=attention, kernels=kernels(), batch_invariant=False)
     assert {NativeRMSNorm, PackedLinear} <= layer_types(model)
     torch.testing.assert_close(
-        DryRun(model, attention, [30]).read(0), expected, rtol=1e-3, atol=1e-3
+        VerificationRun(model, attention, [30]).prefill(0), expected, rtol=1e-3, atol=1e-3
     )
 
 
-def test_without_kernels_norms_stay() -> None:
+def test_norms_are_kept_without_kernels() -> None:
     model = make_model()
-    probe(model, attention=TILED_ATTENTION)
+    verify(model, attention=TILED_ATTENTION)
     optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=False)
     assert NativeRMSNorm not in layer_types(model)
     assert PackedLinear in layer_types(model)
 
 
 def break_when_packed(model: Any) -> None:
-    """Let a layer answer otherwise once its projection is a stand-in."""
+    """Change a layer's output as soon as its projection is replaced."""
     layer = model.model.layers[0].mlp
 
     def change(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
@@ -125,9 +125,9 @@ def break_when_packed(model: Any) -> None:
     layer.register_forward_hook(change)
 
 
-def test_layers_that_change_the_answer_are_given_back(caplog: pytest.LogCaptureFixture) -> None:
+def test_layers_that_change_the_logits_are_restored(caplog: pytest.LogCaptureFixture) -> None:
     model = make_model()
-    probe(model, attention=TILED_ATTENTION)
+    verify(model, attention=TILED_ATTENTION)
     break_when_packed(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with caplog.at_level(logging.WARNING, logger="streaming"):
@@ -135,30 +135,32 @@ def test_layers_that_change_the_answer_are_given_back(caplog: pytest.LogCaptureF
     assert PackedLinear not in layer_types(model)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
     assert [record.getMessage() for record in caplog.records] == [
-        "its layers stay as they are, which costs some speed: it answers differently"
+        "the model's layers cannot be replaced by faster ones: its logits change"
     ]
 
 
-def test_invariance_is_refused_where_layers_cannot_be_replaced() -> None:
+def test_a_model_with_irreplaceable_layers_is_not_batch_invariant() -> None:
     model = make_model()
-    probe(model, attention=TILED_ATTENTION)
+    verify(model, attention=TILED_ATTENTION)
     break_when_packed(model)
     with pytest.raises(NotBatchInvariant, match="its layers cannot be replaced"):
         optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=True)
 
 
 @pytest.mark.parametrize(
-    ("is_in_company", "reason"),
+    ("is_changed", "reason"),
     [
-        (lambda rows: rows.shape[1] > 30, "are read differently|is decoded differently"),
-        (lambda rows: rows.shape[1] == 36, "is decoded differently in a crowd"),
+        (lambda rows: rows.shape[1] > 30, "prefilled in two chunks|is decoded"),
+        (lambda rows: rows.shape[1] == 36, "is decoded beside others"),
     ],
 )
-def test_a_model_that_minds_its_company_is_not_invariant(is_in_company: Any, reason: str) -> None:
+def test_a_model_whose_logits_depend_on_the_batch_is_not_batch_invariant(
+    is_changed: Any, reason: str
+) -> None:
     model = make_model()
-    probe(model, attention=TILED_ATTENTION)
+    verify(model, attention=TILED_ATTENTION)
     model.model.norm.register_forward_hook(
-        lambda *args: args[2] * (1.0 + 1e-6 if is_in_company(args[2]) else 1.0)
+        lambda *args: args[2] * (1.0 + 1e-6 if is_changed(args[2]) else 1.0)
     )
     with pytest.raises(NotBatchInvariant, match=reason):
         optimize(model, attention=TILED_ATTENTION, kernels=None, batch_invariant=True)
@@ -167,30 +169,30 @@ def test_a_model_that_minds_its_company_is_not_invariant(is_in_company: Any, rea
 @pytest.mark.parametrize(
     ("is_spoilt", "reason"),
     [
-        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 512, "token 532 .* by itself"),
-        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 1024, "token 1029 .* by itself"),
+        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 512, "token 532 .* alone"),
+        (lambda chunk: chunk.num_tokens == 1 and chunk.length > 1024, "token 1029 .* alone"),
         (
             lambda chunk: chunk.num_tokens == 1 and chunk.length > 512 and chunk.start > 3,
-            "in a crowd",
+            "is decoded beside others",
         ),
     ],
     ids=["two splits", "three splits", "beside others"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_kernel_that_decodes_late_tokens_otherwise_is_not_invariant(
+def test_a_kernel_that_decodes_late_tokens_differently_is_not_batch_invariant(
     is_spoilt: Any, reason: str, dtype: torch.dtype
 ) -> None:
-    """Decodes of many keys are computed in splits, as no chunk is."""
+    """The kernel runs the KV splits of a decode in parallel, but not those of a chunk."""
     model = make_model(dtype=dtype, max_position_embeddings=1100)
     attention = native_attention(kernels_with(spoiling(is_spoilt, by=0.1)))
-    probe(model, attention=attention)
+    verify(model, attention=attention)
     with pytest.raises(NotBatchInvariant, match=reason):
         optimize(model, attention=attention, kernels=kernels(), batch_invariant=True)
 
 
 @pytest.mark.parametrize("max_position_embeddings", [2, 84, 531, 532, 1100])
 @pytest.mark.parametrize("name", BLOCK_SIZES)
-def test_the_proof_keeps_within_the_context(name: str, max_position_embeddings: int) -> None:
+def test_verification_stays_within_the_context(name: str, max_position_embeddings: int) -> None:
     seen: list[int] = []
     model = make_model(max_position_embeddings=max_position_embeddings)
     attention = attention_named(name)

@@ -1,4 +1,4 @@
-"""The first steps: within every limit, and gone when they are done."""
+"""Warm-up: it runs within all limits, and releases its sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INFO = scripted_backend().info
 
 
 class RecordingRunner(ScriptedRunner):
-    """Writes down which tokens it is given and where."""
+    """Records the chunks that it runs, and checks their blocks."""
 
     def __init__(self, *, cache: CacheGeometry | None = None) -> None:
         super().__init__(lambda _: b"abc", cache=cache)
@@ -31,7 +31,7 @@ class RecordingRunner(ScriptedRunner):
         return super().run(batch)
 
 
-def test_a_prompt_and_one_more_step_are_run_and_released():
+def test_a_prefill_and_a_decode_are_run_and_released():
     runner = RecordingRunner()
     warm_up(runner, INFO)
     assert runner.seen == [(0, 32), (32, 33)]
@@ -39,7 +39,7 @@ def test_a_prompt_and_one_more_step_are_run_and_released():
 
 
 @pytest.mark.parametrize("max_model_len", [1, 2, 3, 16, 40])
-def test_it_stays_within_a_small_context_vocabulary_and_cache(max_model_len: int):
+def test_warm_up_stays_within_a_small_context_vocabulary_and_cache(max_model_len: int):
     cache = CacheGeometry(num_blocks=-(-max_model_len // 4), block_size=4, max_batch_tokens=64)
     runner = RecordingRunner(cache=cache if max_model_len > 1 else None)
     warm_up(runner, replace(INFO, max_model_len=max_model_len, vocab_size=20))
@@ -52,14 +52,14 @@ class BrokenRunner(ScriptedRunner):
         return [FailedRow("not finite")]
 
 
-def test_a_model_without_tokens_is_said_to_be_broken():
+def test_a_failed_row_raises_its_reason():
     runner = BrokenRunner(lambda _: b"")
     with pytest.raises(WarmUpFailed, match="not finite"):
         warm_up(runner, INFO)
     assert runner.released == ["warm-up"]
 
 
-def test_whatever_a_model_raises_is_passed_on_after_its_release():
+def test_an_exception_of_the_model_is_raised_after_the_release():
     runner = ScriptedRunner(lambda _: [97, RuntimeError("out of memory")])
     with pytest.raises(RuntimeError, match="out of memory"):
         warm_up(runner, INFO)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streaming import SamplingParams
-from streaming.backends.native.sampling import native_draw_tokens
+from streaming.backends.native.sampling import native_sample_tokens
 from streaming.backends.sampling.sampling import (
     Draw,
     SamplingMetadata,
@@ -28,7 +28,7 @@ ALL = SamplingMetadata(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, uniform=0
 
 
 def draw_named(name: str) -> Draw:
-    return sample_tokens if name == "torch" else partial(native_draw_tokens, kernels())
+    return sample_tokens if name == "torch" else partial(native_sample_tokens, kernels())
 
 
 def draw_one(name: str, logits: list[float] | torch.Tensor, **rules: Any) -> int:

@@ -1,7 +1,8 @@
 """Attention metadata of `tiled_attention`: which rows are computed together, in which order.
 
-`TileLayout` describes one step. It consists of `SequenceGroup`s; the `GroupPlan` of a group holds
-what depends on the kind of layer (number of heads, sliding window) and is shared by such layers.
+`TiledAttentionMetadata` describes one step. It consists of `SequenceGroup`s; the `GroupPlan` of a
+group holds what depends on the kind of layer (number of heads, sliding window) and is shared by
+such layers.
 
 Shapes are named as in `tiled_attention`: B sequences, n new tokens of each, Hq query heads, Hkv
 key-value heads, G = Hq / Hkv query heads per key-value head, S KV tiles, K = `KV_TILE_TOKENS` keys
@@ -213,7 +214,7 @@ class GroupPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class TileLayout:
+class TiledAttentionMetadata:
     """The attention metadata of one step: where its tokens go and what they attend to.
 
     Attributes:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from streaming.backends.attention.tile_layout import (
+from streaming.backends.attention.tiled_metadata import (
     KV_TILE_TOKENS,
     GroupPlan,
     SequenceGroup,
-    TileLayout,
+    TiledAttentionMetadata,
 )
 
 NUM_KV_HEADS = 2
@@ -142,9 +142,11 @@ def test_work_items_cover_everything_once_in_bounded_memory(
     assert bool((times == 1).all())
 
 
-def test_rows_of_a_layout_are_the_slots_of_each_head() -> None:
+def test_rows_of_the_metadata_are_the_slots_of_each_head() -> None:
     slots = torch.tensor([5, 17, 8, 3])
-    layout = TileLayout(slots=slots, groups=(), fresh_blocks=torch.empty(0, dtype=torch.long))
+    metadata = TiledAttentionMetadata(
+        slots=slots, groups=(), fresh_blocks=torch.empty(0, dtype=torch.long)
+    )
     cache = torch.arange(5 * 3 * 4).view(5, 3, 4)  # (num_blocks, Hkv, block_size)
     expected = cache[slots // 4, :, slots % 4].flatten()
-    assert cache.flatten()[layout.rows(3, 4)].tolist() == expected.tolist()
+    assert cache.flatten()[metadata.rows(3, 4)].tolist() == expected.tolist()
