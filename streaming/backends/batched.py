@@ -18,7 +18,7 @@ from streaming.backends.attention.model_input import prepare_inputs
 from streaming.backends.attention.tiled_kv_cache import TILED_ATTENTION
 from streaming.backends.sampling.prompt_scorer import PromptScorer
 from streaming.backends.sampling.sampler import Sampler
-from streaming.backends.sampling.sampling import Draw, sample_tokens
+from streaming.backends.sampling.sampling import TokenSampler, sample_tokens
 
 
 class BatchedRunner:
@@ -27,7 +27,7 @@ class BatchedRunner:
     Args:
         model: a transformers model with a language-model head; the runner takes ownership.
         attention: attention over the paged cache.
-        draw: draws tokens for rows that are not greedy.
+        token_sampler: samples tokens of rows that are not greedy.
         num_blocks: blocks in the cache.
         block_size: tokens in a block.
         max_num_seqs: most sequences in one batch.
@@ -40,7 +40,7 @@ class BatchedRunner:
         model: Any,
         *,
         attention: Attention = TILED_ATTENTION,
-        draw: Draw = sample_tokens,
+        token_sampler: TokenSampler = sample_tokens,
         num_blocks: int,
         block_size: int = BLOCK_SIZE,
         max_num_seqs: int = 64,
@@ -60,7 +60,7 @@ class BatchedRunner:
         )
         self.max_num_seqs = max_num_seqs
         self._prompts = PromptScorer()
-        self._sampler = Sampler(draw=draw, max_penalized_seqs=max_num_seqs)
+        self._sampler = Sampler(token_sampler=token_sampler, max_penalized_seqs=max_num_seqs)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[SampledToken | FailedRow]:
@@ -86,7 +86,7 @@ class BatchedRunner:
         return [by_id[chunk.sequence.generation_id] for chunk in batch.chunks if chunk.yields_token]
 
     def release(self, generation_id: str) -> None:
-        """Forget a sequence's state; the engine manages its cache blocks."""
+        """Delete a sequence's sampling state; the engine manages its cache blocks."""
         self._prompts.forget(generation_id)
         self._sampler.forget(generation_id)
 

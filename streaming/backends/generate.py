@@ -181,7 +181,7 @@ class GenerateRunner:
             num_scored = len(prompt.scored_ids)
             self._prompts.take(prompt, logits[:num_scored, : self._num_readable_ids])
         processors = [job.raw]
-        if RequestRules.are_wanted(prompt):
+        if RequestRules.are_needed(prompt):
             processors.append(RequestRules(job.current_chunk, self._device))
         self._model.generate(
             torch.tensor([prompt.token_ids], device=self._device),

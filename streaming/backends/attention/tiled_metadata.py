@@ -118,7 +118,7 @@ class GroupPlan:
         whole_tiles: half-open range of the S tiles in which every query sees every key.
         sliding_window: number of keys that a query sees; None for all.
         scratch: buffers for gathered keys and values, reused by all layers of the step: allocating
-            them anew costs as much time as the matrix products.
+            them again costs as much time as the matrix products.
     """
 
     rows: torch.Tensor
@@ -221,7 +221,7 @@ class TiledAttentionMetadata:
         slots: (num_tokens,) int64 cache slot of each new token: block * block_size + offset.
         groups: consecutive groups of all rows but the padding rows, which come last.
         fresh_blocks: int64 blocks that this step begins and does not fill. They are zeroed first:
-            a NaN left by an earlier sequence would spoil sums even where it is masked, as
+            a NaN left by an earlier sequence would turn sums into NaN even where it is masked, as
             0 * NaN = NaN.
     """
 

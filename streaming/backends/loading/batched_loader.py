@@ -129,7 +129,9 @@ def _make_batched_runner(
     runner = BatchedRunner(
         loaded.model,
         attention=attention,
-        draw=sample_tokens if kernels is None else partial(native_sample_tokens, kernels),
+        token_sampler=(
+            sample_tokens if kernels is None else partial(native_sample_tokens, kernels)
+        ),
         num_blocks=num_blocks,
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.max_batch_tokens,
@@ -163,10 +165,10 @@ def _choose_max_model_len(config: ModelConfig, loaded: LoadedModel) -> int:
     Raises:
         UnsupportedModel: batches do not support the configured length, or too few tokens.
     """
-    wanted = loaded.info.max_model_len
-    length = supported_length(loaded.model, wanted, max_batch_tokens=config.max_batch_tokens)
-    if length == wanted:
-        return wanted
+    max_model_len = loaded.info.max_model_len
+    length = supported_length(loaded.model, max_model_len, max_batch_tokens=config.max_batch_tokens)
+    if length == max_model_len:
+        return max_model_len
     reason = f"batches do not support its attention beyond {length} tokens"
     if config.max_model_len is not None or length < _MIN_BATCHED_MODEL_LEN:
         raise UnsupportedModel(reason)
@@ -175,9 +177,9 @@ def _choose_max_model_len(config: ModelConfig, loaded: LoadedModel) -> int:
         "set max_model_len=%d to serve all of it on the generate backend",
         loaded.info.model_id,
         length,
-        wanted,
+        max_model_len,
         reason,
-        wanted,
+        max_model_len,
     )
     return length
 

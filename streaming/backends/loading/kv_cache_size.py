@@ -1,7 +1,7 @@
 """Sizes the KV cache at load time, and limits its growth while the server runs.
 
-On a GPU the cache is allocated whole when it is made. On a CPU its pages are taken as blocks are
-first used, so `MemoryCheck` tells the block manager whether a new block still fits.
+On a GPU the whole cache is allocated at once. On a CPU the operating system allocates its pages as
+blocks are first used, so the block manager calls a `MemoryCheck` before it uses a new block.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _NUM_NEW = (1, 3)
 """New tokens of each sequence. The kernel runs the splits of a single one in parallel."""
 _SIZES = ((8, 2, 16), (9, 3, 64), (2, 2, 80))
 """Query heads, key-value heads and head size."""
-_NUM_DRAWS = 8
+_NUM_SAMPLED = 8
 _MAX_ERROR = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest accepted absolute error of attention over standard normal numbers."""
 
@@ -50,10 +50,13 @@ def check(kernels: ctypes.CDLL) -> None:
                             f"the attention kernel has an error of {error:.2g} in {dtype} "
                             f"with heads and head size {sizes}, {num_new} tokens at a time"
                         )
-    logits = 3.0 * torch.randn(_NUM_DRAWS, 5000, generator=torch.Generator().manual_seed(0))
-    rows = range(_NUM_DRAWS)
-    rules = [SamplingMetadata(1.0, 50 * (row % 2), 0.9, 0.001, row / _NUM_DRAWS) for row in rows]
-    if native_sample_tokens(kernels, logits, rows, rules) != sample_tokens(logits, rows, rules):
+    logits = 3.0 * torch.randn(_NUM_SAMPLED, 5000, generator=torch.Generator().manual_seed(0))
+    rows = range(_NUM_SAMPLED)
+    metadata = [
+        SamplingMetadata(1.0, 50 * (row % 2), 0.9, 0.001, row / _NUM_SAMPLED) for row in rows
+    ]
+    expected = sample_tokens(logits, rows, metadata)
+    if native_sample_tokens(kernels, logits, rows, metadata) != expected:
         raise ValueError("the sampling kernel returns other tokens than torch")
 
 

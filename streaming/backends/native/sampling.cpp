@@ -28,12 +28,12 @@ struct SamplingMetadata {
 };
 
 // Mirrors a ctypes structure in `native/sampling.py`.
-struct Draw {
-    const float* logits;            // (any, vocab_size), contiguous; rows that are sampled have no
-                                    // NaN and at least one finite logit
-    const int64_t* rows;            // (num_rows) indices of rows of `logits`
-    const SamplingMetadata* rules;  // (num_rows)
-    int64_t* token_ids;             // (num_rows) output
+struct Sampling {
+    const float* logits;               // (any, vocab_size), contiguous; sampled rows have no NaN
+                                       // and at least one finite logit
+    const int64_t* rows;               // (num_rows) indices of rows of `logits`
+    const SamplingMetadata* metadata;  // (num_rows)
+    int64_t* token_ids;                // (num_rows) output
     int64_t num_rows, vocab_size;
     int64_t num_threads;
 };
@@ -102,8 +102,8 @@ void keep_at_least(float least, std::vector<float>& weights) {
 }
 
 // Keeps the fewest of the likeliest tokens whose amounts come to at least `bound`, and sets the
-// weights of all others to 0. `amount_of(weight)` is what a token counts: 1 for top-k, its weight
-// for top-p. The caller knows that weights below `tail` are cut off; they are not even counted.
+// weights of all others to 0. `amount_of(weight)` is the amount of a token: 1 for top-k, its weight
+// for top-p. Weights below `tail` are cut off in any case, so they are not counted.
 template <typename AmountOf>
 void keep_likeliest(double bound, float tail, Scratch& scratch, AmountOf amount_of) {
     std::vector<float>& weights = scratch.weights;
@@ -155,34 +155,34 @@ int64_t invert(double bound, const Scratch& scratch) {
 }
 
 // Samples a token from one row of logits, (vocab_size).
-int64_t draw(const float* logits, int64_t vocab_size, const SamplingMetadata& rules,
-             Scratch& scratch) {
-    weigh(logits, vocab_size, rules.temperature, scratch);
-    if (rules.top_k > 0 && rules.top_k < vocab_size)
-        keep_likeliest(rules.top_k, 0.0f, scratch, [](float) { return 1.0; });
-    if (rules.top_p < 1.0) {
+int64_t sample(const float* logits, int64_t vocab_size, const SamplingMetadata& metadata,
+               Scratch& scratch) {
+    weigh(logits, vocab_size, metadata.temperature, scratch);
+    if (metadata.top_k > 0 && metadata.top_k < vocab_size)
+        keep_likeliest(metadata.top_k, 0.0f, scratch, [](float) { return 1.0; });
+    if (metadata.top_p < 1.0) {
         const double total = sum_groups(scratch);
         // Even all vocab_size tokens below this weight would sum to less than the share 1 - top_p
         // that is cut off, so none of them is kept.
-        const float tail = (1.0 - rules.top_p) / vocab_size * total;
-        keep_likeliest(rules.top_p * total, tail, scratch,
+        const float tail = (1.0 - metadata.top_p) / vocab_size * total;
+        keep_likeliest(metadata.top_p * total, tail, scratch,
                        [](float weight) { return (double)weight; });
     }
-    if (rules.min_p > 0.0) keep_at_least(rules.min_p, scratch.weights);
+    if (metadata.min_p > 0.0) keep_at_least(metadata.min_p, scratch.weights);
     const double total = sum_groups(scratch);
-    return invert(rules.uniform * total, scratch);
+    return invert(metadata.uniform * total, scratch);
 }
 
 }  // namespace
 
-extern "C" void tokenwire_sample(const Draw* in) {
+extern "C" void tokenwire_sample(const Sampling* in) {
 #pragma omp parallel num_threads(in->num_threads) if (in->num_rows > 1)
     {
         static thread_local Scratch scratch;
         // Rows differ in cost: top-k and top-p sort.
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < in->num_rows; i++)
-            in->token_ids[i] = draw(in->logits + in->rows[i] * in->vocab_size, in->vocab_size,
-                                    in->rules[i], scratch);
+            in->token_ids[i] = sample(in->logits + in->rows[i] * in->vocab_size, in->vocab_size,
+                                      in->metadata[i], scratch);
     }
 }

@@ -1,7 +1,8 @@
-"""The logits processors of `model.generate()`: they run before transformers chooses a token.
+"""Logits processors of `model.generate()`, for the generate backend.
 
-The rules are those of `sampling`. Temperature, top-k, top-p, min-p and the draw that follow are
-transformers' own: this backend is the reference for the batched one.
+They apply the rules of `sampling` to the logits. Temperature, top-k, top-p, min-p and the choice of
+the token, which follow, are those of transformers: this backend is the reference for the batched
+one.
 Shapes: input_ids (1, num_tokens) int64, scores (1, vocab_size) float32.
 """
 
@@ -21,11 +22,11 @@ from streaming.log.generation import Logprob, TokenLogprobs
 
 
 class RawDistribution(LogitsProcessor):  # type: ignore[misc]
-    """The first processor: keeps the model's own distribution for log probabilities.
+    """The first processor. Records the model's own distribution, for log probabilities.
 
     Args:
-        num_top: how many of the likeliest tokens are reported; None reports nothing.
-        vocab_size: logits from here on, which pad the model's head, are cut off.
+        num_top: number of likeliest tokens to report; None reports no log probabilities.
+        vocab_size: logits of larger ids, which are padding of the model's head, are cut off.
     """
 
     def __init__(self, num_top: int | None, *, vocab_size: int) -> None:
@@ -48,7 +49,10 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
         return scores
 
     def logprobs_of(self, token_id: int) -> TokenLogprobs | None:
-        """Return the token's natural-log probability and the likeliest ones, if they are wanted."""
+        """Return the token's natural-log probability and the likeliest tokens.
+
+        None if `num_top` is None.
+        """
         if self._num_top is None:
             return None
         values, ids = self._logprobs.topk(min(self._num_top, self._logprobs.numel()))
@@ -60,11 +64,11 @@ class RawDistribution(LogitsProcessor):  # type: ignore[misc]
 
 
 class RequestRules(LogitsProcessor):  # type: ignore[misc]
-    """The last processor: applies a request's rules by `apply_rules`, as the batched runner does.
+    """The last processor. Applies a request's rules with `apply_rules`, as the batched runner does.
 
     Args:
         current_chunk: returns the chunk of the current step.
-        device: where the scores are.
+        device: the device of the scores.
     """
 
     def __init__(self, current_chunk: Callable[[], Chunk], device: torch.device) -> None:
@@ -72,11 +76,11 @@ class RequestRules(LogitsProcessor):  # type: ignore[misc]
         self._penalties = Penalties(current_chunk().sequence, device=device)
 
     @staticmethod
-    def are_wanted(chunk: Chunk) -> bool:
-        """Whether a request has any rules for `apply_rules`.
+    def are_needed(chunk: Chunk) -> bool:
+        """Return whether a request has any rules for `apply_rules`.
 
         Args:
-            chunk: the first of the sequence.
+            chunk: the first chunk of the sequence.
         """
         params = chunk.params
         return bool(
@@ -90,7 +94,7 @@ class RequestRules(LogitsProcessor):  # type: ignore[misc]
         """Return the scores with the rules applied, (1, vocab_size).
 
         Raises:
-            RowFailed: the rules leave no token.
+            RowFailed: the rules allow no token, or make the logits infinite.
         """
         chunk, scores = self._current_chunk(), scores.clone()
         allowed = allowed_tokens(chunk, scores.shape[1])

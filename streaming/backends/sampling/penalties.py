@@ -1,4 +1,4 @@
-"""Repetition, presence and frequency penalties."""
+"""Repetition, presence and frequency penalties, applied to the logits of one sequence."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _MIN_CAPACITY = 64
 class Penalties:
     """The penalties of one sequence: repetition over prompt and output, the others over the output.
 
-    Each different token has a slot with its id and the cost of its count. A step updates the slots
-    of the tokens that are new to it and does not read the whole text. Memory is bounded by the
-    number of different tokens: 12 bytes of tensors and an entry in a dict and in a list for each.
-    A sequence that is preempted keeps its tokens, so its counts stay right.
+    Each different token has a slot with its id and the cost of its count. A step updates only the
+    slots of its new tokens, so its time does not grow with the text. Memory grows with the number
+    of different tokens: 12 bytes of tensors and an entry in a dict and in a list for each. A
+    preempted sequence keeps its tokens, so its counts stay valid.
 
     Args:
-        sequence: whose penalties they are.
-        device: where the logits are.
+        sequence: the sequence, with its parameters.
+        device: the device of the logits.
     """
 
     def __init__(self, sequence: SequenceInput, *, device: torch.device) -> None:
@@ -31,19 +31,20 @@ class Penalties:
         self._device = device
         # Without a repetition penalty, the prompt does not count.
         self.num_taken = sequence.num_prompt_tokens if params.repetition_penalty == 1.0 else 0
-        """Tokens of the text that are counted, or that need no counting."""
+        """Tokens at the beginning of the text that are counted, or that do not count."""
         self._slots: dict[int, int] = {}  # of each different token
         self._counts: list[int] = []  # of each slot: how often its token is in the output
-        # Both with room to spare, so that they seldom grow.
+        # Both have spare capacity, so that they grow rarely.
         self._ids = torch.zeros(_MIN_CAPACITY, dtype=torch.long, device=device)
         self._costs = torch.zeros(_MIN_CAPACITY, dtype=torch.float32, device=device)
 
     def apply(self, logits: torch.Tensor, text_ids: SequenceOf[int]) -> None:
-        """Change the logits of the sequence's next token in place.
+        """Apply the penalties to the logits of the sequence's next token, in place.
 
         Args:
             logits: (vocab_size,) float32.
-            text_ids: prompt and output, at least the first `num_taken` as in the calls before.
+            text_ids: token ids of prompt and output. The first `num_taken` must be the same as in
+                earlier calls.
         """
         self._take(text_ids[self.num_taken :])
         num_slots, penalty = len(self._slots), self._sequence.params.repetition_penalty
@@ -54,7 +55,7 @@ class Penalties:
         logits[ids] = values - self._costs[:num_slots]
 
     def _take(self, token_ids: SequenceOf[int]) -> None:
-        """Give each new token a slot, and count those of the output."""
+        """Add slots for new tokens, and count the tokens of the output."""
         params, num_slots = self._sequence.params, len(self._slots)
         new_ids: list[int] = []
         counted: set[int] = set()
@@ -77,11 +78,11 @@ class Penalties:
             self._costs[self._tensor(slots, torch.long)] = costs
 
     def _grow(self) -> None:
-        """Make room for all slots; doubling keeps the average cost of a token constant."""
+        """Extend the tensors to all slots. Doubling keeps the average cost of a token constant."""
         num_missing = len(self._slots) - len(self._ids)
         if num_missing > 0:
-            room = (0, max(num_missing, len(self._ids)))
-            self._ids, self._costs = pad(self._ids, room), pad(self._costs, room)
+            padding = (0, max(num_missing, len(self._ids)))
+            self._ids, self._costs = pad(self._ids, padding), pad(self._costs, padding)
 
-    def _tensor(self, numbers: list[int], dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=dtype, device=self._device)
+    def _tensor(self, values: list[int], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=self._device)

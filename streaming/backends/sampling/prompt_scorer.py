@@ -13,7 +13,7 @@ from streaming.backends.sampling.row_failure import NOT_FINITE
 from streaming.log.generation import Logprob, TokenLogprobs
 
 _NUM_SCORED_ROWS = 64
-"""Rows scored at a time. All rows of a long chunk at once would double the memory of its logits."""
+"""Rows scored at a time. Scoring a long chunk at once would double the memory of its logits."""
 
 
 class PromptScorer:
@@ -23,12 +23,12 @@ class PromptScorer:
         self._scored: dict[str, list[TokenLogprobs]] = {}
 
     def take(self, chunk: Chunk, logits: torch.Tensor) -> None:
-        """Score the tokens that a chunk's first rows predict.
+        """Score the tokens that the first rows of a chunk predict.
 
         A sequence that is computed again after a preemption starts over.
 
         Args:
-            chunk: `scored_ids` is not empty.
+            chunk: a chunk whose `scored_ids` are not empty.
             logits: (len(chunk.scored_ids), vocab_size), of any float dtype.
         """
         sequence = chunk.sequence
@@ -39,9 +39,9 @@ class PromptScorer:
         self._scored[sequence.generation_id] += scored
 
     def add_to(self, chunk: Chunk, sampled: SampledToken | FailedRow) -> SampledToken | FailedRow:
-        """Return the token behind a chunk, with the prompt's scores if it is the output's first."""
-        wants_scores = chunk.params.prompt_logprobs is not None and not chunk.output_position
-        if not wants_scores or isinstance(sampled, FailedRow):
+        """Return the token of a chunk, with the prompt's scores if it is the output's first."""
+        has_scores = chunk.params.prompt_logprobs is not None and not chunk.output_position
+        if not has_scores or isinstance(sampled, FailedRow):
             return sampled
         # A prompt of one token has no scores.
         scored = self._scored.pop(chunk.sequence.generation_id, [])
@@ -50,7 +50,7 @@ class PromptScorer:
         return replace(sampled, prompt_logprobs=tuple(scored))
 
     def forget(self, generation_id: str) -> None:
-        """Forget a sequence that ended, whether or not its prompt was read to the end."""
+        """Delete the scores of a sequence that ended, even during prefill."""
         self._scored.pop(generation_id, None)
 
 
@@ -60,7 +60,7 @@ def _score(logits: torch.Tensor, token_ids: Sequence[int], num_top: int) -> list
     Args:
         logits: (num_tokens, vocab_size), of any float dtype; row i predicts token i.
         token_ids: the tokens, (num_tokens,).
-        num_top: how many of the likeliest tokens are reported.
+        num_top: number of likeliest tokens to report.
     """
     scored: list[TokenLogprobs] = []
     for start in range(0, len(token_ids), _NUM_SCORED_ROWS):

@@ -1,4 +1,4 @@
-"""The reasons for which a row gets no token, and whether the model or the request causes them."""
+"""Failures of a row, from which no token can be sampled: caused by the model or by the request."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from streaming.backend import Chunk, FailedRow
 from streaming.errors import NoTokenAllowed
 
-NOT_FINITE = FailedRow("the model's logits are not finite numbers")
+NOT_FINITE = FailedRow("the model's logits are not finite")
 
 
 class RowFailed(Exception):
-    """Raised where a row can get no token.
+    """Raised by a logits processor if no token can be sampled.
 
     Args:
-        row: what to return for it.
+        row: the result of the row.
     """
 
     def __init__(self, row: FailedRow) -> None:
@@ -23,11 +23,11 @@ class RowFailed(Exception):
 
 
 def no_token_allowed(chunk: Chunk, best: float) -> FailedRow:
-    """Return which of a request's rules leaves no token; the model's own logits are finite.
+    """Return the failure of a row with finite logits, with the request's parameter that caused it.
 
     Args:
-        chunk: of the sequence that gets no token.
-        best: the maximum of the logits after all rules; it is not finite.
+        chunk: the chunk of the sequence.
+        best: the maximum of the logits after all rules, which is not finite.
     """
     params = chunk.params
     if best == -math.inf and chunk.token_mask is not None:
@@ -38,8 +38,6 @@ def no_token_allowed(chunk: Chunk, best: float) -> FailedRow:
     elif best == -math.inf and chunk.must_not_end:
         error = NoTokenAllowed(param="min_tokens", reason="every token here would end the text")
     else:
-        # Bias and the other penalties add numbers that are too small to do this.
-        error = NoTokenAllowed(
-            param="repetition_penalty", reason="it makes logits larger than numbers can be"
-        )
+        # Bias and the other penalties add values that are too small to cause an overflow.
+        error = NoTokenAllowed(param="repetition_penalty", reason="it makes the logits overflow")
     return FailedRow(str(error), error)

@@ -1,7 +1,7 @@
-"""Chooses the next token of each sequence of a batch by its own sampling parameters.
+"""Samples the next token of each sequence of a batch with its own sampling parameters.
 
-A row's token depends only on its own logits, parameters, seed and position, not on the other rows
-of the batch.
+Called by the batched runner. A row's token depends only on its own logits, parameters, seed and
+position, not on the other rows of the batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from streaming.backend import Chunk, FailedRow, SampledToken
 from streaming.backends.sampling.penalties import Penalties
 from streaming.backends.sampling.row_failure import NOT_FINITE, no_token_allowed
 from streaming.backends.sampling.sampling import (
-    Draw,
+    TokenSampler,
     allowed_tokens,
     apply_rules,
     sample_tokens,
@@ -27,16 +27,18 @@ from streaming.sampling_params import SamplingParams
 
 
 class Sampler:
-    """Chooses tokens, and keeps the counts of sequences with penalties.
+    """Samples tokens, and keeps the token counts of sequences with penalties.
 
     Args:
-        draw: draws tokens for rows that are not greedy.
-        max_penalized_seqs: most sequences whose counts are kept from step to step, at least the
-            size of a batch. Counts of a preempted sequence may be dropped and made anew.
+        token_sampler: samples tokens of rows that are not greedy.
+        max_penalized_seqs: maximum number of sequences whose counts are kept from step to step, at
+            least the size of a batch. Dropped counts, of preempted sequences, are computed again.
     """
 
-    def __init__(self, *, draw: Draw = sample_tokens, max_penalized_seqs: int = 64) -> None:
-        self._draw = draw
+    def __init__(
+        self, *, token_sampler: TokenSampler = sample_tokens, max_penalized_seqs: int = 64
+    ) -> None:
+        self._token_sampler = token_sampler
         self._max_penalized_seqs = max_penalized_seqs
         # By generation id, least recently used first.
         self._penalties: OrderedDict[str, Penalties] = OrderedDict()
@@ -49,7 +51,7 @@ class Sampler:
         Args:
             logits: (len(chunks), vocab_size), of any float dtype, as the model computed them. They
                 are overwritten.
-            chunks: of different sequences; all yield a token.
+            chunks: chunks of different sequences; all yield a token.
         """
         ruled = [row for row, chunk in enumerate(chunks) if not _takes_likeliest(chunk)]
         if len(ruled) == len(chunks):
@@ -62,13 +64,13 @@ class Sampler:
         return sampled
 
     def forget(self, generation_id: str) -> None:
-        """Forget a sequence that ended."""
+        """Delete the counts of a sequence that ended."""
         self._penalties.pop(generation_id, None)
 
     def _sample_by_rules(
         self, logits: torch.Tensor, chunks: SequenceOf[Chunk]
     ) -> list[SampledToken | FailedRow]:
-        # Masks are unpacked first: a GPU may still be computing the logits.
+        # Unpack the masks first, while a GPU may still be computing the logits.
         masks = {
             row: mask
             for row, chunk in enumerate(chunks)
@@ -85,7 +87,7 @@ class Sampler:
             penalties = self._penalties_of(chunk, logits.device)
             apply_rules(logits[row], chunk, penalties=penalties, allowed=masks.get(row))
         best, best_ids = logits.max(dim=-1)
-        # A failed row is not drawn from: its token id could be invalid and fail the next step.
+        # Do not sample failed rows: their token ids could be invalid and fail the next step.
         failed: dict[int, FailedRow] = {}
         for row, (was_finite, likeliest) in enumerate(zip(is_finite, best.tolist(), strict=True)):
             if not was_finite:
@@ -93,15 +95,14 @@ class Sampler:
             elif not math.isfinite(likeliest):
                 failed[row] = no_token_allowed(chunks[row], likeliest)
         token_ids = best_ids.tolist()
-        drawn = {
+        metadata = {
             row: sampling_metadata(chunk.params, chunk.output_position)
             for row, chunk in enumerate(chunks)
             if row not in failed and not chunk.params.is_greedy
         }
-        if drawn:
-            for row, token_id in zip(
-                drawn, self._draw(logits, list(drawn), list(drawn.values())), strict=True
-            ):
+        if metadata:
+            sampled = self._token_sampler(logits, list(metadata), list(metadata.values()))
+            for row, token_id in zip(metadata, sampled, strict=True):
                 token_ids[row] = token_id
         return [
             failed.get(row)
@@ -114,7 +115,7 @@ class Sampler:
             return None
         generation_id = chunk.sequence.generation_id
         penalties = self._penalties.get(generation_id)
-        # A text that has become shorter belongs to an earlier step that runs again.
+        # A text is shorter than before if an earlier step runs again.
         if penalties is None or penalties.num_taken > len(chunk.text_ids):
             penalties = self._penalties[generation_id] = Penalties(chunk.sequence, device=device)
         self._penalties.move_to_end(generation_id)
@@ -124,7 +125,7 @@ class Sampler:
 
 
 def _takes_likeliest(chunk: Chunk) -> bool:
-    """Whether a row needs no more than the argmax of the model's logits."""
+    """Return whether a row's result is the argmax of the model's logits and nothing else."""
     params = chunk.params
     return (
         params.is_greedy
@@ -148,7 +149,7 @@ def _sample_likeliest(logits: torch.Tensor) -> list[SampledToken | FailedRow]:
 def _report(
     logprobs: torch.Tensor | None, token_id: int, params: SamplingParams
 ) -> TokenLogprobs | None:
-    """Return the chosen token's log probability and the likeliest tokens of one row."""
+    """Return the log probabilities of a row's chosen token and of its likeliest tokens."""
     if logprobs is None or params.logprobs is None:
         return None
     values, ids = logprobs.topk(min(params.logprobs, logprobs.shape[-1]))

@@ -1,11 +1,11 @@
-"""The rules of sampling: what a request's parameters do to the logits, and how a token is drawn.
+"""The rules of sampling: how parameters change the logits, and how a token is sampled from them.
 
 First penalties, bias, bans and the grammar (`apply_rules`). Then temperature, top-k, top-p
 (Holtzman et al. 2020, arXiv:1904.09751) and min-p, each on what the one before left, as in
 transformers; of equally likely tokens, those with lower ids are kept. Then the inverse of the
 cumulative distribution over token ids at one uniform number. Random numbers are counter-based, one
-for each (seed, position), so a sequence that is preempted and recomputed draws the same ones.
-`native/sampling.cpp` does the draws in a kernel, by the same definition.
+for each (seed, position), so a sequence that is preempted and recomputed gets the same ones.
+`native/sampling.cpp` is a kernel with the same definition.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from streaming.backends.sampling.penalties import Penalties
 from streaming.sampling_params import SamplingParams
 
 MIN_TEMPERATURE = 1e-4
-"""Lower ones choose the same tokens and overflow float32."""
+"""Lower temperatures choose the same tokens and overflow float32."""
 _MAX_TOP_K = 2**31 - 1
-"""More than any vocabulary; larger numbers do not fit a tensor."""
+"""Larger than any vocabulary; larger values do not fit in a tensor."""
 _SEED_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingMetadata:
-    """How one token is drawn.
+    """The parameters with which one token is sampled.
 
     Attributes:
         temperature: at least `MIN_TEMPERATURE`.
@@ -48,19 +48,19 @@ class SamplingMetadata:
     uniform: float
 
 
-Draw = Callable[[torch.Tensor, SequenceOf[int], SequenceOf[SamplingMetadata]], list[int]]
-"""Takes logits, (num_rows, vocab_size) float32 without NaN; the numbers of some rows, each with a
-finite logit; and the metadata of each of these. Returns their tokens."""
+TokenSampler = Callable[[torch.Tensor, SequenceOf[int], SequenceOf[SamplingMetadata]], list[int]]
+"""Takes logits, (num_rows, vocab_size) float32 without NaN; indices of rows with at least one
+finite logit; and the metadata of each of these rows. Returns a token id for each of them."""
 
 
 def allowed_tokens(chunk: Chunk, vocab_size: int) -> torch.Tensor | None:
     """Return the tokens that a grammar allows, (vocab_size,) bool on the CPU; None without one.
 
-    Tokens that `min_tokens` bans are left out too, unless no other token is allowed: a complete
-    text has to end.
+    Excludes tokens that `min_tokens` bans, unless the grammar allows only such tokens: a complete
+    text must end.
 
     Args:
-        chunk: of the sequence with the grammar.
+        chunk: the chunk of a sequence.
         vocab_size: width of the model's logits; ids that the tokenizer lacks are not allowed.
     """
     if chunk.token_mask is None:
@@ -84,9 +84,9 @@ def apply_rules(
 
     Args:
         logits: (vocab_size,) float32, of the next token.
-        chunk: of the sequence.
-        penalties: of the sequence; None if the chunk has no `text_ids`.
-        allowed: result of `allowed_tokens`.
+        chunk: the chunk of the sequence.
+        penalties: the sequence's penalties; None if the chunk has no `text_ids`.
+        allowed: the result of `allowed_tokens`.
     """
     params, banned = chunk.params, chunk.sequence.banned_token_ids
     if penalties is not None and chunk.text_ids is not None:
@@ -102,7 +102,7 @@ def apply_rules(
 
 
 def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata:
-    """Return how to draw the token at a position of the output, 0 for the first."""
+    """Return the sampling metadata of the token at a position of the output, 0 for the first."""
     assert params.seed is not None
     return SamplingMetadata(
         temperature=max(params.temperature, MIN_TEMPERATURE),
@@ -114,29 +114,29 @@ def sampling_metadata(params: SamplingParams, position: int) -> SamplingMetadata
 
 
 def sample_tokens(
-    logits: torch.Tensor, rows: SequenceOf[int], rules: SequenceOf[SamplingMetadata]
+    logits: torch.Tensor, rows: SequenceOf[int], metadata: SequenceOf[SamplingMetadata]
 ) -> list[int]:
-    """Draw row by row in torch: a `Draw`."""
-    return [_draw(logits[row], rule) for row, rule in zip(rows, rules, strict=True)]
+    """Sample row by row in torch; a `TokenSampler`."""
+    return [_sample(logits[row], of_row) for row, of_row in zip(rows, metadata, strict=True)]
 
 
-def _draw(logits: torch.Tensor, rules: SamplingMetadata) -> int:
+def _sample(logits: torch.Tensor, metadata: SamplingMetadata) -> int:
     # Weights are relative to the likeliest token, whose weight is 1, so none overflows.
-    weights = logits.sub(logits.max()).div_(rules.temperature).exp_()
-    if rules.top_k and rules.top_k < len(weights):
-        weights = _keep_likeliest(weights, rules.top_k, weights.topk(rules.top_k).values[-1])
-    if rules.top_p < 1.0:
-        weights = _keep_nucleus(weights, rules.top_p)
-    if rules.min_p:
-        weights = weights.masked_fill(weights < rules.min_p, 0.0)
+    weights = logits.sub(logits.max()).div_(metadata.temperature).exp_()
+    if metadata.top_k and metadata.top_k < len(weights):
+        weights = _keep_likeliest(weights, metadata.top_k, weights.topk(metadata.top_k).values[-1])
+    if metadata.top_p < 1.0:
+        weights = _keep_nucleus(weights, metadata.top_p)
+    if metadata.min_p:
+        weights = weights.masked_fill(weights < metadata.min_p, 0.0)
     cumulated = weights.double().cumsum(dim=-1)
-    return int(torch.searchsorted(cumulated, cumulated[-1] * rules.uniform, right=True))
+    return int(torch.searchsorted(cumulated, cumulated[-1] * metadata.uniform, right=True))
 
 
 def _keep_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Set to 0 all but the smallest set of likeliest tokens that has `top_p` of the sum."""
+    """Keep the smallest set of likeliest tokens that has `top_p` of the sum; set others to 0."""
     total = weights.double().sum()
-    # Tokens below this have less than 1 - top_p together, so they are cut off without sorting.
+    # All tokens below this sum to less than 1 - top_p, so they are cut off without sorting.
     tail = (1.0 - top_p) / len(weights) * total
     likely = weights[weights >= tail].sort(descending=True).values
     before = likely.double().cumsum(dim=-1) - likely
@@ -147,9 +147,9 @@ def _keep_nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
 def _keep_likeliest(
     weights: torch.Tensor, num_kept: int | torch.Tensor, least: torch.Tensor
 ) -> torch.Tensor:
-    """Set to 0 all but the `num_kept` largest weights, the smallest of which is `least`.
+    """Keep the `num_kept` largest weights, the smallest of which is `least`; set others to 0.
 
-    It does not synchronize with a GPU.
+    Does not synchronize with a GPU.
     """
     is_above, is_equal = weights > least, weights == least
     num_equal_kept = num_kept - is_above.sum()

@@ -1,4 +1,4 @@
-"""Which tokens a grammar leaves: in batches, and for `model.generate()`."""
+"""Tokens that a grammar allows, in batches and for `model.generate()`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCAB_SIZE = 257
 
 
 class AnyOf:
-    """Allows the same tokens for ever."""
+    """Always allows the same tokens."""
 
     is_done = False
 
@@ -36,18 +36,18 @@ class AnyOf:
         return self._mask
 
     def accept(self, token_id: int) -> None:
-        """Nothing changes."""
+        """Do nothing."""
 
 
 def error_of(row: SampledToken | FailedRow) -> str:
-    """Return what the client of a row is told, which is that its rules allow no token."""
+    """Return the message of the failure that no token is allowed."""
     assert isinstance(row, FailedRow)
     assert isinstance(row.error, NoTokenAllowed)
     return str(row.error)
 
 
 ANY_TEXT = Grammar(GrammarKind.REGEX, ".*")
-"""What the sequence asked for; a double follows the text."""
+"""The grammar of the parameters. The masks come from a double, which ignores it."""
 
 
 def constrained(*token_ids: int, **params: object) -> Sequence:
@@ -68,7 +68,7 @@ def allowed(sequence: Sequence, vocab_size: int = VOCAB_SIZE) -> list[int]:
 
 
 def sample(logits: torch.Tensor, *sequences: Sequence) -> list[SampledToken | FailedRow]:
-    """Sample by a sampler that has seen nothing before."""
+    """Sample with a new sampler."""
     return Sampler().sample(logits, list(map(chunk_of, sequences)))
 
 
@@ -82,12 +82,12 @@ def test_without_a_grammar_there_is_no_mask():
 
 
 @pytest.mark.parametrize("vocab_size", [B, B + 1, VOCAB_SIZE, 300])
-def test_ids_that_tokenizer_or_model_lack_are_not_allowed(vocab_size: int):
+def test_ids_beyond_tokenizer_or_model_are_not_allowed(vocab_size: int):
     expected = [token_id for token_id in (A, B, EOS) if token_id < vocab_size]
     assert allowed(constrained(A, B, EOS), vocab_size) == expected
 
 
-def test_min_tokens_bars_end_tokens_where_the_text_can_go_on():
+def test_min_tokens_bans_end_tokens_where_others_are_allowed():
     rules = {"min_tokens": 2, "stop_token_ids": frozenset({B})}
     assert allowed(constrained(A, B, EOS, **rules)) == [A]
     assert allowed(constrained(B, EOS, **rules)) == [B, EOS]
@@ -96,14 +96,14 @@ def test_min_tokens_bars_end_tokens_where_the_text_can_go_on():
 # In the batch.
 
 
-def test_greedy_takes_the_best_that_is_allowed():
+def test_greedy_takes_the_likeliest_allowed_token():
     logits = torch.zeros(2, VOCAB_SIZE)
     logits[:, X] = 9.0
     logits[:, B] = 5.0
     assert sampled_ids(logits, constrained(A, B, temperature=0.0), free(temperature=0.0)) == [B, X]
 
 
-def test_the_mask_wins_over_bias_and_minimum():
+def test_the_mask_takes_precedence_over_logit_bias_and_min_tokens():
     logits = torch.zeros(1, VOCAB_SIZE)
     bias = {X: 100.0, EOS: -100.0}
     sequence = constrained(EOS, temperature=0.0, logit_bias=bias, min_tokens=3)
@@ -111,7 +111,7 @@ def test_the_mask_wins_over_bias_and_minimum():
 
 
 @pytest.mark.parametrize("params", [{}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.9}])
-def test_only_allowed_tokens_are_drawn(params: dict[str, float]):
+def test_only_allowed_tokens_are_sampled(params: dict[str, float]):
     for seed in range(30):
         logits = torch.randn(1, VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 5
         rules = SamplingParams(temperature=2.0, max_tokens=9, seed=seed, **params)  # type: ignore[arg-type]
@@ -119,7 +119,7 @@ def test_only_allowed_tokens_are_drawn(params: dict[str, float]):
         assert sampled_ids(logits, sequence)[0] in (A, B)
 
 
-def test_a_free_row_is_as_it_is_alone():
+def test_a_row_without_a_grammar_is_as_it_is_alone():
     logits = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
     alone = sample(logits[1:].clone(), free(temperature=1.5, logprobs=3))
     together = sample(logits, constrained(A), free(temperature=1.5, logprobs=3))
@@ -144,20 +144,20 @@ def test_a_row_without_an_allowed_token_fails_alone(params: dict[str, float]):
     assert fine == SampledToken(A)
 
 
-def test_a_token_that_the_model_itself_forbids_is_no_choice():
+def test_a_token_that_the_model_excludes_is_never_sampled():
     logits = torch.zeros(1, VOCAB_SIZE)
     logits[0, A] = -torch.inf
     (failed,) = sample(logits, constrained(A))
     assert error_of(failed) == "response_format: the grammar allows no token here"
 
 
-def test_the_grammar_of_calls_is_blamed_on_the_tools():
+def test_a_failure_of_the_grammar_of_calls_names_tools():
     sequence = make_sequence(params=SamplingParams(max_tokens=9, seed=0), matcher=AnyOf())
     (failed,) = sample(torch.zeros(1, VOCAB_SIZE), sequence)
     assert error_of(failed) == "tools: the grammar allows no token here"
 
 
-def test_broken_logits_are_said_to_be_broken():
+def test_logits_that_are_not_finite_are_reported_as_such():
     logits = torch.full((1, VOCAB_SIZE), torch.nan)
     (row,) = sample(logits, constrained(A))
     assert row == NOT_FINITE
@@ -166,7 +166,7 @@ def test_broken_logits_are_said_to_be_broken():
 # For `model.generate()`.
 
 
-def test_the_processor_leaves_what_is_allowed():
+def test_the_processor_keeps_allowed_tokens_only():
     chunk = chunk_of(make_sequence(matcher=WordMatcher("ab")))
     rules = RequestRules(lambda: chunk, torch.device("cpu"))
     scores = rules(torch.tensor([[0]]), torch.zeros(1, VOCAB_SIZE))
@@ -174,7 +174,7 @@ def test_the_processor_leaves_what_is_allowed():
     assert bool((scores[0, [B, EOS]] == -torch.inf).all())
 
 
-def test_the_processors_refuse_to_choose_from_nothing():
+def test_the_processors_raise_if_no_token_is_allowed():
     chunk = chunk_of(constrained())
     rules = RequestRules(lambda: chunk, torch.device("cpu"))
     with pytest.raises(RowFailed) as caught:

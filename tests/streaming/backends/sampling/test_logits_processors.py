@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def rules_of(sequence: Sequence) -> RequestRules:
-    """Return the rules of a sequence, as they are whenever they are applied."""
+    """Return the processor of a sequence, which reads its current state at each call."""
     return RequestRules(lambda: chunk_of(sequence), CPU)
 
 
@@ -37,7 +37,7 @@ def test_raw_distribution_is_in_natural_logarithms() -> None:
     assert [top.logprob for top in logprobs.top] == pytest.approx([log(5 / 8), log(2 / 8)])
 
 
-def test_raw_distribution_reports_no_more_than_there_is() -> None:
+def test_raw_distribution_reports_at_most_the_vocabulary() -> None:
     raw = RawDistribution(20, vocab_size=3)
     raw(torch.tensor([[0]]), torch.zeros(1, 3))
     logprobs = raw.logprobs_of(1)
@@ -46,19 +46,19 @@ def test_raw_distribution_reports_no_more_than_there_is() -> None:
 
 
 @pytest.mark.parametrize("logits", [[nan, 1.0], [1.0, nan], [inf, 1.0], [-inf, -inf]])
-def test_broken_logits_are_refused(logits: list[float]) -> None:
+def test_logits_that_are_not_finite_are_rejected(logits: list[float]) -> None:
     with pytest.raises(RowFailed, match="not finite"):
         RawDistribution(None, vocab_size=2)(torch.tensor([[0]]), torch.tensor([logits]))
 
 
-def test_masked_tokens_are_no_failure() -> None:
+def test_single_tokens_of_minus_infinity_are_accepted() -> None:
     raw = RawDistribution(None, vocab_size=2)
     raw(torch.tensor([[0]]), torch.tensor([[-inf, 1.0]]))
     assert raw.logprobs_of(1) is None
 
 
 def test_rows_that_pad_the_head_are_cut_off() -> None:
-    """Whatever they hold."""
+    """They may hold any value."""
     raw = RawDistribution(3, vocab_size=2)
     scores = raw(torch.tensor([[0]]), torch.tensor([[0.0, 0.0, 99.0, nan]]))
     assert scores.tolist() == [[0.0, 0.0]]
@@ -68,7 +68,7 @@ def test_rows_that_pad_the_head_are_cut_off() -> None:
     assert [top.logprob for top in logprobs.top] == pytest.approx([log(0.5)] * 2)
 
 
-def test_penalties_leave_the_models_own_scores_alone() -> None:
+def test_penalties_do_not_change_the_models_own_scores() -> None:
     rules = rules_of(sequence_with(repetition_penalty=2.0))
     scores = torch.tensor([[4.0, -4.0, 4.0, -4.0]])
     assert rules(torch.tensor([[0, 1]]), scores).tolist() == [[2, -8, 4, -4]]
@@ -80,7 +80,7 @@ def test_logit_bias_is_added() -> None:
     assert rules(torch.tensor([[0]]), torch.ones(1, 3)).tolist() == [[1.0, 3.5, 0.0]]
 
 
-def test_min_tokens_bans_all_end_tokens_until_then() -> None:
+def test_end_tokens_are_banned_until_min_tokens() -> None:
     sequence = sequence_with(min_tokens=1, stop_token_ids=frozenset({2}))
     rules = rules_of(sequence)
     scores = torch.zeros(1, 257)
@@ -91,7 +91,7 @@ def test_min_tokens_bans_all_end_tokens_until_then() -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "are_wanted"),
+    ("params", "are_needed"),
     [
         ({"temperature": 0.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "logprobs": 2}, False),
         ({"frequency_penalty": 0.1}, True),
@@ -99,12 +99,12 @@ def test_min_tokens_bans_all_end_tokens_until_then() -> None:
         ({"min_tokens": 1}, True),
     ],
 )
-def test_a_request_without_rules_needs_no_processor(params: dict[str, Any], are_wanted: bool):
-    assert RequestRules.are_wanted(chunk_of(sequence_with(**params))) is are_wanted
+def test_a_request_without_rules_needs_no_processor(params: dict[str, Any], are_needed: bool):
+    assert RequestRules.are_needed(chunk_of(sequence_with(**params))) is are_needed
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rules_are_those_of_batches_to_the_bit(seed: int) -> None:
+def test_scores_equal_those_of_batches_to_the_bit(seed: int) -> None:
     params = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": -0.2}
     sequence = sequence_with(**params, logit_bias={7: 1.5}, min_tokens=5, logprobs=0)
     rules = rules_of(sequence)

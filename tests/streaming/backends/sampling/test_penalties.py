@@ -1,4 +1,4 @@
-"""Penalties are those of the formulas, and a step costs the same however long the text is."""
+"""Penalties equal their formulas, and the cost of a step does not grow with the text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sequence_with(
 
 
 def take(sequence: Sequence, *token_ids: int) -> None:
-    """Take the next tokens, of whatever meaning."""
+    """Append tokens to the output."""
     sequence.output_ids.extend(token_ids)
     sequence.token_ids.extend(token_ids)
 
@@ -47,7 +47,7 @@ def penalized(penalties: Penalties, sequence: Sequence, logits: list[float]) -> 
 
 
 def by_the_formulas(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    """Return the logits after a walk through the whole text."""
+    """Compute the logits from the whole text."""
     params, logits = sequence.params, logits.clone()
     if params.repetition_penalty != 1.0:
         seen = torch.tensor(sorted({*sequence.prompt_ids, *sequence.output_ids}))
@@ -95,10 +95,10 @@ params = st.fixed_dictionaries(
     st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=100), max_size=6),
     st.integers(0, 99),
 )
-def test_penalties_kept_up_are_bit_for_bit_those_of_a_walk_through_the_text(
+def test_incremental_penalties_equal_those_of_the_whole_text_to_the_bit(
     given_params: dict[str, Any], prompt: str, steps: list[list[int]], seed: int
 ) -> None:
-    """Also where several tokens come between two looks, as behind a preemption."""
+    """Also when several tokens are added between two calls, as after a preemption."""
     generator = torch.Generator().manual_seed(seed)
     sequence = sequence_with(prompt, **given_params)
     penalties = penalties_of(sequence)
@@ -112,10 +112,10 @@ def test_penalties_kept_up_are_bit_for_bit_those_of_a_walk_through_the_text(
 
 @property_test
 @given(params, st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40)), max_size=30))
-def test_sequences_that_share_a_prompt_and_lose_their_places_share_no_counts(
+def test_preempted_sequences_with_the_same_prompt_do_not_share_counts(
     given_params: dict[str, float], steps: list[tuple[int, int]]
 ) -> None:
-    """A sampler that keeps two of five drops the others' again and again."""
+    """A sampler that keeps the counts of two of five sequences drops the others repeatedly."""
     sampler = Sampler(max_penalized_seqs=2)
     rules = {"temperature": 0.0, "logprobs": 0, **given_params}
     sequences = [sequence_with("ab", generation_id=f"gen_{n}", **rules) for n in range(5)]
@@ -131,7 +131,7 @@ def test_sequences_that_share_a_prompt_and_lose_their_places_share_no_counts(
 
 
 class CountingList(list[int]):
-    """Counts the elements that are read."""
+    """Counts how many of its elements are read."""
 
     num_read = 0
 
@@ -154,9 +154,7 @@ class CountingList(list[int]):
 @pytest.mark.parametrize(
     "rules", [{"repetition_penalty": 1.2}, {"presence_penalty": 1.0}, {"frequency_penalty": 0.1}]
 )
-def test_a_step_reads_its_new_token_however_long_the_text_is(
-    rules: dict[str, Any], num_prompt_tokens: int
-) -> None:
+def test_a_step_reads_only_its_new_token(rules: dict[str, Any], num_prompt_tokens: int) -> None:
     sequence = sequence_with("x" * num_prompt_tokens, **rules)
     text_ids = CountingList(sequence.token_ids)
     sampler = Sampler()
@@ -172,7 +170,7 @@ def test_a_step_reads_its_new_token_however_long_the_text_is(
     assert num_read[1:] == [1] * 19
 
 
-def test_an_earlier_step_that_runs_again_counts_anew() -> None:
+def test_counts_start_again_if_an_earlier_step_runs_again() -> None:
     sequence, sampler = sequence_with(frequency_penalty=1.0, temperature=0.0), Sampler()
     take(sequence, 5)
     earlier = chunk_of(sequence)
@@ -185,7 +183,7 @@ def test_an_earlier_step_that_runs_again_counts_anew() -> None:
     assert rows == [[-1, 0], [-2, -1], [-1, 0]]
 
 
-def test_what_ended_is_forgotten() -> None:
+def test_counts_of_an_ended_sequence_are_deleted() -> None:
     sampler = Sampler()
     chunk = chunk_of(sequence_with(repetition_penalty=1.2))
     sampler.sample(torch.zeros(1, VOCAB_SIZE), [chunk])

@@ -1,4 +1,4 @@
-"""Log probabilities of prompts are those of the model's own forward pass, however it is read."""
+"""Log probabilities of prompts equal those of a plain forward pass, for any chunks."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_batched_reports_the_same_in_chunks_of_any_size(name: str, max_batch_tok
     assert runner._prompts._scored == {}
 
 
-def test_sequences_that_lose_their_place_report_once():
-    """Two that read their prompts and then decode have blocks for one of them at the end."""
+def test_preempted_sequences_report_once():
+    """Two sequences prefill and decode; at the end there are blocks for one of them."""
     rig = batched_rig("llama", num_blocks=22, max_batch_tokens=16)
     params = SamplingParams(temperature=0.0, max_tokens=20, prompt_logprobs=2)
     scored = [rig.add(params, prompt=LONG).generation for _ in range(2)]
@@ -121,7 +121,7 @@ def test_sequences_that_lose_their_place_report_once():
         assert len(generation.tokens) == 20
 
 
-def test_what_is_known_of_a_prompt_is_forgotten_with_its_sequence():
+def test_scores_of_a_prompt_are_deleted_with_its_sequence():
     rig = batched_rig("llama", max_batch_tokens=8)
     sequence = rig.add(SCORED, prompt=LONG)
     rig.engine.step()
@@ -133,7 +133,7 @@ def test_what_is_known_of_a_prompt_is_forgotten_with_its_sequence():
     assert sequence.generation.scored_prompt is None
 
 
-def test_a_prompt_that_is_read_again_before_its_first_token_begins_anew():
+def test_a_prompt_preempted_before_its_first_token_is_scored_again():
     scorer = PromptScorer()
     sequence = make_sequence(prompt="abcd", params=SCORED)
     logits = torch.randn(3, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def test_a_prompt_that_is_read_again_before_its_first_token_begins_anew():
 
 
 @pytest.mark.parametrize("make_runner", ["batched", "generate"])
-def test_a_broken_prompt_fails_its_sequence_only(make_runner: str):
+def test_a_prompt_with_logits_that_are_not_finite_fails_its_sequence_only(make_runner: str):
     model = tiny_models.random_model(tiny_models.llama_config(VOCAB_SIZE))
 
     def spoil(_: object, __: object, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Draws are the inverse of the distribution function, by whatever they are computed."""
+"""Tokens are the inverse of the distribution function, in torch and in the kernel."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from streaming import SamplingParams
 from streaming.backends.native.sampling import native_sample_tokens
 from streaming.backends.sampling.sampling import (
-    Draw,
     SamplingMetadata,
+    TokenSampler,
     sample_tokens,
     sampling_metadata,
 )
@@ -27,17 +27,17 @@ NAMES = ["torch", "native"]
 ALL = SamplingMetadata(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, uniform=0.5)
 
 
-def draw_named(name: str) -> Draw:
+def sampler_named(name: str) -> TokenSampler:
     return sample_tokens if name == "torch" else partial(native_sample_tokens, kernels())
 
 
-def draw_one(name: str, logits: list[float] | torch.Tensor, **rules: Any) -> int:
+def sample_one(name: str, logits: list[float] | torch.Tensor, **rules: Any) -> int:
     row = torch.as_tensor(logits, dtype=torch.float32)[None]
     made = {
         field: rules.get(field, getattr(ALL, field))
         for field in ("temperature", "top_k", "top_p", "min_p", "uniform")
     }
-    [token_id] = draw_named(name)(row, [0], [SamplingMetadata(**made)])
+    [token_id] = sampler_named(name)(row, [0], [SamplingMetadata(**made)])
     return token_id
 
 
@@ -74,14 +74,14 @@ RULES = st.builds(
     scale=st.sampled_from([0.0, 0.5, 4.0]),
     seed=st.integers(0, 2**20),
 )
-def test_the_uniform_number_lies_in_the_tokens_share(
+def test_the_uniform_number_is_in_the_share_of_the_token(
     name: str, rules: SamplingMetadata, vocab_size: int, scale: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(1, vocab_size, generator=generator)
-    [token_id] = draw_named(name)(logits, [0], [rules])
+    [token_id] = sampler_named(name)(logits, [0], [rules])
     before, after = distribution_functions(logits[0], rules)
-    # Where a cut falls into float noise, the share of one token may come and go.
+    # Where a cut is within rounding errors, one token may be kept or not.
     noise = 1e-4 + (2.0 / vocab_size if 0.0 < rules.top_p < 1.0 else 0.0)
     assert before[token_id] - noise <= rules.uniform <= after[token_id] + noise
 
@@ -90,20 +90,20 @@ def test_the_uniform_number_lies_in_the_tokens_share(
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 0.999999])
 def test_of_equally_likely_tokens_lower_ids_are_kept(name: str, uniform: float) -> None:
     logits = [0.0, 2.0, 2.0, -inf, 2.0, 1.0, 2.0]
-    assert draw_one(name, logits, top_k=1, uniform=uniform) == 1
-    assert draw_one(name, logits, top_p=1e-9, uniform=uniform) == 1
-    assert draw_one(name, logits, top_k=2, uniform=uniform) in (1, 2)
-    assert draw_one(name, logits, top_k=2, uniform=0.999999) == 2
-    assert draw_one(name, logits, top_k=3, top_p=0.5, uniform=0.999999) == 2
-    assert draw_one(name, logits, min_p=1.0, uniform=0.999999) == 6
+    assert sample_one(name, logits, top_k=1, uniform=uniform) == 1
+    assert sample_one(name, logits, top_p=1e-9, uniform=uniform) == 1
+    assert sample_one(name, logits, top_k=2, uniform=uniform) in (1, 2)
+    assert sample_one(name, logits, top_k=2, uniform=0.999999) == 2
+    assert sample_one(name, logits, top_k=3, top_p=0.5, uniform=0.999999) == 2
+    assert sample_one(name, logits, min_p=1.0, uniform=0.999999) == 6
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53])
-def test_ends_of_the_range_are_tokens_that_may_be_drawn(name: str, uniform: float) -> None:
+def test_ends_of_the_range_give_tokens_with_a_finite_logit(name: str, uniform: float) -> None:
     logits = torch.full((3000,), -inf)
     logits[[700, 2100]] = torch.tensor([1.0, 1.5])
-    assert draw_one(name, logits, uniform=uniform) == (700 if uniform == 0.0 else 2100)
+    assert sample_one(name, logits, uniform=uniform) == (700 if uniform == 0.0 else 2100)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,14 +112,14 @@ def test_ends_of_the_range_are_tokens_that_may_be_drawn(name: str, uniform: floa
 )
 @pytest.mark.parametrize("temperature", [1e-4, 1.0, 100.0])
 def test_extreme_logits_give_a_token(name: str, logits: list[float], temperature: float) -> None:
-    token_id = draw_one(name, logits, temperature=temperature, top_p=0.9, uniform=0.7)
+    token_id = sample_one(name, logits, temperature=temperature, top_p=0.9, uniform=0.7)
     assert 0 <= token_id < len(logits)
     assert logits[token_id] > -inf
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_rows_are_drawn_as_they_would_be_alone(name: str, num_threads: int) -> None:
+def test_a_row_gets_the_same_token_as_alone(name: str, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     logits = 3.0 * torch.randn(9, 1500, generator=torch.Generator().manual_seed(5))
     rows = [7, 0, 3, 8]
@@ -129,16 +129,17 @@ def test_rows_are_drawn_as_they_would_be_alone(name: str, num_threads: int) -> N
         SamplingMetadata(1.0, 0, 0.9, 0.0, 0.9),
         SamplingMetadata(2.0, 50, 0.95, 0.1, 0.01),
     ]
-    draw = draw_named(name)
-    together = draw(logits, rows, rules)
+    sampler = sampler_named(name)
+    together = sampler(logits, rows, rules)
     alone = [
-        draw(logits[row : row + 1], [0], [rule])[0] for row, rule in zip(rows, rules, strict=True)
+        sampler(logits[row : row + 1], [0], [rule])[0]
+        for row, rule in zip(rows, rules, strict=True)
     ]
     assert together == alone
-    assert draw(logits.t().contiguous().t(), rows, rules) == together
+    assert sampler(logits.t().contiguous().t(), rows, rules) == together
 
 
-def test_seed_and_position_make_the_number() -> None:
+def test_seed_and_position_determine_the_uniform_number() -> None:
     params = [SamplingParams(seed=seed, temperature=0.0, top_k=3) for seed in (1, 2, -1)]
     rules = sampling_metadata(params[0], 5)
     assert (rules.top_k, rules.top_p, rules.min_p) == (3, 1.0, 0.0)
@@ -150,12 +151,12 @@ def test_seed_and_position_make_the_number() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_top_k_that_no_tensor_holds_cuts_nothing_off(name: str) -> None:
+def test_a_top_k_too_large_for_a_tensor_keeps_all_tokens(name: str) -> None:
     logits = torch.zeros(1, 50)
     for position in range(5):
         rules = [
             sampling_metadata(SamplingParams(seed=3, top_k=top_k), position)
             for top_k in (0, 10**400)
         ]
-        [expected, token_id] = draw_named(name)(logits.expand(2, -1), [0, 1], rules)
+        [expected, token_id] = sampler_named(name)(logits.expand(2, -1), [0, 1], rules)
         assert token_id == expected
