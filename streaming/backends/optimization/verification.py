@@ -38,8 +38,8 @@ _MAX_NARROW_ERROR = 0.06
 logits; the second is for 16-bit floats. With the default model, bfloat16 logits differ from float32
 logits by 0.03 to 0.05, with any implementation."""
 _PROMPT_LENGTHS = (3, 40, 75, KV_TILE_TOKENS + 20)
-"""Tokens of the prompts that are prefilled whole and in two chunks: shorter and longer than a KV
-tile."""
+"""Tokens of the prompts that are prefilled alone, in two chunks and in one batch: shorter and
+longer than a KV tile."""
 _LONG_LENGTHS = (KV_SPLIT_TOKENS + 20, 2 * KV_SPLIT_TOKENS + 5)
 """Tokens of sequences of two and three KV splits. Only the last ones are computed, in a prefill
 chunk and in decodes. The cache holds noise for those before: computing them would take longer than
@@ -51,7 +51,7 @@ _NUM_COPIES = 9
 
 
 class NotBatchInvariant(Exception):
-    """A token's logits depend on the other rows of the batch; the message says of which token."""
+    """A token's logits depend on the other rows of the batch; the message gives the reason."""
 
 
 @torch.inference_mode()
